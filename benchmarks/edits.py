@@ -42,41 +42,41 @@ def decode(data: bytes) -> Pixels:
         return np.asarray(opened.convert("RGB"))
 
 
-def jpeg(image: Pixels, rng: np.random.Generator) -> Pixels:
+def jpeg(image: Pixels, _rng: np.random.Generator) -> Pixels:
     """Re-encoded as a JPEG of quality 20."""
     return decode(encode_jpeg(image, JPEG_QUALITY))
 
 
-def half(image: Pixels, rng: np.random.Generator) -> Pixels:
+def half(image: Pixels, _rng: np.random.Generator) -> Pixels:
     """Half the width and height (at least one pixel), by area."""
     height, width = image.shape[:2]
     size = (max(1, width // 2), max(1, height // 2))
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
-def crop(image: Pixels, rng: np.random.Generator) -> Pixels:
+def crop(image: Pixels, _rng: np.random.Generator) -> Pixels:
     """The central 80% of the width and of the height, kept at that size."""
     height, width = image.shape[:2]
     top, left = round(height * (1 - CROP_SHARE) / 2), round(width * (1 - CROP_SHARE) / 2)
     return image[top : height - top, left : width - left].copy()
 
 
-def mirror(image: Pixels, rng: np.random.Generator) -> Pixels:
+def mirror(image: Pixels, _rng: np.random.Generator) -> Pixels:
     """Left and right exchanged."""
     return image[:, ::-1].copy()
 
 
-def blur(image: Pixels, rng: np.random.Generator) -> Pixels:
+def blur(image: Pixels, _rng: np.random.Generator) -> Pixels:
     """Gaussian blur, sigma 1.5 pixels."""
     return np.asarray(cv2.GaussianBlur(image, (0, 0), BLUR_SIGMA), dtype=np.uint8)
 
 
-def bright(image: Pixels, rng: np.random.Generator) -> Pixels:
+def bright(image: Pixels, _rng: np.random.Generator) -> Pixels:
     """Every value times 1.3 plus 20, clipped to 255."""
     return np.clip(np.rint(image * GAIN + OFFSET), 0, 255).astype(np.uint8)
 
 
-def grey(image: Pixels, rng: np.random.Generator) -> Pixels:
+def grey(image: Pixels, _rng: np.random.Generator) -> Pixels:
     """Three equal channels of luminance (ITU-R 601)."""
     luminance = np.rint(image @ np.array([0.299, 0.587, 0.114]))
     return np.repeat(luminance.astype(np.uint8)[..., None], 3, axis=2)
