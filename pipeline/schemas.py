@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from enum import Enum
+
+import pyarrow as pa
 
 
 class Status(str, Enum):
@@ -42,3 +45,335 @@ EXACT_DUPLICATES = frozenset({Kind.SAME_BYTES, Kind.SAME_PIXELS})
 NEAR_DUPLICATES = frozenset({Kind.NEAR_IDENTICAL, Kind.EDITED})
 GROUPING_KINDS = EXACT_DUPLICATES | NEAR_DUPLICATES
 """Kinds that join two images into one group; `same_scene` and `look_alike` never do."""
+
+KIND_ORDER = (
+    *(Kind.SAME_BYTES, Kind.SAME_PIXELS),
+    *(Kind.NEAR_IDENTICAL, Kind.EDITED),
+    *(Kind.SAME_PARENT, Kind.SAME_SCENE, Kind.LOOK_ALIKE),
+)
+"""Strongest first. Kernels carry a kind as its position here (int8)."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: name, Arrow type, meaning (which says when it is null), unit, and which way its values point."""
+
+    name: str
+    type: pa.DataType
+    meaning: str
+    unit: str = "-"
+    direction: str = "-"
+
+    @property
+    def nullable(self) -> bool:
+        """Whether the meaning names a case in which the value is null."""
+        return "; null " in self.meaning
+
+
+@dataclass(frozen=True)
+class Table:
+    """One stored table: what a row is, its columns, the columns it is sorted by, and how its values are decided."""
+
+    name: str
+    row: str
+    columns: tuple[Column, ...]
+    sort_by: tuple[str, ...]
+    notes: str = ""
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of every part of the table."""
+        return pa.schema([pa.field(column.name, column.type, column.nullable) for column in self.columns])
+
+
+_INT, _SHORT, _LONG, _REAL = pa.int32(), pa.int16(), pa.int64(), pa.float64()
+_TEXT, _FLAG, _HASH = pa.string(), pa.bool_(), pa.binary(16)
+_COSINE = ("cosine", "-1 to 1, 1 = identical")
+_WORST_ONE = ("-", "0 to 1, 1 = worst")
+_WORST_HUNDRED = ("percent", "0 to 100, 100 = worst")
+_SHARE = ("share", "0 to 1, 1 = all")
+_GREY = "grey levels"
+_SHARP = ("squared grey levels", "larger = sharper")
+
+
+def _but_null(case: str, *columns: Column) -> tuple[Column, ...]:
+    """The same columns, null in `case`."""
+    return tuple(replace(column, meaning=f"{column.meaning}; null {case}") for column in columns)
+
+
+_IMAGE_ID = Column("image_id", _LONG, "row number of the image in the catalog, its offset")
+_GROUP_ID = Column("group_id", _LONG, "smallest image_id of the image's group; its own image_id when it is alone")
+_PAIR_GROUP = Column("group_id", _LONG, "group of both images; null where the kind joins no group")
+_REPRESENTATIVE = Column("representative_id", _LONG, "smallest image_id with the same bytes or pixels")
+_SOURCE = Column("source", _SHORT, "number of the source that listed it")
+_SUBJECT = (
+    _IMAGE_ID,
+    Column("uri", _TEXT, "name of the image, relative to its source"),
+    Column("split", _TEXT, "split the image is in; null without one"),
+    Column("label", _TEXT, "label the image was given; null without one"),
+)
+_MATCH = (
+    Column("match_id", _LONG, "image_id of the other image"),
+    Column("match_uri", _TEXT, "name of the other image"),
+    Column("match_split", _TEXT, "split of the other image; null without one"),
+    Column("match_label", _TEXT, "label of the other image; null without one"),
+)
+_KIND = Column("kind", _TEXT, "what the pair is, one of Kind")
+_SIMILARITIES = (
+    Column("similarity", _REAL, "similarity in the copy space", *_COSINE),
+    Column("semantic_similarity", _REAL, "similarity of the embeddings", *_COSINE),
+    Column("signature_similarity", _REAL, "similarity of the signatures", *_COSINE),
+)
+_ALIGNED = _but_null(
+    "where the pair was not aligned",
+    Column("correlation", _REAL, "correlation of the aligned luminances", "-", "-1 to 1, 1 = identical"),
+    Column("overlap", _REAL, "share of the smaller picture in the common area", *_SHARE),
+    Column("is_mirrored", _FLAG, "the pair agrees better with one image mirrored"),
+)
+_IS_VERIFIED = Column("is_verified", _FLAG, "the kind was decided on hashes or pixels, not on similarity alone")
+_EVIDENCE = (_KIND, *_SIMILARITIES, *_ALIGNED, _IS_VERIFIED)
+
+DUPLICATES = Table(
+    "duplicates",
+    "a pair, smaller id first",
+    (*_SUBJECT, *_MATCH, *_EVIDENCE, _PAIR_GROUP),
+    ("image_id", "match_id"),
+    "An exact group of n images is a star: n - 1 rows from its smallest image_id to each other member. "
+    f"Kinds, strongest first: {', '.join(f'`{kind.value}`' for kind in KIND_ORDER)}.",
+)
+
+GROUPS = Table(
+    "groups",
+    "an image in a group of two or more",
+    (
+        _GROUP_ID,
+        *_SUBJECT,
+        Column("group_size", _LONG, "images in the group", "images"),
+        Column("medoid_id", _LONG, "image_id of the member that is most similar to all others"),
+        Column("is_keeper", _FLAG, "the one image of its group to keep"),
+        Column("keeper_reason", _TEXT, "first rule by which the keeper wins over the next, or this image loses to it"),
+        Column("similarity_to_medoid", _REAL, "similarity to the medoid in the copy space", *_COSINE),
+        Column("group_min_similarity", _REAL, "smallest similarity_to_medoid of the group", *_COSINE),
+        Column("is_chained", _FLAG, "it joined through others: under the threshold to the medoid, and no edge to it"),
+    ),
+    ("group_id", "image_id"),
+    "The keeper is chosen by split (test, val, train, any other, none: an evaluation split is not thinned in favour "
+    "of training data), then more pixels, larger file, shorter uri, smaller image_id. `keeper_reason` is one of "
+    "`split first`, `more pixels`, `larger file`, `shorter uri`, `smaller id` for a keeper, and one of `split later`, "
+    "`fewer pixels`, `smaller file`, `longer uri`, `larger id` for the others. Images with the same bytes or pixels "
+    "count once when the medoid is chosen.",
+)
+
+LEAKS = Table(
+    "leaks",
+    "an image and its best match in another split",
+    (
+        *_SUBJECT,
+        *_MATCH,
+        *_but_null("where is_transitive", _KIND),
+        *_but_null("where is_transitive and not computed", *_SIMILARITIES),
+        *_ALIGNED,
+        _IS_VERIFIED,
+        _PAIR_GROUP,
+        Column("severity", pa.int8(), "how much it matters, from kind and label agreement", "-", "1 to 5, 5 = worst"),
+        Column("is_label_conflict", _FLAG, "both images have a label and the labels differ"),
+        Column("is_transitive", _FLAG, "no direct edge: the two images are in one group through others"),
+    ),
+    ("image_id", "match_split"),
+    "Both sides of a leak have their row. The best match is the strongest kind (a transitive one ranks after "
+    "`edited`), then the largest similarity, then the smallest match_id. Severity: 5 `same_bytes` and `same_pixels`; "
+    "4 `near_identical`; 3 `edited` and transitive; 2 `same_parent` and `same_scene`; 1 `look_alike`. A label conflict "
+    "raises 3 and 4 by one. An image leaks when it has a row of severity 3 or more; the headline is the share of each "
+    "split's images that do.",
+)
+
+OUTLIERS = Table(
+    "outliers",
+    "an `ok` image",
+    (
+        *_SUBJECT,
+        Column("score", _REAL, "1 minus its mean similarity to images outside its group; null with none", *_WORST_ONE),
+        Column("is_outlier", _FLAG, "the score is beyond the fence of the data set"),
+        Column("percentile", _REAL, "share of images that score as much or less; null without score", *_WORST_HUNDRED),
+        Column("label_percentile", _REAL, "the same in its label; null without score or label", *_WORST_HUNDRED),
+        Column("nearest_id", _LONG, "image_id of the nearest image outside its group; null with none"),
+        Column("nearest_uri", _TEXT, "name of that image; null with none"),
+        Column("nearest_similarity", _REAL, "similarity of the embeddings to that image; null with none", *_COSINE),
+        Column("is_exact", _FLAG, "searched exhaustively; else the score is an upper bound"),
+    ),
+    ("image_id",),
+    "",
+)
+
+LABELS = Table(
+    "labels",
+    "a labelled `ok` image",
+    (
+        *_SUBJECT,
+        Column(
+            "score", _REAL, "agreement of the vote with the label; null without votes", "-", "0 to 100, 100 = agrees"
+        ),
+        Column("is_label_issue", _FLAG, "the vote clearly speaks for another label"),
+        Column("suggested_label", _TEXT, "label with the most votes; null where it is the given one or nobody voted"),
+        Column("suggested_confidence", _REAL, "its share of the votes; null without suggestion", *_SHARE),
+        Column("vote_count", _SHORT, "neighbours that voted", "images"),
+    ),
+    ("image_id",),
+    "",
+)
+
+LABEL_CONFLICTS = Table(
+    "label_conflicts",
+    "a labelled image whose group carries more than one label",
+    (
+        _GROUP_ID,
+        _REPRESENTATIVE,
+        *_SUBJECT,
+        Column("is_certain", _FLAG, "an image with the same bytes or pixels has another label: one of them is wrong"),
+        Column("conflict_id", _LONG, "smallest image_id with another label, of the same bytes or pixels if is_certain"),
+        Column("conflict_uri", _TEXT, "name of that image"),
+        Column("conflict_split", _TEXT, "split of that image; null without one"),
+        Column("conflict_label", _TEXT, "label of that image"),
+        Column("label_count", _INT, "different labels in the group", "labels"),
+        Column("label_share", _REAL, "share of the group's labelled images that carry this label", *_SHARE),
+        Column("majority_label", _TEXT, "the group's most frequent label; null on a tie"),
+    ),
+    ("group_id", "image_id"),
+    "Groups whose images were all given one label, or none, have no row.",
+)
+
+_STATISTICS = (
+    Column("mean", _REAL, "mean over all values of all channels", _GREY, "0 = black, 255 = white"),
+    Column("stdv", _REAL, "mean of the channels' standard deviations", _GREY),
+    Column("min", _SHORT, "smallest value of any channel", _GREY),
+    Column("max", _SHORT, "largest value of any channel", _GREY),
+    Column("unique", _SHORT, "different values, all channels pooled", "values", "1 to 256"),
+    Column("contrast", _REAL, "(max - min) / (max + min), 0 for a black image", "-", "0 to 1, 1 = full range"),
+    Column("blur", _REAL, "variance of the Laplacian of the luminance", *_SHARP),
+)
+_SHAPE = (
+    Column("width", _INT, "width after orientation", "pixels"),
+    Column("height", _INT, "height after orientation", "pixels"),
+)
+
+CHECKS = {
+    "blurry": "fine detail is missing, relative to the contrast",
+    "dark": "no part of the picture is bright",
+    "bright": "no part of the picture is dark",
+    "low_contrast": "the grey levels hardly differ",
+    "odd_size": "many times more or fewer pixels than the other images",
+    "odd_aspect": "much longer in one direction than in the other",
+    "grey": "the channels hardly differ: no colour",
+    "low_information": "few grey levels make up the picture",
+}
+"""Quality checks and what a picture shows that fails one."""
+
+
+def _check_columns(check: str) -> tuple[Column, Column]:
+    score = Column(f"{check}_score", _REAL, f"{CHECKS[check]}; 0.5 is the limit", *_WORST_ONE)
+    return score, Column(f"is_{check}_issue", _FLAG, f"{check}_score is 0.5 or more")
+
+
+QUALITY = Table(
+    "quality",
+    "an `ok` image",
+    (
+        *_SUBJECT,
+        *_SHAPE,
+        Column("size_bytes", _LONG, "size of the file or archive member", "bytes"),
+        *_STATISTICS,
+        *(column for check in CHECKS for column in _check_columns(check)),
+    ),
+    ("image_id",),
+    "",
+)
+
+_STATUS = Column("status", _TEXT, "what became of the image, one of Status")
+_MESSAGE = Column("message", _TEXT, "what was seen and what was wanted; null when ok")
+
+INVALID = Table("invalid", "an image that is not `ok`", (_IMAGE_ID, *_SUBJECT[1:], _STATUS, _MESSAGE), ("image_id",))
+
+IMAGES = Table(
+    "images",
+    "an image of the snapshot, whatever its status",
+    (*_SUBJECT, _SOURCE, _STATUS, *_but_null("unless ok", _REPRESENTATIVE, _GROUP_ID)),
+    ("image_id",),
+    "Every count of images is a count over this table.",
+)
+
+FEATURE_ROWS = Table(
+    "feature_rows",
+    "an image of one shard, aligned with the shard's vectors",
+    (
+        _IMAGE_ID,
+        _STATUS,
+        _MESSAGE,
+        Column("format", _TEXT, "format found in the bytes, such as jpeg; null where none was recognised"),
+        *_but_null("unless ok", *_SHAPE),
+        Column("channels", _SHORT, "channels as stored, alpha counted; null unless ok", "channels"),
+        Column("frames", _INT, "frames or pages in the file; null unless ok", "frames"),
+        Column("size_bytes", _LONG, "bytes that were read; null where none were", "bytes"),
+        Column("content_hash", _HASH, "hash of the whole file or archive member; null for a part of one or unread"),
+        Column("pixel_hash", _HASH, "hash of shape, type and all channels; null for several frames or unless ok"),
+        *_but_null("unless ok", *_STATISTICS),
+        Column("blur_blue", _REAL, "blur of the blue channel, for the fastdup export; null unless ok", *_SHARP),
+        Column(
+            "channel_difference", _REAL, "mean difference between the channels; null unless ok", _GREY, "0 = no colour"
+        ),
+        Column("entropy", _REAL, "entropy of the luminance histogram; null unless ok", "bits", "0 to 8, 8 = even"),
+    ),
+    ("image_id",),
+    "A row that is not `ok` keeps its place; its vectors are zeros and never reach a kernel.",
+)
+
+EDGES = Table(
+    "edges",
+    "a verified pair of representatives, smaller id first",
+    (_IMAGE_ID, _MATCH[0], *_EVIDENCE),
+    ("image_id", "match_id"),
+    "The pairs inside an exact group follow from representative_id.",
+)
+
+CATALOG_ROWS = Table(
+    "catalog_rows",
+    "an image that a source listed",
+    (
+        _IMAGE_ID,
+        _SOURCE,
+        Column("uri", _TEXT, "name relative to the source, bytes that are not UTF-8 percent-encoded"),
+        Column("raw_key", pa.binary(), "the name's own bytes; null where the uri has the same"),
+        Column("size_bytes", _LONG, "size in the listing", "bytes"),
+        Column("etag", _TEXT, "etag in the listing of an object store; null on disk"),
+        Column("mtime_ns", _LONG, "last change on disk, since 1970; null on an object store", "ns"),
+    ),
+    ("image_id",),
+)
+
+_FINDINGS = (DUPLICATES, GROUPS, LEAKS, OUTLIERS, LABELS, LABEL_CONFLICTS, QUALITY, INVALID, IMAGES)
+TABLES: dict[str, Table] = {table.name: table for table in (*_FINDINGS, FEATURE_ROWS, EDGES, CATALOG_ROWS)}
+"""Every stored table by name: what an audit found, then the working artifacts."""
+
+_INTRODUCTION = """# Tables
+
+Rendered from `pipeline/schemas.py`; a test compares this page with it and says how to write it anew.
+
+Tables are Parquet files under `audits/<audit_id>/tables/`; `feature_rows`, `edges` and `catalog_rows` are working
+artifacts. Similarities are cosines, computed per pair from the stored features and rounded to 1e-6; larger is closer.
+A column can be null only where its meaning says so. Rows are sorted by the columns named under each table.
+"""
+
+
+def markdown() -> str:
+    """The text of docs/tables.md: every table with the meaning, unit and direction of each column."""
+    return _INTRODUCTION + "".join(_section(table) for table in TABLES.values())
+
+
+def _section(table: Table) -> str:
+    order = ", ".join(f"`{name}`" for name in table.sort_by)
+    notes = f"\n{table.notes}\n" if table.notes else ""
+    lines = "".join(
+        f"| `{column.name}` | {column.type} | {column.meaning} | {column.unit} | {column.direction} |\n"
+        for column in table.columns
+    )
+    head = f"\n## {table.name}\n\nOne row is {table.row}. Sorted by {order}.\n{notes}\n"
+    return head + "| column | type | meaning | unit | direction |\n|---|---|---|---|---|\n" + lines
