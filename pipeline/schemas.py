@@ -85,6 +85,10 @@ class Table:
         """The Arrow schema of every part of the table."""
         return pa.schema([pa.field(column.name, column.type, column.nullable) for column in self.columns])
 
+    def empty(self) -> pa.Table:
+        """An Arrow table of this schema without rows."""
+        return self.schema.empty_table()
+
 
 _INT, _SHORT, _LONG, _REAL = pa.int32(), pa.int16(), pa.int64(), pa.float64()
 _TEXT, _FLAG, _HASH = pa.string(), pa.bool_(), pa.binary(16)

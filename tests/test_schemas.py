@@ -95,10 +95,13 @@ def test_nullability_follows_the_meaning() -> None:
     assert not TABLES["duplicates"].schema.field("kind").nullable
 
 
-def test_a_row_of_every_table_makes_an_arrow_table() -> None:
-    for table in TABLES.values():
-        nulls = pa.Table.from_pylist([], schema=table.schema)
-        assert nulls.schema.names == [column.name for column in table.columns]
+@each_table
+def test_the_arrow_schema_has_the_columns_in_their_order(table: Table) -> None:
+    empty = table.empty()
+
+    assert empty.num_rows == 0
+    assert empty.schema.names == [column.name for column in table.columns]
+    assert empty.schema.types == [column.type for column in table.columns]
 
 
 def test_every_kind_is_ranked_and_grouping_kinds_come_first() -> None:
