@@ -1,0 +1,39 @@
+"""The only module that touches bytes at rest: folders, S3 and S3-compatible stores behind one interface."""
+
+from __future__ import annotations
+
+import os
+
+from pipeline.storage.counts import RequestCounts, request_counts
+from pipeline.storage.interface import TEMPORARY_PREFIX, ObjectInfo, StorageConfig, Store
+from pipeline.storage.local import LocalStore
+from pipeline.storage.redact import RedactingFilter, redact
+from pipeline.storage.uri import canonical_uri, is_remote, parse_bucket, parse_path
+
+__all__ = [
+    "TEMPORARY_PREFIX",
+    "ObjectInfo",
+    "RedactingFilter",
+    "RequestCounts",
+    "StorageConfig",
+    "Store",
+    "canonical_uri",
+    "is_remote",
+    "open_store",
+    "redact",
+    "request_counts",
+]
+
+_DEFAULT = StorageConfig()
+
+
+def open_store(uri: str | os.PathLike[str], config: StorageConfig = _DEFAULT) -> Store:
+    """Return the store of a uri, without touching it: a missing folder or bucket shows on first use.
+
+    Raises UsageError for a uri that is no store or that holds a credential.
+    """
+    if is_remote(uri):
+        from pipeline.storage.s3 import S3Store  # noqa: PLC0415 - boto3 costs 0.3 s that a disk need not wait for
+
+        return S3Store(parse_bucket(uri, config), config)
+    return LocalStore(parse_path(uri))

@@ -1,0 +1,126 @@
+"""What every store offers, and how one is configured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Protocol
+from urllib.parse import urlsplit
+
+from pipeline.errors import UsageError
+from pipeline.storage.redact import redact
+
+TEMPORARY_PREFIX = ".image-audit-tmp-"
+"""Last path segment of everything that is not committed yet; no listing shows such a key."""
+
+
+@dataclass(frozen=True)
+class StorageConfig:
+    """Where stores are and how long to insist. Holds no secret: credentials come the usual AWS ways.
+
+    endpoints: server name -> endpoint URL, for `minio://name/bucket/...`.
+    region: AWS region; None = environment or profile, us-east-1 on endpoints of others.
+    endpoint_url: endpoint of `s3://`; None = AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL or the profile.
+    max_attempts: requests per operation at most, the first one included.
+    read_timeout, connect_timeout: seconds without a byte, seconds to connect.
+    backoff: seconds before the second attempt at most; doubles with each attempt up to 20 s.
+    Raises UsageError listing every wrong value.
+    """
+
+    endpoints: Mapping[str, str] = field(default_factory=dict, hash=False)
+    region: str | None = None
+    endpoint_url: str | None = None
+    max_attempts: int = 6
+    read_timeout: float = 30.0
+    connect_timeout: float = 5.0
+    backoff: float = 0.25
+
+    def __post_init__(self) -> None:
+        problems = [f"{name} must be over 0, not {value}" for name, value in self._positive().items() if not value > 0]
+        if self.backoff < 0:
+            problems.append(f"backoff must be at least 0, not {self.backoff}")
+        named = dict(self.endpoints) | ({} if self.endpoint_url is None else {"endpoint_url": self.endpoint_url})
+        problems += [f"{name}: {problem}" for name, url in named.items() if (problem := _endpoint_problem(url))]
+        if problems:
+            raise UsageError("storage config: " + "; ".join(problems))
+        object.__setattr__(self, "endpoints", dict(self.endpoints))
+
+    def _positive(self) -> dict[str, float]:
+        return {
+            "max_attempts": self.max_attempts,
+            "read_timeout": self.read_timeout,
+            "connect_timeout": self.connect_timeout,
+        }
+
+
+def _endpoint_problem(url: str) -> str:
+    if redact(url) != url:
+        return f"{redact(url)} carries a credential; take it out and use the AWS environment variables or profile"
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        return f"{url!r} is no endpoint; wanted http://host:port or https://host[:port]"
+    return ""
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """One stored object. size in bytes; etag "" on disk; mtime_ns nanoseconds since 1970, 0 where unknown."""
+
+    key: str
+    size: int
+    etag: str
+    mtime_ns: int
+
+
+def check_range(key: str, start: int, length: int) -> None:
+    """Raise UsageError for a negative range."""
+    if start < 0 or length < 0:
+        raise UsageError(f"{key}: start {start} and length {length} must be at least 0")
+
+
+class Store(Protocol):
+    """Bytes under one uri. Keys are relative to it, separated by `/`; safe to use from several threads, to pickle
+    and to fork. Every method raises a StorageError of `pipeline.errors`, one type per cause, and UsageError for a
+    key that the store cannot hold.
+    """
+
+    @property
+    def uri(self) -> str:
+        """Canonical uri: no credentials, no trailing slash; disk stores have an absolute path."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield every object whose key starts with `prefix` (any string), sorted by the key's raw bytes.
+
+        Temporary files and folder markers are left out. Raises NotFound for a missing folder or bucket; a missing
+        prefix is merely empty.
+        """
+
+    def read(self, key: str, *, expect: ObjectInfo | None = None) -> bytes:
+        """Return the whole object, length and checksum verified; ObjectChanged when it is not `expect` any more."""
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """Return bytes [start, start + length), fewer at the end of the object, none past it."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write the whole object: afterwards, and whenever it dies, the key has the old bytes or the new ones."""
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write unless the key exists. True: the key holds exactly `data`, whoever wrote it. False: it holds other
+        bytes, and they stay.
+        """
+
+    def exists(self, key: str) -> bool:
+        """Tell whether the key has an object."""
+
+    def stat(self, key: str) -> ObjectInfo:
+        """Return size, etag and time of one object; NotFound if there is none."""
+
+    def delete(self, key: str) -> None:
+        """Remove the object; a missing one is fine."""
+
+    def open(self, key: str) -> BinaryIO:
+        """Open for reading, seekable, without loading the whole object."""
+
+    def local_path(self, key: str) -> Path | None:
+        """Return the path of the key on this machine's disk, None for object stores."""

@@ -1,0 +1,235 @@
+"""Files under one folder, committed by temporary file, fsync and rename (or link, for put-if-absent)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.errors import AccessDenied, NotFound, ObjectChanged, StorageError, StorageFull, UsageError
+from pipeline.storage.counts import count_request
+from pipeline.storage.interface import TEMPORARY_PREFIX, ObjectInfo, check_range
+from pipeline.storage.walk import walk
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_MISSING = {errno.ENOENT, errno.ENOTDIR}
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: opening a FIFO must not wait for a writer
+
+
+@dataclass(frozen=True)
+class LocalStore:
+    """A `Store` on disk. Keys hold bytes that are not UTF-8 by surrogateescape, as `os.fsdecode` does."""
+
+    folder: Path
+
+    @property
+    def uri(self) -> str:
+        """Absolute path."""
+        return str(self.folder)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield regular files, folder by folder, in the order of whole keys.
+
+        Links to files count as files. A link to a folder is followed if it leads out of this store and is not
+        itself reached through such a link; so no cycle is walked and no file inside is listed twice. FIFOs, sockets,
+        devices and dangling links are left out, and their number is logged.
+        """
+        count_request("disk.list")
+        with _typed("list", self.folder):
+            if not stat.S_ISDIR(self.folder.stat().st_mode):
+                raise StorageError(f"list {self.folder}: it is a file; wanted a folder")
+        yield from walk(self.folder, prefix, _typed)
+
+    def read(self, key: str, *, expect: ObjectInfo | None = None) -> bytes:
+        """Return the file; ObjectChanged if its size is not `expect`'s or not what was read."""
+        path = self._path(key)
+        with _typed("read", path), _opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if expect is not None and size != expect.size:
+                raise ObjectChanged(f"read {path}: {size} bytes; listed with {expect.size}. List again")
+            data = file.read()
+        count_request("disk.get", read=len(data))
+        if len(data) != size:
+            raise ObjectChanged(f"read {path}: {len(data)} bytes came of {size}: it changed while it was read")
+        return data
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """Return bytes [start, start + length)."""
+        check_range(key, start, length)
+        path = self._path(key)
+        with _typed("read", path), _opened(path) as file:
+            file.seek(start)
+            data = file.read(length)
+        count_request("disk.get", read=len(data))
+        return data
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write by temporary file, fsync, rename and fsync of the folder."""
+        path = self._path(key)
+        with _typed("write", path), _committing(path, data) as temporary:
+            os.replace(temporary, path)  # noqa: PTH105 - one spelling for all calls of this module
+        count_request("disk.put", written=len(data))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write by temporary file, fsync and link, which fails if the name exists (on NFS too)."""
+        path = self._path(key)
+        try:
+            with _typed("write", path), _committing(path, data) as temporary:
+                _link(temporary, path)
+        except FileExistsError:
+            holds = self.read(key) == data
+            with _typed("write", path):
+                _sync_folder(path.parent)  # whoever linked it may not have come to that yet
+            return holds
+        count_request("disk.put", written=len(data))
+        return True
+
+    def exists(self, key: str) -> bool:
+        """Tell whether the key is a regular file."""
+        try:
+            self.stat(key)
+        except NotFound:
+            return False
+        return True
+
+    def stat(self, key: str) -> ObjectInfo:
+        """Return size and modification time; NotFound for folders and special files too."""
+        path = self._path(key)
+        count_request("disk.head")
+        with _typed("stat", path):
+            status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise NotFound(f"stat {path}: it is no regular file")
+        return ObjectInfo(key, status.st_size, "", status.st_mtime_ns)
+
+    def delete(self, key: str) -> None:
+        """Remove the file."""
+        path = self._path(key)
+        count_request("disk.delete")
+        try:
+            with _typed("delete", path):
+                path.unlink()
+        except NotFound:
+            return
+
+    def open(self, key: str) -> BinaryIO:
+        """Open the file for reading."""
+        path = self._path(key)
+        count_request("disk.get")
+        with _typed("read", path):
+            return _opened(path)
+
+    def local_path(self, key: str) -> Path | None:
+        """Return the file's path."""
+        return self._path(key)
+
+    def _path(self, key: str) -> Path:
+        parts = key.split("/")
+        if "\0" in key or any(part in ("", ".", "..") for part in parts):
+            raise UsageError(
+                f"{self.folder}: a disk cannot hold the key {key!r}; wanted names joined by single slashes, none of "
+                "them empty, `.` or `..`"
+            )
+        return self.folder.joinpath(*parts)
+
+
+def _opened(path: Path) -> BinaryIO:
+    descriptor = os.open(path, _READ)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NotFound(f"read {path}: it is no regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+@contextmanager
+def _committing(path: Path, data: bytes) -> Iterator[Path]:
+    """Write and sync a temporary neighbour of `path`; the body commits it, then the folder is synced.
+
+    Whatever is left of the temporary file is removed, except by a crash; no listing shows it.
+    """
+    _make_folders(path.parent)
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}"
+    try:
+        _write_synced(temporary, data)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _write_synced(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno in _NO_LINKS:
+            raise StorageError(
+                f"write {path}: this file system has no hard links ({error.strerror}), which keep two runs from "
+                "overwriting each other's work. Put the root on another disk, or on s3://"
+            ) from None
+        raise
+
+
+def _make_folders(folder: Path) -> None:
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for new in reversed(missing):
+        try:
+            new.mkdir()
+        except FileExistsError:
+            if not new.is_dir():  # else another worker made it meanwhile
+                raise NotADirectoryError(errno.ENOTDIR, "a file is in the way of a folder", str(new)) from None
+        _sync_folder(new.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _typed(verb: str, path: Path) -> Iterator[None]:
+    """Turn an OSError into the StorageError of its cause, with verb and path. FileExistsError passes."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as error:
+        failure = _translated(verb, path, error)
+    else:
+        return
+    raise failure
+
+
+def _translated(verb: str, path: Path, error: OSError) -> StorageError:
+    where = f"{verb} {error.filename if isinstance(error.filename, str) else path}: {error.strerror or error}"
+    if error.errno in _MISSING and not (verb == "write" and error.errno == errno.ENOTDIR):
+        return NotFound(f"{where}. Check the path")
+    if error.errno in _DENIED:
+        return AccessDenied(f"{where}. Give this user (uid {os.geteuid()}) the right, or choose another folder")
+    if error.errno in _FULL:
+        return StorageFull(f"{where}. Free space or raise the quota, then run again; finished work is kept")
+    return StorageError(f"{where} (errno {error.errno}). Check the disk and its mount")

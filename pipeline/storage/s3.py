@@ -1,0 +1,318 @@
+"""Objects of one bucket and prefix, over boto3, with one bounded retry loop and every byte verified."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar, cast
+
+import smart_open.s3
+from botocore.exceptions import ClientError
+
+from pipeline.errors import AccessDenied, NotFound, ObjectChanged, StorageError, UsageError
+from pipeline.storage.counts import count_bytes_read, count_request
+from pipeline.storage.interface import TEMPORARY_PREFIX, ObjectInfo, StorageConfig, check_range
+from pipeline.storage.retry import RetryPolicy, Transient, with_retries
+from pipeline.storage.s3_answers import (
+    check_expected,
+    check_md5,
+    check_range_served,
+    etag,
+    is_md5,
+    mtime_ns,
+)
+from pipeline.storage.s3_client import ClientKey, client_for, is_aws
+from pipeline.storage.s3_errors import ConditionFailed, PastEnd, asked
+from pipeline.storage.uri import Bucket
+
+T = TypeVar("T")
+MAX_PUT_BYTES = 5 * 2**30
+"""S3's limit of one PUT; parts of an artifact stay under 100 MB, so no multipart upload is needed."""
+MAX_KEY_BYTES = 1024
+STREAM_CHUNK = 8 * 2**20
+"""Bytes per ranged GET of `open`."""
+_honours_if_none_match: dict[tuple[str, str], bool] = {}
+
+
+@dataclass(frozen=True)
+class S3Store:
+    """A `Store` on S3 or a compatible server. Holds no client and no secret, so it pickles."""
+
+    place: Bucket
+    config: StorageConfig
+
+    @property
+    def uri(self) -> str:
+        """Canonical uri."""
+        return self.place.uri
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Yield objects page by page (1,000 keys), refusing a server that lists out of order.
+
+        Left out: temporary keys and empty objects whose key ends in `/` (folder markers of consoles).
+        """
+        where = self._where("list", prefix)
+        cut = len(self._full(""))
+        last = b""
+        for entry in self._entries(where, self._full(prefix)):
+            key = str(entry["Key"])
+            raw = key.encode("utf-8", "surrogateescape")
+            if raw <= last:
+                raise StorageError(
+                    f"{where}: the server lists {key!r} after a key that sorts behind it; "
+                    "wanted UTF-8 byte order as on S3. Use another server"
+                )
+            last = raw
+            info = ObjectInfo(key[cut:], int(entry["Size"]), etag(entry), mtime_ns(entry))
+            if not _is_hidden(info):
+                yield info
+
+    def read(self, key: str, *, expect: ObjectInfo | None = None) -> bytes:
+        """Return the object; compared: its length, its MD5 where the ETag is one, `expect`'s size and etag."""
+        where = self._where("read", key)
+        arguments = {"Key": self._full(key)}
+        if expect is not None and expect.etag:
+            arguments["IfMatch"] = f'"{expect.etag}"'
+
+        def attempt() -> bytes:
+            answer, body = self._get(where, arguments)
+            check_expected(where, answer, expect)
+            check_md5(body, answer)
+            return body
+
+        try:
+            return self._insist(where, attempt)
+        except ConditionFailed:
+            pass
+        raise ObjectChanged(f"{where}: its etag is no longer {expect.etag if expect else ''}; list again")
+
+    def read_range(self, key: str, start: int, length: int) -> bytes:
+        """Return bytes [start, start + length); the length and the range served are compared."""
+        check_range(key, start, length)
+        if length == 0:
+            self.stat(key)
+            return b""
+        where = self._where("read", key)
+        arguments = {"Key": self._full(key), "Range": f"bytes={start}-{start + length - 1}"}
+        try:
+            return self._insist(where, lambda: self._get(where, arguments)[1])
+        except PastEnd:
+            return b""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write the object by one PUT with Content-MD5; the ETag that comes back is compared."""
+        where = self._where("write", key)
+        self._insist(where, lambda: self._put(where, key, data, {}))
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write by PUT If-None-Match: *. After a 412 the object is read back: a lost reply looks like another's write.
+
+        Raises StorageError on a server that ignores the condition, found out once per process by a probe object.
+        """
+        self._require_if_none_match()
+        where = self._where("write", key)
+
+        def attempt() -> bool:
+            try:
+                self._put(where, key, data, {"IfNoneMatch": "*"})
+            except ConditionFailed:
+                return self._holds(key, data)
+            return True
+
+        return self._insist(where, attempt)
+
+    def exists(self, key: str) -> bool:
+        """Tell by a HEAD whether the key has an object."""
+        try:
+            self.stat(key)
+        except NotFound:
+            return False
+        return True
+
+    def stat(self, key: str) -> ObjectInfo:
+        """Return size, etag and time of one object by a HEAD."""
+        where = self._where("stat", key)
+        try:
+            answer = self._insist(where, lambda: self._ask("head_object", where, {"Key": self._full(key)}))
+        except AccessDenied as error:
+            denied = error
+        else:
+            return ObjectInfo(key, int(answer["ContentLength"]), etag(answer), mtime_ns(answer))
+        # the answer to a HEAD has no error code: a GET tells a wrong key from a missing permission
+        self.read_range(key, 0, 1)
+        raise denied
+
+    def delete(self, key: str) -> None:
+        """Remove the object."""
+        where = self._where("delete", key)
+        self._insist(where, lambda: self._ask("delete_object", where, {"Key": self._full(key)}))
+
+    def open(self, key: str) -> BinaryIO:
+        """Open for reading in ranged GETs of 8 MB; ObjectChanged if it is replaced between two of them."""
+        client = _StreamClient(self, key, self.stat(key))
+        stream = smart_open.s3.open(
+            self.place.bucket, self._full(key), "rb", client=client, defer_seek=True, range_chunk_size=STREAM_CHUNK
+        )
+        return cast(BinaryIO, stream)
+
+    def local_path(self, key: str) -> Path | None:  # noqa: ARG002 - as every Store
+        """Return None: nothing here is on this machine's disk."""
+        return None
+
+    def _full(self, key: str) -> str:
+        full = f"{self.place.prefix}/{key}" if self.place.prefix else key
+        if "\0" in key or len(full.encode("utf-8", "surrogateescape")) > MAX_KEY_BYTES:
+            raise UsageError(f"{self.uri}: {key[:80]!r} is no S3 key; wanted at most 1,024 bytes without NUL")
+        return full
+
+    def _where(self, verb: str, key: str) -> str:
+        return f"{verb} {self.uri}/{key}" if key else f"{verb} {self.uri}"
+
+    def _insist(self, where: str, attempt: Callable[[], T]) -> T:
+        return with_retries(RetryPolicy(self.config.max_attempts, self.config.backoff), where, attempt)
+
+    def _client(self) -> Any:
+        key = ClientKey(self.place.endpoint, self.config.region, self.config.read_timeout, self.config.connect_timeout)
+        return client_for(key)
+
+    def _ask(self, operation: str, where: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Send one request, counted; raises StorageError or Transient."""
+        count_request(_COUNTED[operation], written=len(arguments.get("Body", b"")))
+        request = {"Bucket": self.place.bucket, **arguments}
+        return asked(where, lambda: cast("dict[str, Any]", getattr(self._client(), operation)(**request)))
+
+    def _entries(self, where: str, prefix: str) -> Iterator[dict[str, Any]]:
+        arguments: dict[str, Any] = {"Prefix": prefix, "MaxKeys": 1000}
+        while True:
+            page = self._insist(where, partial(self._page, where, arguments))
+            yield from page.get("Contents", [])
+            if not page.get("IsTruncated"):
+                return
+            arguments = {**arguments, "ContinuationToken": page["NextContinuationToken"]}
+
+    def _page(self, where: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        page = self._ask("list_objects_v2", where, arguments)
+        # an empty or foreign answer must not pass for an empty bucket
+        if "IsTruncated" not in page or (page["IsTruncated"] and not page.get("NextContinuationToken")):
+            raise Transient("corrupt", "the answer is no listing")
+        return page
+
+    def _get(self, where: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """Return one answer and its whole body, of the length and range that were promised."""
+        answer = self._ask("get_object", where, arguments)
+        body = asked(where, lambda: cast(bytes, answer["Body"].read()))
+        count_bytes_read(len(body))
+        if len(body) != int(answer.get("ContentLength", -1)):
+            raise Transient("corrupt", f"{len(body)} bytes came, {answer.get('ContentLength')} were promised")
+        if not etag(answer):
+            raise Transient("corrupt", "the answer has no ETag: it is not the object")
+        if "Range" in arguments:
+            check_range_served(arguments["Range"], answer, body)
+        return answer, body
+
+    def _put(self, where: str, key: str, data: bytes, conditions: dict[str, str]) -> None:
+        if len(data) > MAX_PUT_BYTES:
+            raise StorageError(f"{where}: {len(data)} bytes; wanted at most {MAX_PUT_BYTES}. Use smaller shards")
+        digest = hashlib.md5(data, usedforsecurity=False)
+        arguments = {
+            "Key": self._full(key),
+            "Body": data,
+            "ContentMD5": base64.b64encode(digest.digest()).decode(),
+            **conditions,
+        }
+        answer = self._ask("put_object", where, arguments)
+        if is_md5(answer) and etag(answer) != digest.hexdigest():
+            raise Transient("corrupt", f"stored with MD5 {etag(answer)}, sent with {digest.hexdigest()}")
+
+    def _holds(self, key: str, data: bytes) -> bool:
+        """Tell whether the key has these bytes. Raises Transient if it vanished meanwhile."""
+        try:
+            return self.read(key) == data
+        except NotFound as error:
+            gone = Transient("conflict", f"was there and vanished: {error}")
+        raise gone
+
+    def _require_if_none_match(self) -> None:
+        where = self._where("write", "")
+        client = self._insist(where, lambda: asked(where, self._client))
+        place = (str(client.meta.endpoint_url), self.place.bucket)
+        if place not in _honours_if_none_match:
+            _honours_if_none_match[place] = is_aws(client) or self._probe()
+        if not _honours_if_none_match[place]:
+            raise StorageError(
+                f"{self.uri}: the server overwrites objects in spite of `If-None-Match: *`, so two runs could "
+                "overwrite each other's work. Use S3, Ceph RGW, MinIO or another server that honours it, or a disk"
+            )
+
+    def _probe(self) -> bool:
+        """Write one object twice; a server that honours the condition refuses the second."""
+        key = f"{TEMPORARY_PREFIX}probe-{uuid.uuid4().hex}"
+        where = self._where("probe", key)
+
+        def is_refused() -> bool:
+            try:
+                self._put(where, key, b"probe", {"IfNoneMatch": "*"})
+            except ConditionFailed:
+                return True
+            return False
+
+        self._insist(where, is_refused)
+        try:
+            return self._insist(where, is_refused)
+        finally:
+            self._drop_probe(key)
+
+    def _drop_probe(self, key: str) -> None:
+        try:
+            self.delete(key)
+        except AccessDenied:  # may write, may not delete: the probe stays, and no listing shows it
+            return
+
+
+class _StreamClient:
+    """What smart_open needs of a client: ranged GETs, here retried, verified and pinned to one version."""
+
+    def __init__(self, store: S3Store, key: str, info: ObjectInfo) -> None:
+        self._store, self._key, self._info = store, key, info
+
+    def get_object(self, *, Range: str, **_: str) -> dict[str, Any]:  # noqa: N803 - boto3's spelling
+        """Serve one chunk from memory, so that smart_open never meets a broken connection."""
+        store, where = self._store, self._store._where("read", self._key)
+        arguments = {"Key": store._full(self._key), "Range": Range, "IfMatch": f'"{self._info.etag}"'}
+
+        def attempt() -> tuple[dict[str, Any], bytes]:
+            answer, body = store._get(where, arguments)
+            check_expected(where, answer, self._info)
+            return answer, body
+
+        try:
+            answer, body = store._insist(where, attempt)
+        except ConditionFailed as error:
+            failure: Exception = ObjectChanged(f"{error}; it was replaced while it was read")
+        except PastEnd:
+            size = str(self._info.size)
+            answered: Any = {"Error": {"Code": "InvalidRange", "ActualObjectSize": size}}
+            failure = ClientError(answered, "GetObject")
+        else:
+            return {**answer, "Body": io.BytesIO(body)}
+        raise failure
+
+
+_COUNTED = {
+    "list_objects_v2": "s3.list",
+    "get_object": "s3.get",
+    "put_object": "s3.put",
+    "head_object": "s3.head",
+    "delete_object": "s3.delete",
+}
+
+
+def _is_hidden(info: ObjectInfo) -> bool:
+    name = info.key.rpartition("/")[2]
+    return name.startswith(TEMPORARY_PREFIX) or not info.key or (info.key.endswith("/") and info.size == 0)

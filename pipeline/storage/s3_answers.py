@@ -1,0 +1,76 @@
+"""What an answer of S3 promises (length, range, ETag), compared with what came."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from datetime import datetime, timezone
+from typing import Any
+
+from pipeline.errors import ObjectChanged
+from pipeline.storage.interface import ObjectInfo
+from pipeline.storage.retry import Transient
+
+_MD5 = re.compile(r"[0-9a-f]{32}")
+
+
+def check_expected(where: str, answer: dict[str, Any], expect: ObjectInfo | None) -> None:
+    """Raise ObjectChanged if the object is not the one that was listed."""
+    if expect is None:
+        return
+    size = total_size(answer)
+    if size != expect.size or (expect.etag and etag(answer) != expect.etag):
+        raise ObjectChanged(
+            f"{where}: {size} bytes, etag {etag(answer)}; listed with {expect.size}, {expect.etag}. List again"
+        )
+
+
+def check_md5(body: bytes, answer: dict[str, Any]) -> None:
+    """Raise Transient if the ETag is an MD5 and not the body's."""
+    if is_md5(answer):
+        seen = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        if seen != etag(answer):
+            raise Transient("corrupt", f"MD5 {seen}, wanted {etag(answer)}")
+
+
+def check_range_served(wanted: str, answer: dict[str, Any], body: bytes) -> None:
+    """Raise Transient unless the answer is the range `wanted`: `bytes=a-b`, `bytes=a-` or `bytes=-n`."""
+    served = str(answer.get("ContentRange", ""))
+    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", served)
+    if match is not None:
+        first, last, size = (int(number) for number in match.groups())
+        if (first, last) == _bounds(wanted, size) and len(body) == last - first + 1:
+            return
+    raise Transient("corrupt", f"range {served!r} with {len(body)} bytes came, {wanted} was asked for")
+
+
+def _bounds(wanted: str, size: int) -> tuple[int, int]:
+    start, end = wanted.removeprefix("bytes=").split("-")
+    if not start:
+        return max(0, size - int(end)), size - 1
+    return int(start), min(int(end), size - 1) if end else size - 1
+
+
+def total_size(answer: dict[str, Any]) -> int:
+    """Return the size of the object that an answer is a part of."""
+    return int(str(answer.get("ContentRange", "")).rpartition("/")[2] or answer["ContentLength"])
+
+
+def etag(entry: dict[str, Any]) -> str:
+    """Return the ETag without its quotes, "" if there is none."""
+    return str(entry.get("ETag", "")).strip('"')
+
+
+def is_md5(answer: dict[str, Any]) -> bool:
+    """Tell whether the ETag is the MD5 of the body: not after a multipart upload, nor under KMS or customer keys."""
+    is_encrypted = str(answer.get("ServerSideEncryption", "")).startswith("aws:") or "SSECustomerAlgorithm" in answer
+    return _MD5.fullmatch(etag(answer)) is not None and not is_encrypted
+
+
+def mtime_ns(entry: dict[str, Any]) -> int:
+    """Return LastModified in nanoseconds since 1970, 0 if there is none."""
+    modified = entry.get("LastModified")
+    if not isinstance(modified, datetime):
+        return 0
+    span = modified - datetime(1970, 1, 1, tzinfo=timezone.utc)
+    return ((span.days * 86400 + span.seconds) * 10**6 + span.microseconds) * 1000
