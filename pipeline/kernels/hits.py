@@ -1,0 +1,216 @@
+"""Neighbour lists after the search: merged, mirrored, reduced to pairs, and their recall measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UsageError
+from pipeline.kernels.database import DECIMALS, MAX_SPLITS
+
+Float32 = NDArray[np.float32]
+Int8 = NDArray[np.int8]
+Int64 = NDArray[np.int64]
+UInt64 = NDArray[np.uint64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class JoinParams:
+    """How many neighbours are kept and when a list of them is saturated.
+
+    k in every split that the query is itself in, k_cross in every other (0: those are not searched); threshold is the
+    similarity of a candidate; overfetch is how many more the float32 search hands to the float64 ranking.
+    """
+
+    k: int = 10
+    k_cross: int = 3
+    threshold: float | None = None
+    overfetch: int = 4
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not 1 <= self.k <= 1000:
+            problems.append(f"k {self.k}, want 1 to 1000")
+        if not 0 <= self.k_cross <= self.k:
+            problems.append(f"k_cross {self.k_cross}, want 0 to k ({self.k})")
+        if self.threshold is not None and not -1 <= self.threshold <= 1:
+            problems.append(f"threshold {self.threshold}, want a cosine (-1 to 1)")
+        if self.overfetch < 1:
+            problems.append(f"overfetch {self.overfetch}, want at least 1")
+        if problems:
+            raise UsageError("join: " + "; ".join(problems))
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Neighbours, by (query_id, split, -similarity, match_id): the n-th row of a query and split is its n-th nearest.
+
+    query_id, match_id int64; similarity float32, the cosine rounded to 1e-6; split int8, the split that the match was
+    found in (a match of several splits has a row in each); is_own bool, whether the query is in that split too.
+    """
+
+    query_id: Int64
+    match_id: Int64
+    similarity: Float32
+    split: Int8
+    is_own: Mask
+
+    def __len__(self) -> int:
+        return len(self.query_id)
+
+    def take(self, rows: Int64 | Mask | slice) -> Hits:
+        """Return some rows."""
+        return Hits(
+            self.query_id[rows], self.match_id[rows], self.similarity[rows], self.split[rows], self.is_own[rows]
+        )
+
+
+class Pairs(NamedTuple):
+    """Unordered pairs, smaller id first, ascending: image_id, match_id int64; similarity float32."""
+
+    image_id: Int64
+    match_id: Int64
+    similarity: Float32
+
+
+class Recall(NamedTuple):
+    """`found` of `total` true neighbours, and the 95% interval of the share."""
+
+    found: int
+    total: int
+    low95: float
+    high95: float
+
+
+def empty_hits() -> Hits:
+    """Return no hits."""
+    ids = np.empty(0, dtype=np.int64)
+    return Hits(ids, ids, np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int8), np.empty(0, dtype=bool))
+
+
+def stored_threshold(threshold: float) -> float:
+    """Return a threshold as similarities are stored, so that `similarity >= it` is meant as it reads."""
+    return float(np.float32(round(threshold, DECIMALS)))
+
+
+def concatenate_hits(parts: Sequence[Hits]) -> Hits:
+    """Return the rows of all parts, one part after the other."""
+    if not parts:
+        return empty_hits()
+    return Hits(
+        np.concatenate([p.query_id for p in parts]),
+        np.concatenate([p.match_id for p in parts]),
+        np.concatenate([p.similarity for p in parts]),
+        np.concatenate([p.split for p in parts]),
+        np.concatenate([p.is_own for p in parts]),
+    )
+
+
+def merge_hits(parts: Sequence[Hits], params: JoinParams) -> Hits:
+    """Return the nearest of several searches: each match once, k (or k_cross) per query and split, in total order.
+
+    The parts may come from any partitions of the database, overlap, and be merged before in any tree.
+    """
+    hits = concatenate_hits(parts)
+    hits = hits.take(np.lexsort((-hits.similarity, hits.match_id, hits.split, hits.query_id)))
+    is_again = _equals_previous(hits.query_id, hits.split) & _equals_previous(hits.match_id)
+    hits = hits.take(~is_again)
+    hits = hits.take(np.lexsort((hits.match_id, -hits.similarity, hits.split, hits.query_id)))
+    return hits.take(_rank_in_list(hits) < np.where(hits.is_own, params.k, params.k_cross))
+
+
+def reflect_hits(hits: Hits, ids: Int64, split_mask: UInt64) -> Hits:
+    """Return every hit seen from its other side: merged with the hits, both sides list what either found.
+
+    ids int64 (n,) ascending and unique, split_mask uint64 (n,): all images that the hits name. The result is not cut to
+    k and not sorted; hand it to `merge_hits`, and split it by query where the lists are sharded.
+    Raises UsageError for an id that is not among ids.
+    """
+    pairs = symmetrise(hits)
+    query = np.concatenate([pairs.match_id, pairs.image_id])
+    match = np.concatenate([pairs.image_id, pairs.match_id])
+    similarity = np.concatenate([pairs.similarity, pairs.similarity])
+    query_mask, match_mask = _lookup(query, ids, split_mask), _lookup(match, ids, split_mask)
+    present = int(np.bitwise_or.reduce(match_mask)) if len(match_mask) else 0
+    parts = []
+    for split in (s for s in range(MAX_SPLITS) if present >> s & 1):
+        bit = np.uint64(1 << split)
+        rows = np.flatnonzero(match_mask & bit)
+        of_split = np.full(len(rows), split, dtype=np.int8)
+        parts.append(Hits(query[rows], match[rows], similarity[rows], of_split, (query_mask[rows] & bit) != 0))
+    return concatenate_hits(parts)
+
+
+def symmetrise(hits: Hits, threshold: float | None = None) -> Pairs:
+    """Return the unordered pairs that are hits from either side, those at or over the threshold if there is one."""
+    kept = hits if threshold is None else hits.take(hits.similarity >= stored_threshold(threshold))
+    low, high = np.minimum(kept.query_id, kept.match_id), np.maximum(kept.query_id, kept.match_id)
+    order = np.lexsort((-kept.similarity, high, low))
+    low, high, similarity = low[order], high[order], kept.similarity[order]
+    is_new = ~(_equals_previous(low) & _equals_previous(high))
+    return Pairs(low[is_new], high[is_new], similarity[is_new])
+
+
+def saturated_queries(hits: Hits, params: JoinParams) -> Int64:
+    """Return the ascending ids of queries with a full list at or over the threshold: more matches may lie beyond it.
+
+    hits as `merge_hits` returns them. A full list is k long in an own split and k_cross in another.
+    Raises UsageError without a threshold.
+    """
+    if params.threshold is None:
+        raise UsageError("join: saturation needs a threshold; set JoinParams.threshold")
+    limit = np.where(hits.is_own, params.k, params.k_cross)
+    is_last = _rank_in_list(hits) == limit - 1
+    return np.unique(hits.query_id[is_last & (hits.similarity >= stored_threshold(params.threshold))])
+
+
+def recall(exact: Hits, found: Hits) -> Recall:
+    """Return how many of the exact neighbours of a sample of queries were found, with the Wilson 95% interval.
+
+    Source: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212. Without neighbours the interval is 0 to 1.
+    """
+    of_sample = found.take(np.isin(found.query_id, exact.query_id))
+    both = concatenate_hits([exact, of_sample])
+    side = np.arange(len(both)) >= len(exact)
+    order = np.lexsort((side, both.match_id, both.split, both.query_id))
+    both, side = both.take(order), side[order]
+    is_again = _equals_previous(both.query_id, both.split) & _equals_previous(both.match_id)
+    count = int((is_again & side).sum())
+    return Recall(count, len(exact), *_wilson(count, len(exact)))
+
+
+def _wilson(found: int, total: int) -> tuple[float, float]:
+    if total == 0:
+        return 0.0, 1.0
+    z = 1.959963984540054
+    share, weight = found / total, z * z / total
+    centre = (share + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * math.sqrt(share * (1 - share) / total + weight / (4 * total))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _rank_in_list(hits: Hits) -> Int64:
+    """Return the position of every row among those of its query and split; hits sorted."""
+    is_first = ~_equals_previous(hits.query_id, hits.split)
+    start = np.flatnonzero(is_first)
+    return np.arange(len(hits)) - start[np.cumsum(is_first) - 1] if len(hits) else np.empty(0, dtype=np.int64)
+
+
+def _equals_previous(*columns: NDArray[np.integer]) -> Mask:
+    equals = np.zeros(len(columns[0]), dtype=bool)
+    if len(equals) > 1:
+        equals[1:] = np.logical_and.reduce([c[1:] == c[:-1] for c in columns])
+    return equals
+
+
+def _lookup(wanted: Int64, ids: Int64, values: UInt64) -> UInt64:
+    position = np.minimum(np.searchsorted(ids, wanted), max(len(ids) - 1, 0))
+    if len(wanted) and (len(ids) == 0 or not np.array_equal(ids[position], wanted)):
+        raise UsageError("join: hits name an image without a split mask; pass the masks of all images searched")
+    return values[position]
