@@ -1,0 +1,1 @@
+"""What can be listed: which objects are images, and the split and label of each."""

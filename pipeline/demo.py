@@ -1,0 +1,224 @@
+"""The demo: a small photo set with planted faults, and what an audit found of them."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image, ImageFilter
+
+from pipeline.errors import NotFound, UsageError
+from pipeline.schemas import GROUPING_KINDS, Kind, Status
+from pipeline.storage import Store, open_store
+
+SUBJECTS = {
+    "things": ("astronaut", "camera", "chelsea", "coffee", "rocket"),
+    "stars": ("hubble",),
+    "ground": ("brick", "grass", "gravel"),
+}
+"""Class folder of the demo -> the photographs whose tiles are in it (see demo_photos/CREDITS.txt)."""
+OUTLIER = "retina_00"
+SPLITS = ("train", "train", "train", "val", "test")
+JPEG_QUALITY = 90
+
+Edit = Callable[[Image.Image], Image.Image]
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One kind of planted fault and where an audit shows it.
+
+    table, column, value: the rows of `table` where `column` equals `value` (every row where column is None).
+    items: the planted ones, each a tuple of one uri, or of two that must be a pair (or share a group).
+    """
+
+    name: str
+    table: str
+    column: str | None
+    value: object
+    items: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class DemoTruth:
+    """What `make_demo` wrote: the number of files and every planted fact."""
+
+    images: int
+    facts: tuple[Fact, ...]
+
+
+def demo_photos() -> dict[str, bytes]:
+    """The photographs of the package: name without suffix -> JPEG bytes, sorted by name."""
+    folder = resources.files("pipeline").joinpath("demo_photos")
+    found = {entry.name[:-4]: entry for entry in folder.iterdir() if entry.name.endswith(".jpg")}
+    return {name: found[name].read_bytes() for name in sorted(found)}
+
+
+def make_demo(target: Path, seed: int = 7) -> DemoTruth:
+    """Writes the planted photo set into the folder `target` and returns what was planted, as uris relative to it.
+
+    Equal seeds write equal names and, with one version of Pillow, equal bytes. Raises UsageError where the folder holds
+    a file that is not of the set, StorageError where it cannot be written.
+    """
+    files, facts = plant(demo_photos(), seed)
+    store = open_store(str(target))
+    strange = _first_other(store, files)
+    if strange is not None:
+        raise UsageError(
+            f"demo folder {target} holds {strange!r}, which is not of the demo: give an empty folder or a new name"
+        )
+    for key, data in files.items():
+        store.put(key, data)
+    return DemoTruth(images=len(files), facts=facts)
+
+
+def plant(photos: dict[str, bytes], seed: int) -> tuple[dict[str, bytes], tuple[Fact, ...]]:
+    """The files of the demo (uri -> bytes) and its facts, from `photos` (name -> JPEG bytes)."""
+    piles = {
+        subject: [name for name in photos if name.rpartition("_")[0] in sources]
+        for subject, sources in SUBJECTS.items()
+    }
+    for pile in piles.values():
+        random.Random(seed).shuffle(pile)
+    files: dict[str, bytes] = {}
+    facts = [*_plant_single(files, piles, photos), *_plant_copies(files, piles, photos)]
+    for subject, pile in piles.items():
+        for position, name in enumerate(pile):
+            files[f"{SPLITS[position % len(SPLITS)]}/{subject}/{name}.jpg"] = photos[name]
+    return dict(sorted(files.items())), tuple(facts)
+
+
+def report_demo(truth: DemoTruth, tables: dict[str, pa.Table]) -> list[str]:
+    """A line per fact: planted, found, and how many images the same rows name that were not planted as anything."""
+    planted = {uri for fact in truth.facts for item in fact.items for uri in item}
+    lines = [f"{truth.images} files"]
+    for fact in truth.facts:
+        rows = _rows(tables[fact.table], fact)
+        found = _count_found(rows, fact.items)
+        others = len(_uris(rows) - planted)
+        also = f", and {others} image{'s' if others > 1 else ''} not planted" if others else ""
+        lines.append(f"{fact.name}: planted {len(fact.items)}, found {found}{also}")
+    return lines
+
+
+def _first_other(store: Store, files: dict[str, bytes]) -> str | None:
+    try:
+        return next((entry.key for entry in store.list() if entry.key not in files), None)
+    except NotFound:
+        return None
+
+
+def _plant_single(files: dict[str, bytes], piles: dict[str, list[str]], photos: dict[str, bytes]) -> list[Fact]:
+    """Faults of one image. Their originals are taken from the piles, so that no fault is also a copy."""
+
+    def place(folder: str, pile: str, ending: str, change: Callable[[bytes], bytes] = bytes) -> str:
+        name = piles[pile].pop()
+        uri = f"{folder}/{name}{ending}.jpg"
+        files[uri] = change(photos[name])
+        return uri
+
+    wrong = [place("train/ground", "stars", ""), place("val/stars", "ground", ""), place("train/stars", "ground", "")]
+    corrupt = place("train/things", "things", "_corrupt", lambda data: data[:20] + bytes(len(data) - 20))
+    short = place("val/ground", "ground", "_truncated", lambda data: data[: len(data) * 6 // 10])
+    dark = place("train/things", "things", "_dark", _edit(lambda image: image.point(lambda value: value * 0.06)))
+    blurry = place("test/things", "things", "_blurry", _edit(lambda image: image.filter(ImageFilter.GaussianBlur(6))))
+    grey = place("train/ground", "ground", "_grey", _edit(lambda image: image.convert("L").convert("RGB")))
+    strange = f"train/things/{OUTLIER}.jpg"
+    files[strange] = photos[OUTLIER]
+    return [
+        _single("wrong labels", "labels", "is_label_issue", True, wrong),
+        _single("outliers", "outliers", "is_outlier", True, [strange]),
+        _single("corrupt files", "invalid", "status", Status.UNREADABLE.value, [corrupt]),
+        _single("truncated files", "invalid", "status", Status.TRUNCATED.value, [short]),
+        _single("dark images", "quality", "is_dark_issue", True, [dark]),
+        _single("blurry images", "quality", "is_blurry_issue", True, [blurry]),
+        _single("grey images", "quality", "is_grey_issue", True, [grey]),
+    ]
+
+
+def _plant_copies(files: dict[str, bytes], piles: dict[str, list[str]], photos: dict[str, bytes]) -> list[Fact]:
+    """Copies, most of them in another split than their original, which is always in train."""
+
+    def copy(subject: str, folder: str, ending: str, change: Callable[[bytes], bytes] = bytes) -> tuple[str, str]:
+        name = piles[subject].pop()
+        original, copied = f"train/{subject}/{name}.jpg", f"{folder}/{name}_{ending}.jpg"
+        files[original], files[copied] = photos[name], change(photos[name])
+        return original, copied
+
+    exact = [
+        copy("things", "test/things", "again"),
+        copy("stars", "val/stars", "again"),
+        copy("ground", "train/ground", "again"),
+    ]
+    conflict = [copy("stars", "test/things", "again")]
+    edited = [
+        copy("things", "val/things", "small", _edit(lambda image: image.resize((image.width // 2, image.height // 2)))),
+        copy("stars", "test/stars", "small", _edit(lambda image: image.resize((image.width // 2, image.height // 2)))),
+        copy("ground", "test/ground", "jpeg", _edit(lambda image: image, quality=25)),
+        copy("things", "train/things", "jpeg", _edit(lambda image: image, quality=25)),
+        copy("things", "test/things", "crop", _edit(_crop)),
+        copy("ground", "val/ground", "crop", _edit(_crop)),
+        copy("things", "val/things", "mirror", _edit(lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))),
+        copy("stars", "train/stars", "mirror", _edit(lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))),
+    ]
+    crossing = [pair for pair in exact + conflict + edited if pair[0].split("/")[0] != pair[1].split("/")[0]]
+    return [
+        Fact("exact copies", "duplicates", "kind", Kind.SAME_BYTES.value, tuple(exact + conflict)),
+        Fact("resized, re-encoded, cropped and mirrored copies", "groups", None, None, tuple(edited)),
+        Fact("leaks between splits", "leaks", None, None, tuple(crossing)),
+        Fact("leaks under another label", "leaks", "is_label_conflict", True, tuple(conflict)),
+    ]
+
+
+def _single(name: str, table: str, column: str, value: object, uris: list[str]) -> Fact:
+    return Fact(name, table, column, value, tuple((uri,) for uri in uris))
+
+
+def _edit(change: Edit, quality: int = JPEG_QUALITY) -> Callable[[bytes], bytes]:
+    def encoded(data: bytes) -> bytes:
+        buffer = io.BytesIO()
+        with Image.open(io.BytesIO(data)) as image:
+            change(image.convert("RGB")).save(buffer, format="JPEG", quality=quality)
+        return buffer.getvalue()
+
+    return encoded
+
+
+def _crop(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    return image.crop((width // 10, height // 10, width - width // 10, height - height // 10))
+
+
+def _rows(table: pa.Table, fact: Fact) -> pa.Table:
+    if fact.column is not None:
+        table = table.filter(pc.equal(table[fact.column], fact.value))
+    if "kind" in table.column_names:
+        joins = pc.is_in(table["kind"], pa.array(sorted(kind.value for kind in GROUPING_KINDS)))
+        table = table.filter(pc.or_(joins, pc.is_null(table["kind"])))
+    return table
+
+
+def _count_found(rows: pa.Table, items: Iterable[tuple[str, ...]]) -> int:
+    if "match_uri" in rows.column_names:
+        pairs = {frozenset(pair) for pair in zip(*_columns(rows, "uri", "match_uri"), strict=True)}
+        return sum(frozenset(item) in pairs for item in items)
+    if "group_id" in rows.column_names:
+        groups = dict(zip(*_columns(rows, "uri", "group_id"), strict=True))
+        return sum(all(uri in groups and groups[uri] == groups[item[0]] for uri in item) for item in items)
+    uris = _uris(rows)
+    return sum(item[0] in uris for item in items)
+
+
+def _uris(rows: pa.Table) -> set[str]:
+    names = [name for name in ("uri", "match_uri") if name in rows.column_names]
+    return {uri for name in names for uri in rows[name].to_pylist()}
+
+
+def _columns(rows: pa.Table, *names: str) -> list[list[object]]:
+    return [rows[name].to_pylist() for name in names]

@@ -1,0 +1,51 @@
+"""Which split a path belongs to, read from its folders.
+
+A folder names a split when it is one of the names below, in any case, alone or followed by `set`, `_set`, `-set` or
+` set`. The first such folder from the top counts; the file's own name never does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "dev",
+    "test": "test",
+    "testing": "test",
+    "eval": "eval",
+    "evaluation": "eval",
+    "holdout": "holdout",
+}
+"""Folder name without its suffix, in lower case -> the split. `dev`, `eval` and `holdout` stay splits of their own: a
+data set may hold one of them beside `val` and `test`, and merging the two would hide the leaks between them."""
+
+_SET_SUFFIX = re.compile(r"[_\- ]?set$")
+
+
+def split_of_name(name: str) -> str | None:
+    """The split that one name stands for (`Train_Set` -> `train`), or None."""
+    lowered = name.lower()
+    known = SPLIT_NAMES.get(lowered)
+    if known is None and lowered.endswith("set"):
+        known = SPLIT_NAMES.get(_SET_SUFFIX.sub("", lowered))
+    return known
+
+
+def canonical_split(name: str) -> str:
+    """The split that a pattern or a table names: a known name becomes its split, any other is kept as written."""
+    return split_of_name(name) or name
+
+
+def find_split(folders: Sequence[str]) -> tuple[int, str] | None:
+    """Position and split of the first folder, from the top, that names one; None where none does."""
+    for position, folder in enumerate(folders):
+        split = split_of_name(folder)
+        if split is not None:
+            return position, split
+    return None

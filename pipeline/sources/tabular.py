@@ -1,0 +1,192 @@
+"""Splits and labels from a CSV or Parquet table, matched to paths by hash: memory stays near that of the table."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+
+from pipeline.errors import UsageError
+from pipeline.sources.splits import canonical_split
+from pipeline.storage import StorageConfig, open_store
+
+FILENAME, SPLIT, LABEL = "filename", "split", "label"
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A column of few values: the values, then None; and each row's place in them, int32 (n,)."""
+
+    values: list[str | None]
+    codes: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class LabelTable:
+    """A loaded table of n rows, and the sorted hashes that find a row.
+
+    names: string (n,). splits, labels: None where the table has no such column.
+    path_keys, path_rows: uint64 and int64 (n,), sorted by key. base_keys, base_rows: the same for the part of a name
+    after its last `/`, only those that a single row has.
+    """
+
+    names: pa.Array
+    splits: Coded | None
+    labels: Coded | None
+    path_keys: npt.NDArray[np.uint64]
+    path_rows: npt.NDArray[np.int64]
+    base_keys: npt.NDArray[np.uint64]
+    base_rows: npt.NDArray[np.int64]
+
+
+def load_label_table(address: str, config: StorageConfig | None = None) -> LabelTable:
+    """Reads the table at a local path, `s3://` or `minio://` address; errors as in `read_label_table` and storage."""
+    folder, slash, name = address.rpartition("/")
+    return read_label_table(open_store(folder or slash or ".", config or StorageConfig()).read(name), address)
+
+
+def read_label_table(data: bytes, address: str) -> LabelTable:
+    """The table in `data`: Parquet by its magic bytes, else CSV in UTF-8 with a header; `address` is for messages.
+
+    Every value is read as text, so that a label `007` stays itself; an empty one is none. Raises UsageError for a file
+    that is neither, a missing column, an empty file name, or a file name in two rows.
+    """
+    table = _read_parquet(data, address) if data[:4] == b"PAR1" else _read_csv(data, address)
+    names = _text(table, FILENAME)
+    if names.null_count or pc.any(pc.equal(names, "")).as_py():
+        raise UsageError(f"table {address} has rows without a {FILENAME}: fill or remove them")
+    texts = [name.removeprefix("./") for name in names.to_pylist()]
+    path_keys, path_rows = _sorted_keys(texts)
+    _check_unique(texts, path_keys, path_rows, address)
+    base_keys, base_rows = _only_single(*_sorted_keys([name.rpartition("/")[2] for name in texts]))
+    return LabelTable(
+        names=pa.array(texts, pa.large_string()),
+        splits=_encode(table, SPLIT),
+        labels=_encode(table, LABEL),
+        path_keys=path_keys,
+        path_rows=path_rows,
+        base_keys=base_keys,
+        base_rows=base_rows,
+    )
+
+
+def match_rows(paths: Sequence[str], table: LabelTable) -> npt.NDArray[np.int64]:
+    """Row of the table for each path, int64 (len(paths),), -1 where none.
+
+    By the whole relative path; else by the file's own name where a single row has it and one of the two names ends in
+    the other (`cat/1.jpg` in the table finds `train/cat/1.jpg`, and never `dog/1.jpg`).
+    """
+    rows = _look_up(_keys(paths), table.path_keys, table.path_rows)
+    missing = np.flatnonzero(rows < 0)
+    if missing.size and table.base_keys.size:
+        left = [paths[i] for i in missing.tolist()]
+        found = _look_up(_keys([path.rpartition("/")[2] for path in left]), table.base_keys, table.base_rows)
+        hits = np.flatnonzero(found >= 0)
+        names = table.names.take(pa.array(found[hits])).to_pylist()
+        agree = np.array([_one_ends_in_other(left[i], name) for i, name in zip(hits, names, strict=True)], dtype=bool)
+        rows[missing[hits[agree]]] = found[hits[agree]]
+    return rows
+
+
+def values_at(column: Coded, rows: npt.NDArray[np.int64]) -> list[str | None]:
+    """Values of a column at `rows`; None at -1 and where the table has none."""
+    codes = np.full(len(rows), -1, dtype=np.int32)
+    codes[rows >= 0] = column.codes[rows[rows >= 0]]
+    values = column.values
+    return [values[code] for code in codes.tolist()]
+
+
+def _read_csv(data: bytes, address: str) -> pa.Table:
+    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    types = {FILENAME: pa.string(), SPLIT: pa.string(), LABEL: pa.string()}
+    try:
+        with pyarrow.csv.open_csv(io.BytesIO(data), parse_options=parse) as reader:
+            wanted = _wanted(reader.schema.names, address)
+        convert = pyarrow.csv.ConvertOptions(column_types=types, include_columns=wanted, strings_can_be_null=False)
+        return pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=convert)
+    except pa.ArrowInvalid as error:
+        raise UsageError(f"table {address} is neither Parquet nor CSV in UTF-8 with a header: {error}") from error
+
+
+def _read_parquet(data: bytes, address: str) -> pa.Table:
+    try:
+        file = pyarrow.parquet.ParquetFile(io.BytesIO(data))
+        return file.read(columns=_wanted(file.schema_arrow.names, address))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UsageError(f"table {address} begins like Parquet and cannot be read: {error}") from error
+
+
+def _wanted(names: list[str], address: str) -> list[str]:
+    wanted = [name for name in (FILENAME, SPLIT, LABEL) if name in names]
+    if FILENAME not in wanted or len(wanted) < 2:
+        raise UsageError(
+            f"table {address} has the columns {', '.join(names)}; wanted {FILENAME} and at least one of {SPLIT} and "
+            f"{LABEL}: rename its columns"
+        )
+    twice = sorted(name for name in wanted if names.count(name) > 1)
+    if twice:
+        raise UsageError(f"table {address} has the column {', '.join(twice)} more than once: keep one")
+    return wanted
+
+
+def _text(table: pa.Table, name: str) -> pa.Array:
+    return table.column(name).combine_chunks().cast(pa.large_string())
+
+
+def _encode(table: pa.Table, name: str) -> Coded | None:
+    if name not in table.column_names:
+        return None
+    column = _text(table, name)
+    encoded = pc.if_else(pc.equal(column, ""), None, column).dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int32)
+    return Coded([*(map(canonical_split, values) if name == SPLIT else values), None], codes)
+
+
+def _keys(names: Sequence[str]) -> npt.NDArray[np.uint64]:
+    digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
+    return np.frombuffer(digests, dtype="<u8")
+
+
+def _sorted_keys(names: Sequence[str]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    keys = _keys(names)
+    rows = np.argsort(keys, kind="stable").astype(np.int64)
+    return keys[rows], rows
+
+
+def _only_single(
+    keys: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    same = keys[1:] == keys[:-1]
+    single = ~(np.concatenate([[False], same]) | np.concatenate([same, [False]]))[: len(keys)]
+    return keys[single], rows[single]
+
+
+def _check_unique(
+    names: Sequence[str], keys: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64], address: str
+) -> None:
+    repeated = np.flatnonzero(keys[1:] == keys[:-1]) + 1
+    if repeated.size:
+        shown = ", ".join(repr(names[row]) for row in sorted(rows[repeated])[:3])
+        raise UsageError(f"table {address} names {repeated.size} files again, first {shown}: keep one row per file")
+
+
+def _look_up(
+    wanted: npt.NDArray[np.uint64], keys: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    if not keys.size:
+        return np.full(len(wanted), -1, dtype=np.int64)
+    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[places] == wanted, rows[places], np.int64(-1))
+
+
+def _one_ends_in_other(path: str, name: str) -> bool:
+    return f"/{path}".endswith(f"/{name}") or f"/{name}".endswith(f"/{path}")

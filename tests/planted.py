@@ -1,0 +1,294 @@
+"""A seeded set of real photographs with planted faults, and the uris of every planted one.
+
+`plant(seed)` makes about 245 files in memory, `build(folder, seed)` writes them; `Truth` lists what an end-to-end test
+must find. Each fault has originals of its own, so that no fact hides another. Uris are relative to the folder.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from benchmarks.edits import EDITS, SAME_FRAME, Pixels, decode, edited_jpeg, encode_jpeg
+from pipeline.demo import OUTLIER, SUBJECTS, demo_photos
+
+Pair = tuple[str, str]
+
+HOSTILE_NAMES = (
+    "with space .jpg",
+    "quote\"and'quote.jpg",
+    "comma, semicolon;.jpg",
+    "new\nline.jpg",
+    "tab\tcr\r.jpg",
+    "<script>alert(1)<!-- &amp;.jpg",
+    "=1+1.jpg",
+    "-rf.jpg",
+    "@at.jpg",
+    "50%41.jpg",
+    "back\\slash.jpg",
+    "#hash?query.jpg",
+    "emoji \U0001f600.jpg",
+    "right\u202eleft.jpg",
+    "nfc \u00e9.jpg",
+    "nfd e\u0301.jpg",
+    "long" * 60 + ".jpg",
+)
+RAW_NAMES = {"latin %E9.jpg": b"latin \xe9.jpg", "%FF%FE.jpg": b"\xff\xfe.jpg"}
+"""Uris of names that are not UTF-8, and those names; only a disk can hold them."""
+WHOLE = {"things": 17, "stars": 13, "ground": 13}
+"""Label -> photographs used whole; each of the others is cut into four that share no pixel."""
+
+
+@dataclass
+class Truth:
+    """What was planted. A pair is (original, copy)."""
+
+    photos: list[str] = field(default_factory=list)
+    """Nothing but photographs: no fault, no copy."""
+    same_bytes: list[Pair] = field(default_factory=list)
+    same_pixels: list[Pair] = field(default_factory=list)
+    """The same pixels in another container."""
+    edits: dict[str, list[Pair]] = field(default_factory=dict)
+    """Name of the edit -> pairs in one split and label."""
+    leaks: dict[Pair, bool] = field(default_factory=dict)
+    """Pairs over two splits -> whether their labels differ."""
+    web: list[str] = field(default_factory=list)
+    """One photograph, byte for byte, in three splits and under two labels."""
+    web_edits: list[str] = field(default_factory=list)
+    """An edited copy of it in each of those splits; with `web` it is one group."""
+    wrong_labels: dict[str, str] = field(default_factory=dict)
+    """Uri -> the label that it should have."""
+    outliers: list[str] = field(default_factory=list)
+    quality: dict[str, list[str]] = field(default_factory=dict)
+    """Name of the check (dark, bright, blurry, grey, low_contrast) -> images."""
+    invalid: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Uri -> the statuses that are right for it. Some are equal byte for byte and yet no duplicates."""
+    hostile: list[Pair] = field(default_factory=list)
+    """(uri of a difficult name, uri of an exact copy under a plain name)."""
+    animations: list[str] = field(default_factory=list)
+
+    def groups(self) -> list[frozenset[str]]:
+        """Every group of duplicates and near-duplicates."""
+        pairs = [*self.same_bytes, *self.same_pixels, *self.leaks, *self.hostile]
+        pairs += [pair for listed in self.edits.values() for pair in listed]
+        return [*map(frozenset, pairs), frozenset([*self.web, *self.web_edits])]
+
+    def kinds(self) -> dict[frozenset[str], str]:
+        """The kind of every planted pair but those of leaks and of the web."""
+        kinds = {frozenset(pair): "same_bytes" for pair in [*self.same_bytes, *self.hostile]}
+        kinds |= {frozenset(pair): "same_pixels" for pair in self.same_pixels}
+        for edit, pairs in self.edits.items():
+            kinds |= {frozenset(pair): "near_identical" if edit in SAME_FRAME else "edited" for pair in pairs}
+        return kinds
+
+
+@dataclass
+class Planted:
+    """The set in memory: uri -> bytes of the file, and what was planted."""
+
+    files: dict[str, bytes] = field(default_factory=dict)
+    truth: Truth = field(default_factory=Truth)
+
+
+@dataclass
+class _Pen:
+    """What the planting functions share: the set so far, the originals that are left, and the random numbers."""
+
+    planted: Planted
+    whole: dict[str, list[tuple[str, bytes]]]
+    small: list[tuple[str, str, bytes]]
+    rng: np.random.Generator
+
+    def put(self, uri: str, data: bytes) -> str:
+        assert uri not in self.planted.files, uri
+        self.planted.files[uri] = data
+        return uri
+
+    def take(self) -> tuple[str, str, bytes]:
+        """Label, name and bytes of a whole photograph that nothing else uses, from the fullest label."""
+        label = max(self.whole, key=lambda key: len(self.whole[key]))
+        return (label, *self.whole[label].pop())
+
+
+def plant(seed: int = 7) -> Planted:
+    """The planted set; equal seeds give equal bytes."""
+    rng = np.random.default_rng(seed)
+    pen = _Pen(Planted(), *_originals(rng), rng)
+    for step in (_wrong_labels, _faults, _exact, _edited, _leaks, _web, _invalid, _hostile, _photos):
+        step(pen)
+    pen.planted.files = dict(sorted(pen.planted.files.items()))
+    return pen.planted
+
+
+def build(folder: Path, seed: int = 7) -> Truth:
+    """Writes the planted set into `folder`, difficult names as they are, and returns what was planted."""
+    planted = plant(seed)
+    for uri, data in planted.files.items():
+        parent, _, name = uri.rpartition("/")
+        path = folder / parent / os.fsdecode(RAW_NAMES.get(name, os.fsencode(name)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return planted.truth
+
+
+def _originals(
+    rng: np.random.Generator,
+) -> tuple[dict[str, list[tuple[str, bytes]]], list[tuple[str, str, bytes]]]:
+    photos = demo_photos()
+    whole: dict[str, list[tuple[str, bytes]]] = {}
+    small = []
+    for label, sources in SUBJECTS.items():
+        names = [name for name in photos if name.rpartition("_")[0] in sources]
+        names = [names[i] for i in rng.permutation(len(names))]
+        whole[label] = [(name, photos[name]) for name in names[: WHOLE[label]]]
+        for name in names[WHOLE[label] :]:
+            small += [(label, f"{name}_q{i}", data) for i, data in enumerate(_quarters(photos[name]))]
+    return whole, [small[i] for i in rng.permutation(len(small))]
+
+
+def _quarters(data: bytes) -> list[bytes]:
+    """The four quarters, without those that show next to nothing: two pieces of empty sky would be a pair."""
+    pixels = decode(data)
+    height, width = (side // 2 for side in pixels.shape[:2])
+    cut = [pixels[y : y + height, x : x + width] for y in (0, height) for x in (0, width)]
+    return [encode_jpeg(quarter, 92) for quarter in cut if quarter.mean(axis=2).std() > 12]
+
+
+def _exact(pen: _Pen) -> None:
+    for i in range(4):
+        label, name, data = pen.take()
+        original = pen.put(f"train/{label}/{name}.jpg", data)
+        pen.planted.truth.same_bytes.append((original, pen.put(f"train/{label}/{name}_again{i}.jpg", data)))
+    for suffix, options in (("bmp", {}), ("tiff", {}), ("webp", {"lossless": True})):
+        label, name, data = pen.take()
+        original = pen.put(f"train/{label}/{name}.png", _saved(decode(data), "png"))
+        copy = pen.put(f"train/{label}/{name}.{suffix}", _saved(decode(data), suffix, **options))
+        pen.planted.truth.same_pixels.append((original, copy))
+
+
+def _edited(pen: _Pen) -> None:
+    for edit in EDITS:
+        for _ in range(3 if edit in ("jpeg", "half") else 2):
+            label, name, data = pen.take()
+            original = pen.put(f"train/{label}/{name}.jpg", data)
+            copy = pen.put(f"train/{label}/{name}_{edit}.jpg", edited_jpeg(edit, decode(data), pen.rng))
+            pen.planted.truth.edits.setdefault(edit, []).append((original, copy))
+
+
+def _leaks(pen: _Pen) -> None:
+    others = {"things": "stars", "stars": "ground", "ground": "things"}
+    plan = [("again", "val"), ("again", "test"), ("half", "test"), ("crop", "val"), ("jpeg", "val"), ("mirror", "test")]
+    for number, (edit, split) in enumerate(plan):
+        label, name, data = pen.take()
+        differ = number in (1, 5)
+        original = pen.put(f"train/{label}/{name}.jpg", data)
+        copied = data if edit == "again" else edited_jpeg(edit, decode(data), pen.rng)
+        copy = pen.put(f"{split}/{others[label] if differ else label}/{name}_{edit}.jpg", copied)
+        pen.planted.truth.leaks[original, copy] = differ
+
+
+def _web(pen: _Pen) -> None:
+    _, name, data = pen.take()
+    for split, label, edit in (("train", "things", "half"), ("val", "things", "jpeg"), ("test", "ground", "crop")):
+        pen.planted.truth.web.append(pen.put(f"{split}/{label}/{name}_web.jpg", data))
+        copied = edited_jpeg(edit, decode(data), pen.rng)
+        pen.planted.truth.web_edits.append(pen.put(f"{split}/{label}/{name}_web_{edit}.jpg", copied))
+
+
+def _wrong_labels(pen: _Pen) -> None:
+    for given, true in (("ground", "stars"), ("things", "stars"), ("stars", "ground"), ("stars", "ground")):
+        name, data = pen.whole[true].pop()
+        pen.planted.truth.wrong_labels[pen.put(f"train/{given}/{name}.jpg", data)] = true
+
+
+def _faults(pen: _Pen) -> None:
+    """The outlier, and one image for each quality check."""
+    pen.planted.truth.outliers.append(pen.put(f"train/things/{OUTLIER}.jpg", demo_photos()[OUTLIER]))
+    changes: dict[str, Callable[[Pixels], Pixels]] = {
+        "dark": lambda pixels: _scaled(pixels, 0.05, 0),
+        "bright": lambda pixels: _scaled(pixels, 0.06, 239),
+        "low_contrast": lambda pixels: _scaled(pixels, 0.08, 118),
+        "blurry": lambda pixels: np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(6))),
+        "grey": lambda pixels: EDITS["grey"](pixels, pen.rng),
+    }
+    for check, change in changes.items():
+        name, data = pen.whole["things"].pop()
+        uri = pen.put(f"train/things/{name}_{check}.jpg", encode_jpeg(change(decode(data)), 92))
+        pen.planted.truth.quality[check] = [uri]
+
+
+def _invalid(pen: _Pen) -> None:
+    _, _, data = pen.small.pop()
+    png = _saved(decode(data), "png")
+    text = b"This is no photograph.\n" * 40
+    not_read = frozenset({"unsupported", "unreadable"})
+    broken: list[tuple[str, bytes, frozenset[str]]] = [
+        ("empty.jpg", b"", frozenset({"empty"})),
+        ("empty_too.png", b"", frozenset({"empty"})),
+        ("text.jpg", text, not_read),
+        ("text_too.jpg", text, not_read),
+        ("archive.png", b"PK\x03\x04" + bytes(200), not_read),
+        ("garbage.jpg", data[:20] + bytes(len(data) - 20), not_read),
+        ("cut.jpg", data[: len(data) * 6 // 10], frozenset({"truncated"})),
+        ("cut.png", png[: len(png) * 6 // 10], frozenset({"truncated"})),
+        ("bomb.png", _png_bomb(), frozenset({"too_large"})),
+        ("bomb.jpg", _jpeg_bomb(data), frozenset({"too_large"})),
+        ("dot.png", _saved(np.full((1, 1, 3), 90, np.uint8), "png"), frozenset({"too_small"})),
+    ]
+    for name, content, statuses in broken:
+        pen.planted.truth.invalid[pen.put(f"train/things/{name}", content)] = statuses
+
+
+def _hostile(pen: _Pen) -> None:
+    for number, name in enumerate([*HOSTILE_NAMES, *RAW_NAMES]):
+        label, _, data = pen.small.pop()
+        pair = pen.put(f"train/{label}/{name}", data), pen.put(f"train/{label}/plain{number:02}.jpg", data)
+        pen.planted.truth.hostile.append(pair)
+
+
+def _photos(pen: _Pen) -> None:
+    """Everything left, over three splits, and one animation."""
+    label, name, data = pen.small.pop()
+    frames = [Image.fromarray(decode(data)).rotate(90 * turn) for turn in range(3)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=80)
+    pen.planted.truth.animations.append(pen.put(f"train/{label}/{name}.gif", buffer.getvalue()))
+    rest = [(label, name, data) for label, pile in pen.whole.items() for name, data in pile] + pen.small
+    for position, (label, name, data) in enumerate(rest):
+        split = ("train", "train", "train", "val", "test")[position % 5]
+        pen.planted.truth.photos.append(pen.put(f"{split}/{label}/{name}.jpg", data))
+
+
+def _saved(pixels: Pixels, suffix: str, **options: bool) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format=suffix, **options)
+    return buffer.getvalue()
+
+
+def _scaled(pixels: Pixels, gain: float, offset: float) -> Pixels:
+    return np.clip(np.rint(pixels * gain + offset), 0, 255).astype(np.uint8)
+
+
+def _png_bomb() -> bytes:
+    """A valid PNG of 65,500 x 65,500 grey pixels by its header, and of 60 bytes."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 65_500, 65_500, 8, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def _jpeg_bomb(data: bytes) -> bytes:
+    """A JPEG whose frame header says 65,500 x 65,500."""
+    start = data.index(b"\xff\xc0") + 5
+    return data[:start] + struct.pack(">HH", 65_500, 65_500) + data[start + 4 :]

@@ -1,0 +1,206 @@
+"""What counts as an image, how names are stored, and labels from tables."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import NotFound, UsageError
+from pipeline.sources.folder import decode_key, encode_key, image_objects, is_image_key
+from pipeline.sources.labels import RuleParams, assign, count_unmatched
+from pipeline.sources.tabular import load_label_table, match_rows, read_label_table
+from pipeline.storage import ObjectInfo
+
+BY_TABLE = RuleParams(table="labels.csv")
+
+
+def csv_bytes(columns: dict[str, list[str]]) -> bytes:
+    buffer = io.BytesIO()
+    pyarrow.csv.write_csv(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+def parquet_bytes(columns: dict[str, list[object]]) -> bytes:
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["a.jpg", "a.JPEG", "a.jpe", "a.jfif", "a.PNG", "a.webp", "x/a.bmp", "x y/a.gif", "a.tif", "a.b.TIFF", "a\nb.jpg"],
+)
+def test_is_image(key: str) -> None:
+    """Known suffixes in any case are images."""
+    assert is_image_key(key)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "a.txt", "jpg", "a.jpg/", "a.jpg.part", "a.npy", "", ".jpg", ".git/a.jpg", "x/.cache/a.jpg", "x/._a.jpg",
+        "__MACOSX/x/a.jpg", "x/__MACOSX/a.jpg", ".DS_Store", "x/Thumbs.db",
+    ],
+)  # fmt: skip
+def test_is_no_image(key: str) -> None:
+    """Other suffixes, hidden files and folders, and what operating systems leave behind are skipped."""
+    assert not is_image_key(key)
+
+
+def test_visible_names_with_dots() -> None:
+    """A dot elsewhere than at the start hides nothing."""
+    assert is_image_key("v1.2/a..jpg")
+    assert is_image_key("my__MACOSX/a.jpg")
+
+
+def test_image_objects_keeps_order() -> None:
+    """Only images pass, in the order of the listing."""
+    listed = [ObjectInfo(key, 1, "", 0) for key in ("b.jpg", "a.txt", ".x/c.png", "a.png")]
+
+    assert [entry.key for entry in image_objects(iter(listed))] == ["b.jpg", "a.png"]
+
+
+@given(st.binary(max_size=40))
+@settings(max_examples=150, deadline=None)
+def test_names_round_trip(raw: bytes) -> None:
+    """Any bytes of a name come back, and what is stored is UTF-8."""
+    key = raw.decode("utf-8", "surrogateescape")
+    uri, raw_key = encode_key(key)
+
+    assert uri.encode().decode() == uri
+    assert decode_key(uri, raw_key) == key
+    assert (raw_key is None) == (uri == key)
+    assert raw_key in (None, raw)
+
+
+def test_invalid_bytes_become_percent() -> None:
+    """Only invalid bytes are encoded; valid neighbours and percent signs stay."""
+    assert encode_key(os.fsdecode(b"caf\xe9 \xc3\xa9 50%.jpg")) == ("caf%E9 é 50%.jpg", b"caf\xe9 \xc3\xa9 50%.jpg")
+    assert encode_key("50%.jpg") == ("50%.jpg", None)
+
+
+def test_surrogate_that_is_no_byte() -> None:
+    """A lone surrogate that no file system gives is refused by name."""
+    with pytest.raises(UsageError, match="stands for no byte"):
+        encode_key("a\ud800.jpg")
+
+
+@pytest.mark.parametrize("make", [csv_bytes, parquet_bytes])
+def test_table_by_path(make: object) -> None:
+    """Rows are found by relative path; split names become splits; labels stay text; empty ones are none."""
+    columns = {
+        "filename": ["a/1.jpg", './b/"2", x.jpg', "c\nd/3.jpg", "é/4.jpg"],
+        "label": ["007", "cat, grey", "", "0.10"],
+        "split": ["Training", "valid", "fold1", ""],
+        "width": ["1", "2", "3", "4"],
+    }
+    table = read_label_table(make(columns), "labels.csv")  # type: ignore[operator]
+    listed = ["é/4.jpg", 'b/"2", x.jpg', "c\nd/3.jpg", "a/1.jpg", "train/z/5.jpg"]
+
+    assert assign(listed, BY_TABLE, table) == (
+        [None, "val", "fold1", "train", None],
+        ["0.10", "cat, grey", None, "007", None],
+    )
+    assert count_unmatched(listed, BY_TABLE, table) == 1
+
+
+def test_table_numbers_and_nulls() -> None:
+    """Parquet labels may be numbers, and null is none."""
+    columns = {"filename": ["1.jpg", "2.jpg"], "label": [7, None]}
+
+    assert assign(["1.jpg", "2.jpg"], BY_TABLE, read_label_table(parquet_bytes(columns), "t"))[1] == ["7", None]
+
+
+def test_table_by_own_name() -> None:
+    """A file's own name finds its row where one row has it and the folders do not contradict."""
+    names = ["1.jpg", "cat/2.jpg", "/data/photos/train/3.jpg", "dog/4.jpg", "a/5.jpg", "b/5.jpg"]
+    table = read_label_table(csv_bytes({"filename": names, "label": list("abcdef")}), "labels.csv")
+    listed = ["x/1.jpg", "train/cat/2.jpg", "train/3.jpg", "cat/4.jpg", "x/b/5.jpg", "b/5.jpg", "5.jpg"]
+
+    labels = assign(listed, BY_TABLE, table)[1]
+
+    assert labels == ["a", "b", "c", None, None, "f", None]
+
+
+def test_table_without_a_column_takes_it_from_folders() -> None:
+    """A table of labels leaves the splits to the folders, and the other way round."""
+    only_labels = read_label_table(csv_bytes({"filename": ["1.jpg"], "label": ["cat"]}), "t")
+    only_splits = read_label_table(csv_bytes({"filename": ["dog/1.jpg"], "split": ["holdout"]}), "t")
+
+    assert assign(["test/dog/1.jpg"], BY_TABLE, only_labels) == (["test"], ["cat"])
+    assert assign(["dog/1.jpg", "dog/2.jpg"], BY_TABLE, only_splits) == (["holdout", None], ["dog", "dog"])
+
+
+def test_table_without_rows() -> None:
+    """A header alone matches nothing."""
+    table = read_label_table(b"filename,label,split\n", "t")
+
+    assert assign(["1.jpg"], BY_TABLE, table) == ([None], [None])
+    assert count_unmatched(["1.jpg"], BY_TABLE, table) == 1
+
+
+names = st.lists(st.text("ab/.", min_size=1, max_size=6), unique=True, max_size=12)
+
+
+@given(names, names)
+@settings(max_examples=150, deadline=None)
+def test_match_rows_is_the_naive_rule(named: list[str], listed: list[str]) -> None:
+    """Hashes and sorting find what a scan of the table finds."""
+    named = [name for name in named if not name.startswith("./")]
+    if not named:
+        return
+    table = read_label_table(parquet_bytes({"filename": named, "label": ["x"] * len(named)}), "t")
+
+    def scan(path: str) -> int:
+        if path in named:
+            return named.index(path)
+        own = [i for i, name in enumerate(named) if name.split("/")[-1] == path.rsplit("/", maxsplit=1)[-1]]
+        ends = len(own) == 1 and (f"/{path}".endswith(f"/{named[own[0]]}") or f"/{named[own[0]]}".endswith(f"/{path}"))
+        return own[0] if ends else -1
+
+    assert match_rows(listed, table).tolist() == [scan(path) for path in listed]
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (csv_bytes({"file": ["1.jpg"], "label": ["a"]}), "has the columns file, label; wanted filename"),
+        (csv_bytes({"filename": ["1.jpg"]}), "at least one of split and label"),
+        (b"filename,label\n1.jpg,a\n2.jpg,a\n1.jpg,a\n", r"names 1 files again, first '1\.jpg'"),
+        (csv_bytes({"filename": ["1.jpg", "./1.jpg"], "label": ["a"] * 2}), "names 1 files again"),
+        (csv_bytes({"filename": ["1.jpg", ""], "label": ["a"] * 2}), "rows without a filename"),
+        (b"filename,label,label\n1.jpg,a,b\n", "column label more than once"),
+        (b"filename,label\n1.jpg\n", "neither Parquet nor CSV"),
+        (b"filename,label\n\xff.jpg,a\n", "neither Parquet nor CSV"),
+        (b"", "neither Parquet nor CSV"),
+        (b"PAR1 and no more", "begins like Parquet"),
+    ],
+)  # fmt: skip
+def test_wrong_table(data: bytes, said: str) -> None:
+    """A table that cannot rule is one error that names the file and what is wrong with it."""
+    with pytest.raises(UsageError, match=said) as raised:
+        read_label_table(data, "some/labels.csv")
+    assert "some/labels.csv" in str(raised.value)
+
+
+def test_load_from_disk(tmp_path: Path) -> None:
+    """A table is read through storage, and a missing one is NotFound."""
+    (tmp_path / "my labels.csv").write_bytes(csv_bytes({"filename": ["1.jpg"], "label": ["a"]}))
+
+    assert assign(["1.jpg"], BY_TABLE, load_label_table(str(tmp_path / "my labels.csv")))[1] == ["a"]
+    with pytest.raises(NotFound, match=r"other\.csv"):
+        load_label_table(str(tmp_path / "other.csv"))
+
+
+def test_rule_with_a_table_not_loaded() -> None:
+    """The table has to be passed."""
+    with pytest.raises(UsageError, match="was not loaded"):
+        assign(["1.jpg"], BY_TABLE)
