@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv
@@ -13,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import NotFound, UsageError
+from pipeline.errors import UsageError
 from pipeline.sources.folder import decode_key, encode_key, image_objects, is_image_key
 from pipeline.sources.labels import RuleParams, assign, count_unmatched
-from pipeline.sources.tabular import load_label_table, match_rows, read_label_table
+from pipeline.sources.tabular import match_rows, read_label_table
 from pipeline.storage import ObjectInfo
 
 BY_TABLE = RuleParams(table="labels.csv")
@@ -189,15 +188,6 @@ def test_wrong_table(data: bytes, said: str) -> None:
     with pytest.raises(UsageError, match=said) as raised:
         read_label_table(data, "some/labels.csv")
     assert "some/labels.csv" in str(raised.value)
-
-
-def test_load_from_disk(tmp_path: Path) -> None:
-    """A table is read through storage, and a missing one is NotFound."""
-    (tmp_path / "my labels.csv").write_bytes(csv_bytes({"filename": ["1.jpg"], "label": ["a"]}))
-
-    assert assign(["1.jpg"], BY_TABLE, load_label_table(str(tmp_path / "my labels.csv")))[1] == ["a"]
-    with pytest.raises(NotFound, match=r"other\.csv"):
-        load_label_table(str(tmp_path / "other.csv"))
 
 
 def test_rule_with_a_table_not_loaded() -> None:

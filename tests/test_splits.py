@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.sources import labels
-from pipeline.sources.labels import RuleParams, assign, count_unmatched, describe, with_test
+from pipeline.sources.labels import RuleParams, assign, count_unmatched, describe
 from pipeline.sources.splits import SPLIT_NAMES, canonical_split, split_of_name
 
 FOLDERS = RuleParams()
@@ -116,12 +116,13 @@ def test_pattern_group_that_takes_no_part() -> None:
     )
 
 
-def test_two_sources_of_a_run() -> None:
-    """With --test the second source is test throughout; the first is train unless its folders say otherwise."""
-    first, second = with_test(FOLDERS)
+def test_split_of_a_whole_source() -> None:
+    """A given split holds for every path; a default one where no folder names another. Labels stay."""
+    listed = ["cat/1.jpg", "val/cat/2.jpg"]
 
-    assert assign(["cat/1.jpg", "val/cat/2.jpg"], first) == (["train", "val"], ["cat", "cat"])
-    assert assign(["cat/1.jpg", "val/cat/2.jpg"], second) == (["test", "test"], ["cat", "cat"])
+    assert assign(listed, RuleParams(default_split="train")) == (["train", "val"], ["cat", "cat"])
+    assert assign(listed, RuleParams(split="test")) == (["test", "test"], ["cat", "cat"])
+    assert assign(listed, RuleParams(split="test", default_split="train"))[0] == ["test", "test"]
 
 
 @pytest.mark.parametrize(

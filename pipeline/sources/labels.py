@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 from pipeline.errors import UsageError
@@ -65,17 +65,12 @@ def _pattern_problems(pattern: str) -> list[str]:
     return []
 
 
-def with_test(rule: RuleParams) -> tuple[RuleParams, RuleParams]:
-    """The rules of the two sources of a run with `--test`: train where no folder says otherwise, and always test."""
-    return replace(rule, default_split=rule.default_split or "train"), replace(rule, split="test")
-
-
 def assign(
     paths: Sequence[str], rule: RuleParams, table: LabelTable | None = None
 ) -> tuple[list[str | None], list[str | None]]:
     """Split and label of each path (relative to its source, `/` between folders); None where there is none.
 
-    `table` is what `tabular.load_label_table` made of `rule.table`. A pure function of each path alone, so any cut of a
+    `table` is what `tabular.read_label_table` made of `rule.table`. A pure function of each path alone, so any cut of a
     listing into chunks gives the same. Raises UsageError where the rule names a table and none is passed.
     """
     if rule.table is not None:

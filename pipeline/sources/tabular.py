@@ -16,7 +16,6 @@ import pyarrow.parquet
 
 from pipeline.errors import UsageError
 from pipeline.sources.splits import canonical_split
-from pipeline.storage import StorageConfig, open_store
 
 FILENAME, SPLIT, LABEL = "filename", "split", "label"
 
@@ -45,12 +44,6 @@ class LabelTable:
     path_rows: npt.NDArray[np.int64]
     base_keys: npt.NDArray[np.uint64]
     base_rows: npt.NDArray[np.int64]
-
-
-def load_label_table(address: str, config: StorageConfig | None = None) -> LabelTable:
-    """Reads the table at a local path, `s3://` or `minio://` address; errors as in `read_label_table` and storage."""
-    folder, slash, name = address.rpartition("/")
-    return read_label_table(open_store(folder or slash or ".", config or StorageConfig()).read(name), address)
 
 
 def read_label_table(data: bytes, address: str) -> LabelTable:
