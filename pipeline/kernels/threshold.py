@@ -1,0 +1,232 @@
+"""The threshold rule: how similar two images must be before their pixels are compared.
+
+The tail of the similarities of random pairs is exponential: on 14,034 scene photos every decade of the exceedance
+probability from 1e-2 to 1e-5 takes .095 to .11 of similarity. Two quantiles of a sample of all pairs therefore give
+the similarity at which a dataset of any size expects a given number of false candidates per image.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ArtifactError, UsageError
+
+HISTOGRAM_BINS = 65_536
+REFERENCE_PROBABILITY = 1e-3
+SHIPPED_PRIOR = 500  # own tail weighs n / (n + 500), as the moments do
+# True duplicates put c / N of all random pairs at the far end, c being copies per image: the quantiles that are read
+# stay above 30 / N, so that up to some ten copies of every image move the threshold by less than .02.
+_PAIRS_PER_IMAGE_READ = 30.0
+_DEEPEST, _SHALLOWEST = 1e-3, 3e-2
+_BLOCK = 1024
+_LN10 = math.log(10.0)
+
+
+@dataclass(frozen=True)
+class ThresholdParams:
+    """The rule's settings.
+
+    `false_per_image`: false candidates that one image may expect. 0.1 where pixels are compared afterwards: at 1e-3
+    a million photos would need a similarity of .87 and lose nine edits in ten, while 0.1 costs a tenth of a
+    comparison per image. Use `unverified_params` where nothing is compared afterwards.
+    `floor`, `ceiling`: the value is kept between them.
+    """
+
+    false_per_image: float = 0.1
+    floor: float = 0.4
+    ceiling: float = 0.95
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.false_per_image > 0:
+            problems.append(f"false_per_image {self.false_per_image}, want more than 0")
+        if not -1 <= self.floor <= self.ceiling <= 1:
+            problems.append(f"floor {self.floor} and ceiling {self.ceiling}, want -1 <= floor <= ceiling <= 1")
+        if problems:
+            raise UsageError("threshold: " + "; ".join(problems))
+
+
+def unverified_params() -> ThresholdParams:
+    """The rule where no pixels are compared afterwards (a user's own embeddings): 1 false pair per 1,000 images."""
+    return ThresholdParams(false_per_image=1e-3, floor=0.5)
+
+
+@dataclass(frozen=True)
+class NullTail:
+    """`P(similarity >= t) = 1e-3 * exp(-(t - anchor) / scale)` for a pair that is no pair.
+
+    `anchor`: similarity that one random pair in 1,000 reaches. `scale`: similarity per factor e. `pairs`: pairs that
+    were counted. `source`: `random pairs`, `other class`, `shipped` or `blend`.
+    """
+
+    anchor: float
+    scale: float
+    pairs: int
+    source: str
+
+    def probability(self, similarity: float) -> float:
+        """Share of non-pairs at or over `similarity`."""
+        return min(1.0, REFERENCE_PROBABILITY * math.exp(-(similarity - self.anchor) / self.scale))
+
+    def similarity(self, probability: float) -> float:
+        """Similarity that this share of the non-pairs reaches: the inverse of `probability`."""
+        return self.anchor + self.scale * math.log(REFERENCE_PROBABILITY / probability)
+
+
+@dataclass(frozen=True)
+class RecallCurve:
+    """Known edits found at each threshold: `recall` float64 (edits, thresholds), both axes named."""
+
+    edits: tuple[str, ...]
+    thresholds: NDArray[np.float64]
+    recall: NDArray[np.float64]
+
+    def misses_at(self, threshold: float) -> dict[str, float]:
+        """Share of each kind of edit whose similarity with its original lies below `threshold`, and `all`."""
+        found = [float(np.interp(threshold, self.thresholds, row)) for row in self.recall]
+        misses = {edit: 1 - share for edit, share in zip(self.edits, found, strict=True)}
+        return {**misses, "all": 1 - sum(found) / len(found)}
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The rule's answer: the similarity a candidate needs, and what that is expected to cost.
+
+    `expected_false`: false candidates per image. `expected_misses`: share of known edits below the value, by kind and
+    over `all`; empty without a shipped recall curve.
+    """
+
+    value: float
+    expected_false: float
+    floor_hit: bool
+    ceiling_hit: bool
+    expected_misses: dict[str, float]
+
+
+@dataclass(frozen=True)
+class CopyPrior:
+    """What ships beside a model: the tail of varied photos and how similar known edits are."""
+
+    tail: NullTail
+    curve: RecallCurve
+
+
+def null_histogram(vectors: NDArray[np.float32], labels: NDArray[np.int32] | None) -> NDArray[np.uint64]:
+    """Similarities of all pairs of unit vectors (m, d), counted in 65,536 bins over [-1, 1], uint64.
+
+    With labels only pairs of different labels count; a negative label is none and its pairs are left out. Histograms
+    of disjoint sets of pairs add. 8,192 vectors of 320 numbers take about 3 s of one core.
+    """
+    counts = np.zeros(HISTOGRAM_BINS, dtype=np.int64)
+    for start in range(0, len(vectors), _BLOCK):
+        similarities = vectors[start : start + _BLOCK] @ vectors[start:].T
+        rows, columns = similarities.shape
+        wanted = np.arange(columns)[None, :] > np.arange(rows)[:, None]
+        if labels is not None:
+            left, right = labels[start : start + rows, None], labels[None, start:]
+            wanted &= (left != right) & (left >= 0) & (right >= 0)
+        bins = ((similarities[wanted] + 1.0) * (HISTOGRAM_BINS / 2)).astype(np.int32)
+        counts += np.bincount(np.clip(bins, 0, HISTOGRAM_BINS - 1), minlength=HISTOGRAM_BINS)
+    return counts.astype(np.uint64)
+
+
+def fit_null(histogram: NDArray[np.uint64], representatives: int, source: str) -> NullTail | None:
+    """The exponential tail through two quantiles of `null_histogram`; None where there are too few pairs to tell.
+
+    `representatives` is the size of the whole dataset (not of the sample): it says how far out its true duplicates
+    can contaminate random pairs. The quantiles are p = clip(30 / representatives, 1e-3, 3e-2) and min(10 p, 0.1).
+    """
+    if histogram.shape != (HISTOGRAM_BINS,):
+        raise UsageError(f"a null histogram has {HISTOGRAM_BINS} bins, got shape {histogram.shape}")
+    pairs = int(histogram.sum())
+    deep = min(max(_PAIRS_PER_IMAGE_READ / max(representatives, 1), _DEEPEST), _SHALLOWEST)
+    shallow = min(10 * deep, 0.1)
+    if pairs * deep < 10:  # fewer than ten pairs in the tail say nothing
+        return None
+    near, far = _quantile(histogram, shallow), _quantile(histogram, deep)
+    # Two quantiles in one bin (every image the same) would make the scale zero.
+    scale = max(far - near, 2.0 / HISTOGRAM_BINS) / math.log(shallow / deep)
+    return NullTail(far + scale * math.log(deep / REFERENCE_PROBABILITY), scale, pairs, source)
+
+
+def blend_null(own: NullTail | None, shipped: NullTail | None, representatives: int) -> NullTail | None:
+    """Own tail leaning on the shipped one, weight n / (n + 500) for the own; None without either."""
+    if own is None or shipped is None:
+        return own or shipped
+    weight = representatives / (representatives + SHIPPED_PRIOR)
+    anchor = weight * own.anchor + (1 - weight) * shipped.anchor
+    return NullTail(anchor, weight * own.scale + (1 - weight) * shipped.scale, own.pairs, f"{own.source} and shipped")
+
+
+def threshold_for(
+    tail: NullTail | None, representatives: int, params: ThresholdParams, curve: RecallCurve | None = None
+) -> Threshold:
+    """The similarity at which each of N representatives expects `false_per_image` false candidates among the others.
+
+    Solves N * P(similarity >= t) = false_per_image for t and keeps it between floor and ceiling. Without a tail (a
+    user's own model and too few images) it is the floor, with nothing known of false candidates.
+    """
+    others = max(representatives - 1, 1)
+    wanted = params.floor if tail is None else tail.similarity(min(params.false_per_image / others, 1.0))
+    value = round(min(max(wanted, params.floor), params.ceiling), 6)
+    expected = math.nan if tail is None else others * tail.probability(value)
+    misses = {} if curve is None else curve.misses_at(value)
+    return Threshold(value, expected, wanted <= params.floor, wanted > params.ceiling, misses)
+
+
+def recall_curve(positives: dict[str, NDArray[np.floating]]) -> RecallCurve:
+    """The curve from the similarities of (edit, original) pairs, by kind of edit, at steps of .01 from 0 to 1."""
+    thresholds = np.linspace(0.0, 1.0, 101)
+    edits = tuple(sorted(positives))
+    recall = [[float((positives[edit] >= t).mean()) for t in thresholds] for edit in edits]
+    return RecallCurve(edits, thresholds, np.array(recall))
+
+
+def prior_to_bytes(prior: CopyPrior) -> bytes:
+    """The prior as npz; equal priors give equal bytes."""
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        anchor=np.float64(prior.tail.anchor),
+        scale=np.float64(prior.tail.scale),
+        pairs=np.int64(prior.tail.pairs),
+        edits=np.array(prior.curve.edits),
+        thresholds=prior.curve.thresholds,
+        recall=prior.curve.recall,
+    )
+    return buffer.getvalue()
+
+
+def prior_from_bytes(data: bytes) -> CopyPrior:
+    """Read what `prior_to_bytes` wrote; ArtifactError for anything else. No pickle is read."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
+            tail = NullTail(float(file["anchor"]), float(file["scale"]), int(file["pairs"]), "shipped")
+            edits = tuple(str(edit) for edit in file["edits"])
+            return CopyPrior(tail, RecallCurve(edits, file["thresholds"], file["recall"]))
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise ArtifactError(f"the shipped copy prior cannot be read ({error}); reinstall the package") from error
+
+
+def describe(threshold: Threshold, tail: NullTail | None, representatives: int) -> str:
+    """One line for the log and the report."""
+    null = "no null" if tail is None else f"null: {tail.source}, {tail.pairs:,} pairs"
+    limit = " (floor)" if threshold.floor_hit else " (ceiling: this model hardly separates these images)"
+    limit = limit if threshold.floor_hit or threshold.ceiling_hit else ""
+    misses = threshold.expected_misses.get("all")
+    missed = "" if misses is None else f", about {misses:.1%} of known edits lie below it"
+    false = f"{threshold.expected_false:.2g} false candidates per image expected"
+    return f"copy threshold {threshold.value:.3f}{limit} for {representatives:,} images ({null}): {false}{missed}"
+
+
+def _quantile(histogram: NDArray[np.uint64], share: float) -> float:
+    """Lower edge of the bin that the upper `share` of the counts reaches down to."""
+    above = np.cumsum(histogram[::-1].astype(np.int64))
+    bin_from_top = int(np.searchsorted(above, share * float(above[-1])))
+    return (HISTOGRAM_BINS - 1 - bin_from_top) * (2.0 / HISTOGRAM_BINS) - 1.0
