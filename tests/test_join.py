@@ -162,7 +162,7 @@ def test_five_thousand_copies_of_one_vector_hide_nobody():
 
 
 def test_nearly_equal_vectors_are_ranked_in_float64():
-    """600 rows whose similarities differ by less than float32 resolves: no overfetch is enough, order is exact still."""
+    """600 rows whose similarities differ by less than float32 resolves: no overfetch would be enough."""
     rng = np.random.default_rng(1)
     x = (rng.standard_normal(64) + 3e-5 * rng.standard_normal((600, 64))).astype(np.float32)
     images = (rng.permutation(600).astype(np.int64), x, split_masks(np.arange(600) % 2))
