@@ -1,0 +1,1 @@
+"""Entry points that are submitted to a cluster or run by hand."""
