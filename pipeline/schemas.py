@@ -181,7 +181,7 @@ LEAKS = Table(
         _PAIR_GROUP,
         Column("severity", pa.int8(), "how much it matters, from kind and label agreement", "-", "1 to 5, 5 = worst"),
         Column("is_label_conflict", _FLAG, "both images have a label and the labels differ"),
-        Column("is_transitive", _FLAG, "no direct edge: the two images are in one group through others"),
+        Column("is_transitive", _FLAG, "the two images are in one group through others, without a duplicate edge"),
     ),
     ("image_id", "match_split"),
     "Both sides of a leak have their row. The best match is the strongest kind (a transitive one ranks after "
@@ -198,7 +198,7 @@ OUTLIERS = Table(
         *_SUBJECT,
         Column("score", _REAL, "1 minus its mean similarity to images outside its group; null with none", *_WORST_ONE),
         Column("is_outlier", _FLAG, "the score is beyond the fence of the data set"),
-        Column("percentile", _REAL, "share of images that score as much or less; null without score", *_WORST_HUNDRED),
+        Column("percentile", _REAL, "share of images that score less; null without score", *_WORST_HUNDRED),
         Column("label_percentile", _REAL, "the same in its label; null without score or label", *_WORST_HUNDRED),
         Column("nearest_id", _LONG, "image_id of the nearest image outside its group; null with none"),
         Column("nearest_uri", _TEXT, "name of that image; null with none"),
@@ -206,7 +206,11 @@ OUTLIERS = Table(
         Column("is_exact", _FLAG, "searched exhaustively; else the score is an upper bound"),
     ),
     ("image_id",),
-    "",
+    "The mean is over the 10 nearest groups' representatives, fewer in sets under 60 images. Duplicates never hide an "
+    "outlier: its own group is left out, and images with the same bytes or pixels count once in percentiles and fence. "
+    "An outlier's mean similarity m is beyond the fence on -ln(m): third quartile + 2.5 interquartile ranges, and its "
+    "score at least 0.05 above the third quartile. No share is flagged by rule; nothing is in sets under 10 images. "
+    "In a percentile, images that score the same (to 1/65,536) count half.",
 )
 
 LABELS = Table(
@@ -223,7 +227,10 @@ LABELS = Table(
         Column("vote_count", _SHORT, "neighbours that voted", "images"),
     ),
     ("image_id",),
-    "",
+    "The 30 most similar labelled representatives outside the image's group vote, each once with its group's label "
+    "shares and the weight exp((similarity - 1) / 0.1). The score is 50 * (1 + the given label's share - the best "
+    "other label's share). It is an issue where the suggested label gets at least the mean share of its own images, and the "
+    "given label under 0.15 of the mean share of its own: precision before recall; sort by score to see more.",
 )
 
 LABEL_CONFLICTS = Table(
@@ -289,7 +296,12 @@ QUALITY = Table(
         *(column for check in CHECKS for column in _check_columns(check)),
     ),
     ("image_id",),
-    "",
+    "Limits: `blurry` 8 for (blur + 1) / (stdv^2 + 1) * sqrt(width * height), the same at every resolution; `dark` 80 "
+    "for mean + 2 stdv; `bright` 100 for 255 - mean + 2 stdv; `low_contrast` 16 for stdv; `grey` 2 for "
+    "channel_difference, `low_information` 3 for entropy, both of feature_rows: less is an issue. `odd_aspect` 3 "
+    "for long side / short side; `odd_size` 3 interquartile ranges (each at least 2/3) of log2 pixels outside the "
+    "quartiles: more is one. A measure x with the limit t scores 1 / (1 + (x / t)^2), or 1 minus that where more is "
+    "bad (for odd_aspect of the logarithms).",
 )
 
 _STATUS = Column("status", _TEXT, "what became of the image, one of Status")
@@ -322,7 +334,11 @@ FEATURE_ROWS = Table(
         *_but_null("unless ok", *_STATISTICS),
         Column("blur_blue", _REAL, "blur of the blue channel, for the fastdup export; null unless ok", *_SHARP),
         Column(
-            "channel_difference", _REAL, "mean difference between the channels; null unless ok", _GREY, "0 = no colour"
+            "channel_difference",
+            _REAL,
+            "mean over the pixels of max(R, G, B) - min(R, G, B); null unless ok",
+            _GREY,
+            "0 = no colour",
         ),
         Column("entropy", _REAL, "entropy of the luminance histogram; null unless ok", "bits", "0 to 8, 8 = even"),
     ),

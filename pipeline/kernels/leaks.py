@@ -1,0 +1,263 @@
+"""Leaks: the best match of every image in every other split, its severity, and the shares that leak."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UsageError
+from pipeline.schemas import KIND_ORDER, Kind
+
+Array = NDArray[Any]
+
+TRANSITIVE = -1
+"""In place of a kind: the two images are in one group, without a direct edge."""
+
+SEVERITY = {
+    Kind.SAME_BYTES: 5,
+    Kind.SAME_PIXELS: 5,
+    Kind.NEAR_IDENTICAL: 4,
+    Kind.EDITED: 3,
+    Kind.SAME_PARENT: 2,
+    Kind.SAME_SCENE: 2,
+    Kind.LOOK_ALIKE: 1,
+}
+TRANSITIVE_SEVERITY = 3
+LEAKING = 3
+"""Severity from which on an image counts as leaking."""
+
+_SAME_BYTES, _SAME_PIXELS, _EDITED = (KIND_ORDER.index(k) for k in (Kind.SAME_BYTES, Kind.SAME_PIXELS, Kind.EDITED))
+_SEVERITIES = np.array([*(SEVERITY[kind] for kind in KIND_ORDER), TRANSITIVE_SEVERITY], np.int8)
+"""By position in KIND_ORDER; TRANSITIVE, being -1, takes the last."""
+
+
+@dataclass(frozen=True)
+class Members:
+    """All images of the groups at hand (those that the images asked about, or their matches, belong to), (n,) each.
+
+    image_id, representative and group int64, sorted by image_id. content int64: equal for images of one representative
+    with the same bytes, such as the smallest image_id with those bytes; images without a content hash have their own.
+    split int16 and label int32, < 0 for none.
+    """
+
+    image_id: Array
+    representative: Array
+    group: Array
+    content: Array
+    split: Array
+    label: Array
+
+    def __post_init__(self) -> None:
+        if (np.diff(self.image_id) <= 0).any():
+            raise UsageError("leaks: members are not sorted by image_id, or one is there twice; sort them first")
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Pairs of representatives in any order and direction, (e,) each: ids int64, kind = position in KIND_ORDER int8,
+    similarity float64 in the copy space.
+    """
+
+    image_id: Array
+    match_id: Array
+    kind: Array
+    similarity: Array
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """One row per image and other split with a match, sorted by image_id, then split of the match; (m,) each.
+
+    kind int8: position in KIND_ORDER, or TRANSITIVE. edge int64: the row of `Edges` that says so, -1 for an exact
+    group and a transitive match. similarity: 1 for an exact group, NaN for a transitive match.
+    """
+
+    image_id: Array
+    match_id: Array
+    split: Array
+    match_split: Array
+    kind: Array
+    similarity: Array
+    edge: Array
+    severity: Array
+    is_label_conflict: Array
+    is_transitive: Array
+
+
+def expand_matches(members: Members, edges: Edges, asked: Array) -> Leaks:
+    """The best match of each asked image in every other split, with what its representative stands for.
+
+    asked int64: image ids among the members, in any order. A match is, strongest first, an image with the same bytes,
+    one with the same pixels, one reached by an edge between the representatives, one of the same group; among equals
+    the smallest id. `members` holds every image of the groups of the asked images and of their edges' other ends.
+    Work and memory grow with (images + edges) x splits, never with the pairs inside a group. Raises UsageError for an
+    asked image, or an end of an edge, that is not among the members.
+    """
+    rows = _rows_of(np.unique(asked), members)
+    rows = rows[members.split[rows] >= 0]
+    keys = (members.content, members.representative, members.group)
+    exact = [
+        _sharing(key[rows], rows, _first_per_split(key, members), kind)
+        for key, kind in zip(keys, (_SAME_BYTES, _SAME_PIXELS, TRANSITIVE), strict=True)
+    ]
+    best = _best([*exact, _linked(members, rows, edges)], members)
+    return _judged(members, best)
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """Matches of member rows, all (c,)."""
+
+    row: Array
+    match_row: Array
+    kind: Array
+    similarity: Array
+    edge: Array
+
+
+@dataclass(frozen=True)
+class _Lookup:
+    """Values by key, several per key, sorted by key."""
+
+    key: Array
+    value: Array
+
+
+def _rows_of(ids: Array, members: Members) -> Array:
+    rows = np.searchsorted(members.image_id, ids)
+    found = rows < len(members.image_id)
+    found[found] = members.image_id[rows[found]] == ids[found]
+    if not found.all():
+        raise UsageError(
+            f"leaks: image {int(ids[~found][0])} is asked for or ends an edge, but is not among the members"
+        )
+    return rows
+
+
+def _first_per_split(key: Array, members: Members) -> _Lookup:
+    """The member row with the smallest id for every (key, split)."""
+    inside = np.flatnonzero(members.split >= 0)
+    pairs = np.stack([key[inside], members.split[inside].astype(np.int64)], axis=1)
+    unique, first = np.unique(pairs, axis=0, return_index=True)
+    return _Lookup(unique[:, 0], inside[first])
+
+
+def _matching(keys: Array, lookup: _Lookup) -> tuple[Array, Array]:
+    """Every (position in keys, value) with an equal key."""
+    start, stop = (np.searchsorted(lookup.key, keys, side) for side in ("left", "right"))
+    size = stop - start
+    entry = np.arange(size.sum()) + np.repeat(start - (np.cumsum(size) - size), size)
+    return np.repeat(np.arange(len(keys)), size), lookup.value[entry]
+
+
+def _sharing(keys: Array, rows: Array, firsts: _Lookup, kind: int) -> _Candidates:
+    """Matches of member rows by a key that both have."""
+    position, match = _matching(keys, firsts)
+    count = len(match)
+    similarity = np.full(count, np.nan if kind == TRANSITIVE else 1.0)
+    return _Candidates(rows[position], match, np.full(count, kind, np.int8), similarity, np.full(count, -1, np.int64))
+
+
+def _linked(members: Members, rows: Array, edges: Edges) -> _Candidates:
+    """Matches of member rows whose representative has an edge to the match's.
+
+    Decided once per representative and split, so that a million copies of one image do not each carry its edges.
+    """
+    ends = np.concatenate([edges.image_id, edges.match_id]).astype(np.int64)
+    others = np.concatenate([edges.match_id, edges.image_id]).astype(np.int64)
+    _rows_of(np.unique(ends), members)
+    number = np.tile(np.arange(len(edges.image_id)), 2)
+    half, match = _matching(others, _first_per_split(members.representative, members))
+    edge, owner = number[half], ends[half]
+    link = _Candidates(owner, match, edges.kind[edge], edges.similarity[edge], edge)
+    link = _take(link, _first_by_rank(link, members.split[match]))
+    position, at = _matching(members.representative[rows], _Lookup(link.row, np.arange(len(link.row))))
+    return replace(_take(link, at), row=rows[position])
+
+
+def _take(candidates: _Candidates, at: Array) -> _Candidates:
+    return _Candidates(*(getattr(candidates, field.name)[at] for field in fields(_Candidates)))
+
+
+def _first_by_rank(candidates: _Candidates, split: Array) -> Array:
+    """The best candidate's position for every (row, split), in that order."""
+    rank = np.where(candidates.kind == TRANSITIVE, _EDITED + 0.5, candidates.kind)
+    similarity = -np.nan_to_num(candidates.similarity)
+    order = np.lexsort((candidates.edge, candidates.match_row, similarity, rank, split, candidates.row))
+    pair = np.stack([candidates.row[order], split[order].astype(np.int64)], axis=1)
+    return np.asarray(order[np.unique(pair, axis=0, return_index=True)[1]])
+
+
+def _best(parts: list[_Candidates], members: Members) -> _Candidates:
+    """The best candidate per image and split of the match, its own split left out."""
+    every = _Candidates(*(np.concatenate([getattr(p, field.name) for p in parts]) for field in fields(_Candidates)))
+    across = _take(every, np.flatnonzero(members.split[every.match_row] != members.split[every.row]))
+    return _take(across, _first_by_rank(across, members.split[across.match_row]))
+
+
+def _judged(members: Members, best: _Candidates) -> Leaks:
+    label, match_label = members.label[best.row], members.label[best.match_row]
+    conflict = (label >= 0) & (match_label >= 0) & (label != match_label)
+    return Leaks(
+        members.image_id[best.row],
+        members.image_id[best.match_row],
+        members.split[best.row],
+        members.split[best.match_row],
+        best.kind,
+        best.similarity,
+        best.edge,
+        leak_severity(best.kind, conflict),
+        conflict,
+        best.kind == TRANSITIVE,
+    )
+
+
+def leak_severity(kind: Array, is_label_conflict: Array) -> Array:
+    """Severity 1 to 5, int8, of kinds (positions in KIND_ORDER or TRANSITIVE).
+
+    SEVERITY by kind, TRANSITIVE_SEVERITY for a transitive match. From LEAKING on, a label conflict raises it by one, up
+    to 5: such an image misleads the score of its split as well as inflating it. Two look-alikes under different labels
+    are more likely to be two things, so there it raises nothing.
+    """
+    severity = _SEVERITIES[kind]
+    raised = np.minimum(severity + 1, 5)
+    return np.where(is_label_conflict & (severity >= LEAKING), raised, severity).astype(np.int8)
+
+
+@dataclass(frozen=True)
+class LeakCounts:
+    """Leaking images: between[s, t] int64 of split s with a match in split t, anywhere[s] with one in any other."""
+
+    between: Array
+    anywhere: Array
+
+    def __add__(self, other: LeakCounts) -> LeakCounts:
+        return LeakCounts(self.between + other.between, self.anywhere + other.anywhere)
+
+
+def count_leaks(leaks: Leaks, splits: int) -> LeakCounts:
+    """Images that leak, by split and by pair of splits. Counts of disjoint sets of images add up with +."""
+    serious = leaks.severity >= LEAKING
+    between = np.zeros((splits, splits), np.int64)
+    np.add.at(between, (leaks.split[serious], leaks.match_split[serious]), 1)
+    _, first = np.unique(leaks.image_id[serious], return_index=True)
+    return LeakCounts(between, np.bincount(leaks.split[serious][first], minlength=splits).astype(np.int64))
+
+
+def count_exact_pairs(representative: Array, split: Array, splits: int) -> Array:
+    """Pairs of images with the same bytes or pixels, by pair of splits: int64 (splits, splits), symmetric.
+
+    One entry per image of the exact groups at hand; on the diagonal the pairs inside a split. Combinatorial, so a group
+    of a million copies costs a million steps. Exact up to 6e9 images. Counts over disjoint groups add up.
+    """
+    inside = split >= 0
+    owner, group = np.unique(representative[inside], return_inverse=True)
+    size = np.zeros((len(owner), splits), np.int64)
+    np.add.at(size, (group, split[inside]), 1)
+    pairs = size.T @ size
+    within = (size * (size - 1) // 2).sum(axis=0)
+    np.fill_diagonal(pairs, within)
+    return np.asarray(pairs, np.int64)
