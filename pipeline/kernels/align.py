@@ -7,7 +7,7 @@ good matches is one hypothesis and all are tried, so equal input gives equal out
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import cv2
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
 Transform = npt.NDArray[np.float64]
+Raster = TypeVar("Raster", npt.NDArray[np.uint8], npt.NDArray[np.float32])
 
 LEVELS = {1.0: 90, 1.25: 70, 1.953: 40}
 """Shrinkage of a level -> corners kept there. The ratios of any two cover 1, 1.25, 1.56 and 1.95 with three levels."""
@@ -99,7 +100,7 @@ def vote(source: Array, target: Array, tolerance: float, seeds: int = 28) -> tup
     fitted again to its inliers by least squares.
     """
     identity = np.eye(2, 3)
-    if len(source) < 2:
+    if len(source) < 4:
         return identity, 0
     z = source[:, 0] + 1j * source[:, 1].astype(np.complex64)
     w = target[:, 0] + 1j * target[:, 1].astype(np.complex64)
@@ -130,14 +131,20 @@ def vote(source: Array, target: Array, tolerance: float, seeds: int = 28) -> tup
     return _matrix(best, offset), int(inlier.sum())
 
 
-def warp(image: Array, transform: Transform, shape: tuple[int, ...]) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """`image` sampled at the transformed pixels of a raster of `shape`, and where that fell inside it."""
-    height, width = shape[:2]
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    moved = cv2.warpAffine(image, transform, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
-    ones = np.ones(image.shape[:2], np.uint8)
-    inside = cv2.warpAffine(ones, transform, (width, height), flags=cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP)
-    return np.asarray(moved, dtype=np.float32), inside.view(np.bool_)
+FLAGS = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+
+
+def warp(image: Raster, transform: Transform, shape: tuple[int, ...]) -> Raster:
+    """`image` (uint8 or float32) sampled at the transformed pixels of a raster of `shape`; mirrored at its edges."""
+    size = (shape[1], shape[0])
+    return cast(Raster, cv2.warpAffine(image, transform, size, flags=FLAGS, borderMode=cv2.BORDER_REFLECT_101))
+
+
+def inside(other: tuple[int, ...], transform: Transform, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """Which pixels of a raster of `shape` fall on a raster of the shape `other`: bool (H, W)."""
+    flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    hit = cv2.warpAffine(np.ones(other[:2], np.uint8), transform, (shape[1], shape[0]), flags=flags)
+    return hit.view(np.bool_)
 
 
 def _jacobian(template: Array, stride: int) -> tuple[Array, Array]:
@@ -164,8 +171,9 @@ def refine(template: Array, image: Array, start: Transform, steps: int, stride: 
     transform: Transform = start.copy()
     small = (-(-height // stride), -(-width // stride))
     for _ in range(steps):
-        moved, inside = warp(image, transform @ grid, small)
-        mask = inside.ravel()
+        at = transform @ grid
+        moved = warp(image, at, small)
+        mask = inside(image.shape, at, small).ravel()
         if mask.sum() < 64:
             return transform
         sampled = moved.ravel()

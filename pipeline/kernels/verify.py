@@ -8,26 +8,19 @@ keeps one frame inside the other without shear, a hand-held camera does not. Lum
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from pipeline.errors import UsageError
-from pipeline.kernels import align
+from pipeline.kernels import agreement, align
+from pipeline.kernels.agreement import Agreement, Luminance, Mask
 from pipeline.kernels.align import Array, Geometry, Transform
 from pipeline.schemas import Kind
 
-Luminance = npt.NDArray[np.uint8]
-
 THUMB = 32
-WINDOWS = 20
-"""Windows per side before each is merged with its neighbours: 19 x 19 overlapping ones of a tenth of the frame."""
-NOISE = 2.0
-"""Variance of the band that JPEG noise alone reaches; keeps the correlation of flat windows near 0."""
-
 IN_PLACE = Geometry(contained=1.0, common=1.0, scale=1.0, rotation=0.0, centre=0.0, skew=0.0, shear=0.0)
 
 
@@ -40,7 +33,6 @@ class VerifyParams:
     """
 
     side: int = 160
-    texture: float = 8.0
     least_windows: int = 10
     agreement: float = 0.85
     overlaid_agreement: float = 0.6
@@ -49,6 +41,7 @@ class VerifyParams:
     skew: float = 1.5
     turn: float = 2.0
     flat_difference: float = 2.0
+    overlay: float = 0.003
     patch_similarity: float = 0.8
     tolerance: float = 3.0
     least_inliers: int = 6
@@ -59,7 +52,7 @@ class VerifyParams:
     def __post_init__(self) -> None:
         """Raise UsageError, all problems in one message."""
         shares = ("agreement", "overlaid_agreement", "one_sided", "contained", "patch_similarity")
-        positive = ("texture", "least_windows", "skew", "turn", "flat_difference", "tolerance", "least_inliers")
+        positive = ("least_windows", "skew", "turn", "flat_difference", "tolerance", "least_inliers")
         problems = [
             f"{name} is {getattr(self, name)}, wanted 0 to 1"
             for name in (*shares, "skip_similarity", "skip_signature")
@@ -95,56 +88,38 @@ class Evidence(NamedTuple):
 
 @dataclass
 class PreparedImage:
-    """One image, ready for any number of pairs: `luminance` float32 (H, W), long side = `side`; 0.2 MB at 160."""
+    """One image, ready for any number of pairs: `luminance` uint8 and `band` float32 (H, W); 0.2 MB at 160 pixels."""
 
-    luminance: Array
-    coarse: Array
+    luminance: Luminance
+    band: Array
     thumb: Array
     _features: align.Features | None = None
-    _views: dict[tuple[int, bool], PreparedImage] = field(default_factory=dict)
 
     def features(self) -> align.Features:
         """Corners and patches, computed when first asked for."""
         if self._features is None:
-            self._features = align.features(np.rint(self.luminance).astype(np.uint8))
+            self._features = align.features(self.luminance)
         return self._features
 
     def view(self, turns: int, mirrored: bool) -> PreparedImage:
         """The image mirrored (left to right) and then turned by quarter turns counter-clockwise."""
         if not turns and not mirrored:
             return self
-        if (turns, mirrored) not in self._views:
-            self._views[turns, mirrored] = PreparedImage(
-                _oriented(self.luminance, turns, mirrored),
-                _oriented(self.coarse, turns, mirrored),
-                _oriented(self.thumb, turns, mirrored),
-            )
-        view = self._views[turns, mirrored]
-        if not turns and self._features is not None:
-            view._features = view._features or align.mirrored(self._features, self.luminance.shape[1])
-        return view
-
-
-class _Agreement(NamedTuple):
-    """How two aligned images agree in textured windows."""
-
-    windows: int
-    half: float
-    well: float
-    sides: float
-    correlation: float
-    difference: float
-    altered: float
+        luminance = np.ascontiguousarray(np.rot90(self.luminance[:, ::-1] if mirrored else self.luminance, turns))
+        return PreparedImage(luminance, _oriented(self.band, turns, mirrored), _oriented(self.thumb, turns, mirrored))
 
 
 class _Laid(NamedTuple):
-    """One alignment of a pair, judged."""
+    """One alignment of a pair, judged; `second` is the other luminance as moved, `inside` where it has any."""
 
-    agreement: _Agreement
+    agreement: Agreement
     geometry: Geometry
     turns: int
     mirrored: bool
     inliers: int
+    first: Luminance
+    second: Luminance
+    inside: Mask
 
 
 def _oriented(array: Array, turns: int, mirrored: bool) -> Array:
@@ -164,84 +139,31 @@ def prepare(luminance: Luminance, params: VerifyParams) -> PreparedImage:
     height, width = luminance.shape
     ratio = params.side / max(height, width)
     size = (max(32, round(width * ratio)), max(32, round(height * ratio)))
-    raster: Array = luminance.astype(np.float32)
+    raster = luminance
     if size != (width, height):
         how = cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR
-        raster = np.asarray(cv2.resize(raster, size, interpolation=how), dtype=np.float32)
-    unit = params.side / 160
-    smooth = cv2.GaussianBlur(raster, (0, 0), 1.5 * unit)
-    coarse = np.asarray(smooth - cv2.GaussianBlur(raster, (0, 0), 5.0 * unit), dtype=np.float32)
+        raster = np.asarray(cv2.resize(luminance, size, interpolation=how), dtype=np.uint8)
     thumb = np.asarray(cv2.resize(raster, (THUMB, THUMB), interpolation=cv2.INTER_AREA), dtype=np.float32)
     thumb = thumb - thumb.mean()
-    return PreparedImage(raster, coarse, thumb / max(float(np.linalg.norm(thumb)), 1e-6))
+    band = agreement.band(raster.astype(np.float32), params.side / 160)
+    return PreparedImage(raster, band, thumb / max(float(np.linalg.norm(thumb)), 1e-6))
 
 
-def _windows(values: Array) -> Array:
-    """Means over overlapping windows, (19, 19)."""
-    small = cv2.resize(values, (WINDOWS, WINDOWS), interpolation=cv2.INTER_AREA)
-    return np.asarray(cv2.boxFilter(small, -1, (2, 2))[1:, 1:], dtype=np.float32)
-
-
-def _correlation(first: Array, second: Array) -> float:
-    """Pearson's, float64; two constants agree when they are equal within two levels."""
-    a, b = first.astype(np.float64), second.astype(np.float64)
-    level = abs(float(a.mean() - b.mean()))
-    a, b = a - a.mean(), b - b.mean()
-    energy_a, energy_b = float(a @ a), float(b @ b)
-    least = 0.01 * a.size
-    if energy_a < least or energy_b < least:
-        return float(energy_a < least and energy_b < least and level <= 2)
-    return max(-1.0, min(1.0, float(a @ b) / float(np.sqrt(energy_a * energy_b))))
-
-
-def _agree(a: PreparedImage, b: PreparedImage, transform: Transform, params: VerifyParams) -> _Agreement | None:
-    """Judge `b` laid on `a`; None where they share less than a twentieth of the frame.
-
-    Clipped pixels of either image (4 or less, 247 or more) are left out: brightening wipes detail out there, and the
-    corners of a turned image are filled with one value.
-    """
+def _lay(
+    a: PreparedImage, b: PreparedImage, transform: Transform, params: VerifyParams
+) -> tuple[Agreement, Luminance, Mask]:
+    """The agreement of `b` laid on `a`, its luminance there and where it has any."""
     shape = a.luminance.shape
-    luminance, inside = align.warp(b.luminance, transform, shape)
-    if inside.sum() < 0.05 * inside.size:
-        return None
-    coarse, _ = align.warp(b.coarse, transform, shape)
-    low, high = cv2.min(a.luminance, luminance), cv2.max(a.luminance, luminance)
-    open_ = (inside & (low > 4) & (high < 247)).view(np.uint8)
-    mask = cv2.erode(open_, np.ones((3, 3), np.uint8)).astype(np.float32)
-    first, second = a.coarse * mask, coarse * mask
-    covered = _windows(mask)
-    energy_a, energy_b, product = _windows(first * first), _windows(second * second), _windows(first * second)
-    seen = covered > 0.6
-    share, va, vb, c = covered[seen], energy_a[seen], energy_b[seen], product[seen]
-    va, vb, c = va / share, vb / share, c / share
-    gain = float(np.sqrt(max(float(va.sum()), 1e-6) / max(float(vb.sum()), 1e-6)))
-    gain = min(max(gain, 0.25), 4.0)
-    vb, c = vb * gain * gain, c * gain
-    textured = np.maximum(va, vb) > params.texture
-    va, vb, c = va[textured], vb[textured], c[textured]
-    ncc = c / np.sqrt((va + NOISE) * (vb + NOISE))
-    count = int(textured.sum())
-    poor = ncc < 0.6
-    sides = np.clip(np.log((va[poor] + 1) / (vb[poor] + 1)) / 0.3, -1, 1)
-    x, y = a.luminance[inside], luminance[inside]
-    return _Agreement(
-        windows=count,
-        half=float((ncc > 0.5).mean()) if count else 0.0,
-        well=float((ncc > 0.7).mean()) if count else 0.0,
-        sides=abs(float(sides.mean())) if poor.any() else 0.0,
-        correlation=_correlation(x, y),
-        difference=float(np.abs(x - y).mean()),
-        altered=_altered(a.luminance, luminance, inside),
-    )
-
-
-def _altered(first: Array, second: Array, inside: npt.NDArray[np.bool_]) -> float:
-    """Share of the common pixels whose surroundings no gain and offset explains: what an overlay covers."""
-    x, y = first[inside], second[inside]
-    gain = float(y.std()) / max(float(x.std()), 1e-3)
-    expected = np.clip((first - x.mean()) * gain + y.mean(), 0, 255)
-    difference = cv2.blur((expected - second) * inside, (7, 7))
-    return float((np.abs(difference[inside]) > 30).mean())
+    moved = align.warp(b.luminance, transform, shape)
+    inside = align.inside(b.luminance.shape, transform, shape)
+    band = align.warp(b.band, transform, shape)
+    found = agreement.agreement(a.band, band, agreement.unclipped(a.luminance, moved, inside))
+    if found.windows < params.least_windows:
+        found = agreement.agreement(a.band, band, inside)
+    elif found.well < params.agreement and found.half >= params.overlaid_agreement:
+        # clipping hides white captions, which tell most clearly on which side the detail was added
+        found = found._replace(sides=agreement.agreement(a.band, band, inside).sides)
+    return found, moved, inside
 
 
 def _is_edit_geometry(found: Geometry, params: VerifyParams) -> bool:
@@ -252,13 +174,14 @@ def _is_edit_geometry(found: Geometry, params: VerifyParams) -> bool:
 
 
 def _is_same_photo(laid: _Laid, params: VerifyParams) -> bool:
-    agreement = laid.agreement
+    found = laid.agreement
     if not _is_edit_geometry(laid.geometry, params):
         return False
-    if agreement.windows < params.least_windows:
-        return laid.inliers == 0 and agreement.difference <= params.flat_difference
-    overlaid = agreement.half >= params.overlaid_agreement and agreement.sides >= params.one_sided
-    return agreement.well >= params.agreement or overlaid
+    if found.windows < params.least_windows:
+        apart = agreement.difference(laid.first, laid.second, laid.inside)
+        return laid.inliers == 0 and apart <= params.flat_difference
+    overlaid = found.half >= params.overlaid_agreement and found.sides >= params.one_sided
+    return found.well >= params.agreement or overlaid
 
 
 def _same_frames(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> list[_Laid]:
@@ -268,16 +191,15 @@ def _same_frames(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> li
     alike = thumbs @ a.thumb.ravel()
     flat = not a.thumb.any() or not b.thumb.any()
     laid: list[_Laid] = []
-    for place in np.argsort(-alike, kind="stable")[:2]:
-        if alike[place] < 0.5 and not (flat and place == 0):
+    order = np.argsort(-alike, kind="stable")[:2]
+    for place in order:
+        if alike[place] < max(0.5, alike[order[0]] - 0.1) and not (flat and place == 0):
             break
         view_turns, view_mirrored = turned[place]
         view = b.view(view_turns, view_mirrored)
         transform = align.frame_change(a.luminance.shape, view.luminance.shape)
-        agreement = _agree(a, view, transform, params)
-        if agreement is None:
-            continue
-        laid.append(_Laid(agreement, IN_PLACE, view_turns, view_mirrored, 0))
+        found, moved, inside = _lay(a, view, transform, params)
+        laid.append(_Laid(found, IN_PLACE, view_turns, view_mirrored, 0, a.luminance, moved, inside))
         if _is_same_photo(laid[-1], params):
             return laid[-1:]
     return laid
@@ -286,34 +208,30 @@ def _same_frames(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> li
 def _by_features(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> _Laid | None:
     """The pair laid by matching corners, plain or mirrored, whichever has more of them; None without enough."""
     unit = params.side / 160
+    first, second = a.features(), b.features()
     found = []
-    b.features()
-    for mirrored in (False, True):
-        view = b.view(0, mirrored)
-        source, target = align.match(a.features(), view.features(), params.patch_similarity, 80)
+    for seen in (second, align.mirrored(second, b.luminance.shape[1])):
+        source, target = align.match(first, seen, params.patch_similarity, 80)
         found.append(align.vote(source, target, params.tolerance * unit))
     mirrored = found[1][1] > found[0][1]
     transform, inliers = found[mirrored]
     if inliers < params.least_inliers:
         return None
     view = b.view(0, mirrored)
-    transform = align.refine(a.coarse, view.coarse, transform, steps=8)
-    agreement = _agree(a, view, transform, params)
-    if agreement is None:
-        return None
+    transform = align.refine(a.band, view.band, transform, steps=8)
+    judged, moved, inside = _lay(a, view, transform, params)
     change = align.geometry(transform, a.luminance.shape, view.luminance.shape)
     units = change._replace(centre=change.centre / unit, skew=change.skew / unit, shear=change.shear / unit)
-    return _Laid(agreement, units, 0, mirrored, inliers)
+    return _Laid(judged, units, 0, mirrored, inliers, a.luminance, moved, inside)
 
 
 def _kind(laid: _Laid, params: VerifyParams) -> Kind:
     if _is_same_photo(laid, params):
         in_place = laid.inliers == 0 and not laid.turns and not laid.mirrored
-        return Kind.NEAR_IDENTICAL if in_place and laid.agreement.altered < 0.002 else Kind.EDITED
+        overlay = agreement.covered_share(laid.first, laid.second, laid.inside) if in_place else 1.0
+        return Kind.NEAR_IDENTICAL if overlay < params.overlay else Kind.EDITED
     scene = laid.agreement.half >= 0.5 and laid.agreement.windows >= params.least_windows
-    if laid.inliers >= params.scene_inliers or (scene and laid.agreement.correlation > 0.5):
-        return Kind.SAME_SCENE
-    return Kind.LOOK_ALIKE
+    return Kind.SAME_SCENE if scene or laid.inliers >= params.scene_inliers else Kind.LOOK_ALIKE
 
 
 def _ordered(a: PreparedImage, b: PreparedImage) -> bool:
@@ -340,19 +258,17 @@ def compare(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> Evidenc
     best = (
         same[0] if same else max(tried, key=lambda laid: (laid.agreement.half * laid.geometry.contained, laid.inliers))
     )
-    kind = _kind(best, params)
     scale, rotation = best.geometry.scale, best.geometry.rotation + 90.0 * best.turns
     if swapped:
         scale, rotation = 1 / scale, -rotation if not best.mirrored else rotation
-    rotation = (rotation + 180.0) % 360.0 - 180.0
     return Evidence(
-        kind,
-        round(best.agreement.correlation, 6),
-        best.geometry.contained,
-        best.mirrored,
-        scale,
-        rotation,
-        best.inliers,
+        kind=_kind(best, params),
+        correlation=round(agreement.correlation(best.first, best.second, best.inside), 6),
+        overlap=best.geometry.contained,
+        mirrored=best.mirrored,
+        scale=scale,
+        rotation=(rotation + 180.0) % 360.0 - 180.0,
+        inliers=best.inliers,
     )
 
 

@@ -1,0 +1,108 @@
+"""How two aligned images agree, in windows of a band of middle frequencies.
+
+Blur, re-encoding, resizing and recolouring change that band little, another frame of the same scene changes it much.
+Rasters are as long as `VerifyParams.side`; a window is a tenth of the frame, 19 x 19 of them overlap by half.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.kernels.align import Array
+
+Mask = npt.NDArray[np.bool_]
+Luminance = npt.NDArray[np.uint8]
+
+CELLS = 20
+NOISE = 2.0
+"""Variance that the band of a flat window reaches by JPEG noise alone; keeps its correlation near 0."""
+TEXTURE = 8.0
+"""Variance of the band from which a window can tell two photos apart."""
+CLIPPED_LOW, CLIPPED_HIGH = 4, 247
+
+
+class Agreement(NamedTuple):
+    """`windows`: textured ones. `half`, `well`: their shares that correlate over .5 and .7.
+
+    `sides`: 0 where each image has the more detail in as many of the windows that disagree (something moved), 1 where
+    it is always the same image (something was laid over it).
+    """
+
+    windows: int
+    half: float
+    well: float
+    sides: float
+
+
+def band(raster: Array, unit: float) -> Array:
+    """Difference of Gaussians (1.5 and 5 units of `unit` pixels) of a float32 raster (H, W)."""
+    smooth = cv2.GaussianBlur(raster, (0, 0), 1.5 * unit)
+    return np.asarray(smooth - cv2.GaussianBlur(raster, (0, 0), 5.0 * unit), dtype=np.float32)
+
+
+def unclipped(first: Luminance, second: Luminance, inside: Mask) -> Mask:
+    """Where neither image is clipped (nor next to it): brightening and filled corners wipe detail out."""
+    clear = inside & (cv2.min(first, second) > CLIPPED_LOW) & (cv2.max(first, second) < CLIPPED_HIGH)
+    return cv2.erode(clear.view(np.uint8), np.ones((3, 3), np.uint8)).view(np.bool_)
+
+
+def _windows(values: Array) -> Array:
+    """Means of (H, W) over overlapping windows, (19, 19)."""
+    small = cv2.resize(values, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.boxFilter(small, -1, (2, 2))[1:, 1:], dtype=np.float32)
+
+
+def agreement(first: Array, second: Array, mask: Mask) -> Agreement:
+    """Compare two aligned bands (float32 (H, W)) under `mask`, after the gain that equals their energies (1/4 to 4)."""
+    weight = mask.astype(np.float32)
+    covered = _windows(weight)
+    seen = covered > 0.6
+    if not seen.any():
+        return Agreement(0, 0.0, 0.0, 0.0)
+    first, second, share = first * weight, second * weight, covered[seen]
+    a = _windows(first * first)[seen] / share
+    b = _windows(second * second)[seen] / share
+    both = _windows(first * second)[seen] / share
+    gain = min(max(float(np.sqrt((float(a.sum()) + 1e-6) / (float(b.sum()) + 1e-6))), 0.25), 4.0)
+    b, both = b * gain**2, both * gain
+    textured = np.maximum(a, b) > TEXTURE
+    a, b, both = a[textured], b[textured], both[textured]
+    if not len(a):
+        return Agreement(0, 0.0, 0.0, 0.0)
+    alike = both / np.sqrt((a + NOISE) * (b + NOISE))
+    poor = alike < 0.6
+    sides = np.clip(np.log((a[poor] + 1) / (b[poor] + 1)) / 0.3, -1, 1)
+    leaning = abs(float(sides.mean())) if len(sides) else 0.0
+    return Agreement(len(a), float((alike > 0.5).mean()), float((alike > 0.7).mean()), leaning)
+
+
+def correlation(first: Luminance, second: Luminance, inside: Mask) -> float:
+    """Pearson's over the common area, -1 to 1; two flat ones correlate (1) when they are equal within two levels."""
+    a, b = first[inside].astype(np.float64), second[inside].astype(np.float64)
+    if not len(a):
+        return 0.0
+    level = abs(float(a.mean() - b.mean()))
+    a, b = a - a.mean(), b - b.mean()
+    energy_a, energy_b = float(a @ a), float(b @ b)
+    least = 0.01 * len(a)
+    if energy_a < least or energy_b < least:
+        return float(energy_a < least and energy_b < least and level <= 2)
+    return max(-1.0, min(1.0, float(a @ b) / float(np.sqrt(energy_a * energy_b))))
+
+
+def difference(first: Luminance, second: Luminance, inside: Mask) -> float:
+    """Mean absolute difference in grey levels over the common area."""
+    return float(cv2.absdiff(first, second)[inside].mean()) if inside.any() else 255.0
+
+
+def covered_share(first: Luminance, second: Luminance, inside: Mask) -> float:
+    """Share of the common area whose 7 x 7 surroundings no gain and offset explains: what an overlay covers."""
+    x, y = first[inside].astype(np.float32), second[inside].astype(np.float32)
+    gain = float(y.std()) / max(float(x.std()), 1e-3)
+    expected = np.clip((first.astype(np.float32) - x.mean()) * gain + y.mean(), 0, 255)
+    left = cv2.blur((expected - second) * inside, (7, 7))
+    return float((np.abs(left[inside]) > 30).mean())
