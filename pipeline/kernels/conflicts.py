@@ -57,34 +57,48 @@ def label_conflicts(image_id: Array, representative: Array, group: Array, label:
     )
 
 
+@dataclass(frozen=True)
+class _Pairs:
+    """The different (key, label) of some images, sorted; `of` is each image's pair."""
+
+    key: Array
+    label: Array
+    count: Array
+    of: Array
+
+
+def _pairs(key: Array, labels: Array) -> _Pairs:
+    span = int(labels.max(initial=0)) + 1
+    code, of, count = np.unique(key * span + labels, return_inverse=True, return_counts=True)
+    return _Pairs(code // span, code % span, count, of)
+
+
 def _smallest_other(key: Array, ids: Array, labels: Array) -> Array:
-    """The smallest id with the same key and another label, -1 without one: the two smallest labels' firsts suffice."""
-    pairs, inverse = np.unique(np.stack([key, labels.astype(np.int64)], axis=1), axis=0, return_inverse=True)
-    first = np.full(len(pairs), np.iinfo(np.int64).max)
-    np.minimum.at(first, inverse.ravel(), ids)
-    order = np.lexsort((first, pairs[:, 0]))
-    _, start, size = np.unique(pairs[order, 0], return_index=True, return_counts=True)
-    place = np.searchsorted(pairs[order, 0][start], key) if len(start) else np.empty(0, np.int64)
-    best = order[start[place]]
-    second = order[start[place] + np.minimum(1, size[place] - 1)]
-    chosen = np.where(pairs[best, 1] != labels, best, second)
-    return np.asarray(np.where(pairs[chosen, 1] != labels, first[chosen], -1))
+    """The smallest id with the same key and another label, -1 without one.
+
+    Of the first ids of the key's labels it is the smallest, or the second where that is the image's own label's.
+    """
+    pairs = _pairs(key, labels)
+    first = np.full(len(pairs.key), np.iinfo(np.int64).max)
+    np.minimum.at(first, pairs.of, ids)
+    order = np.lexsort((first, pairs.key))
+    _, start, owner, size = np.unique(pairs.key, return_index=True, return_inverse=True, return_counts=True)
+    smallest, second = order[start], order[start + np.minimum(1, size - 1)]
+    mine = owner[pairs.of]
+    chosen = np.where(pairs.label[smallest[mine]] != labels, smallest[mine], second[mine])
+    return np.asarray(np.where(pairs.label[chosen] != labels, first[chosen], -1))
 
 
 def _share_in_group(group: Array, labels: Array) -> tuple[Array, Array, Array]:
     """Per image: labels in its group int32, share of its own label float64, most frequent label int32 (-1 on a tie)."""
-    pairs, inverse, count = np.unique(
-        np.stack([group, labels.astype(np.int64)], axis=1), axis=0, return_inverse=True, return_counts=True
-    )
-    _, owner, kinds = np.unique(pairs[:, 0], return_inverse=True, return_counts=True)
-    total = np.zeros(len(kinds), np.int64)
-    np.add.at(total, owner, count)
-    top = np.zeros(len(kinds), np.int64)
-    np.maximum.at(top, owner, count)
-    leads = count == top[owner]
+    pairs = _pairs(group, labels)
+    _, owner, kinds = np.unique(pairs.key, return_inverse=True, return_counts=True)
+    total, top = np.zeros(len(kinds), np.int64), np.zeros(len(kinds), np.int64)
+    np.add.at(total, owner, pairs.count)
+    np.maximum.at(top, owner, pairs.count)
+    leads = pairs.count == top[owner]
     majority = np.full(len(kinds), -1, np.int32)
-    majority[owner[leads]] = pairs[leads, 1]
+    majority[owner[leads]] = pairs.label[leads]
     majority[np.bincount(owner[leads], minlength=len(kinds)) > 1] = -1
-    pair = inverse.ravel()
-    mine = owner[pair]
-    return kinds[mine].astype(np.int32), count[pair] / total[mine], majority[mine]
+    mine = owner[pairs.of]
+    return kinds[mine].astype(np.int32), pairs.count[pairs.of] / total[mine], majority[mine]

@@ -140,9 +140,9 @@ def _rows_of(ids: Array, members: Members) -> Array:
 def _first_per_split(key: Array, members: Members) -> _Lookup:
     """The member row with the smallest id for every (key, split)."""
     inside = np.flatnonzero(members.split >= 0)
-    pairs = np.stack([key[inside], members.split[inside].astype(np.int64)], axis=1)
-    unique, first = np.unique(pairs, axis=0, return_index=True)
-    return _Lookup(unique[:, 0], inside[first])
+    splits = int(members.split.max(initial=0)) + 1
+    unique, first = np.unique(key[inside] * splits + members.split[inside], return_index=True)
+    return _Lookup(unique // splits, inside[first])
 
 
 def _matching(keys: Array, lookup: _Lookup) -> tuple[Array, Array]:
@@ -187,8 +187,10 @@ def _first_by_rank(candidates: _Candidates, split: Array) -> Array:
     rank = np.where(candidates.kind == TRANSITIVE, _EDITED + 0.5, candidates.kind)
     similarity = -np.nan_to_num(candidates.similarity)
     order = np.lexsort((candidates.edge, candidates.match_row, similarity, rank, split, candidates.row))
-    pair = np.stack([candidates.row[order], split[order].astype(np.int64)], axis=1)
-    return np.asarray(order[np.unique(pair, axis=0, return_index=True)[1]])
+    row, split = candidates.row[order], split[order]
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = (row[1:] != row[:-1]) | (split[1:] != split[:-1])
+    return np.asarray(order[is_first])
 
 
 def _best(parts: list[_Candidates], members: Members) -> _Candidates:
