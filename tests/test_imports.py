@@ -38,8 +38,8 @@ NOT_IN_KERNELS = frozenset(
 
 FILE_CALLS = frozenset(
     {
-        "hardlink_to", "makedirs", "mkdir", "mkdtemp", "mkstemp", "read_bytes", "read_text", "removedirs", "rmdir", "rmtree",
-        "symlink_to", "touch", "truncate", "unlink", "write_bytes", "write_text", "NamedTemporaryFile",
+        "hardlink_to", "makedirs", "mkdir", "mkdtemp", "mkstemp", "read_bytes", "read_text", "removedirs", "rmdir",
+        "rmtree", "symlink_to", "touch", "truncate", "unlink", "write_bytes", "write_text", "NamedTemporaryFile",
         "TemporaryDirectory", "TemporaryFile", "memmap",
     }
 )  # fmt: skip
@@ -53,7 +53,7 @@ MAY_TOUCH_BYTES = {
     (
         "pipeline.api",
         "mkdtemp",
-    ): "the demo's own folder where none is named: a new one, and nothing is written to it here",
+    ): "the demo's own folder where none is named: always a new one",
     ("pipeline.demo", "read_bytes"): "the photographs inside the package, through importlib.resources",
     ("pipeline.models", "read_bytes"): "the default model inside the package, through importlib.resources",
 }

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from planted import HOSTILE_NAMES, RAW_NAMES, Planted, build, plant
 
 from benchmarks.edits import decode
 from pipeline.demo import DemoTruth, demo_photos, make_demo, report_demo
@@ -19,7 +20,6 @@ from pipeline.errors import UsageError
 from pipeline.schemas import TABLES, Status
 from pipeline.sources.folder import encode_key
 from pipeline.sources.labels import RuleParams, assign
-from tests.planted import HOSTILE_NAMES, RAW_NAMES, Planted, build, plant
 
 
 @pytest.fixture(scope="module")
