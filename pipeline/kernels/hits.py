@@ -182,10 +182,10 @@ def recall(exact: Hits, found: Hits) -> Recall:
     both, side = both.take(order), side[order]
     is_again = _equals_previous(both.query_id, both.split) & _equals_previous(both.match_id)
     count = int((is_again & side).sum())
-    return Recall(count, len(exact), *_wilson(count, len(exact)))
+    return Recall(count, len(exact), *wilson(count, len(exact)))
 
 
-def _wilson(found: int, total: int) -> tuple[float, float]:
+def wilson(found: int, total: int) -> tuple[float, float]:
     if total == 0:
         return 0.0, 1.0
     z = 1.959963984540054

@@ -1,0 +1,160 @@
+"""What the command line and Python users call: run an audit, open one, ask for its status, make the demo."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline import audit as audits
+from pipeline.audit import Audit
+from pipeline.config import AuditConfig, config_from
+from pipeline.errors import ArtifactError, NotFound, UsageError
+from pipeline.layout.root import Root, is_root
+from pipeline.layout.tables import read_json
+from pipeline.plan import Call, run_audit
+from pipeline.plan.session import STATUS_FOLDER
+from pipeline.progress import LineReporter, Reporter, SilentReporter
+from pipeline.runner import LocalRunner, Runner
+from pipeline.storage import StorageConfig, canonical_uri, is_remote, open_store
+
+RAY_PAYS_FROM = 3000
+"""Images to extract from which Ray's start (about 5 s with its stop) is earned back by the second core."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where an audit runs: runner auto, local or ray; address of a Ray cluster; workers on this machine."""
+
+    runner: str = "auto"
+    address: str | None = None
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.runner not in ("auto", "local", "ray"):
+            problems.append(f"runner {self.runner!r}, want auto, local or ray")
+        if self.address and self.runner == "local":
+            problems.append(f"address {self.address!r} with the local runner: drop one of them")
+        if self.workers is not None and self.workers < 1:
+            problems.append(f"workers {self.workers}, want at least 1")
+        if self.workers is not None and self.address:
+            problems.append("workers and address: a cluster brings its own workers; drop one of them")
+        if problems:
+            raise UsageError("; ".join(problems))
+
+
+def run(
+    *sources: str | os.PathLike[str],
+    root: str | os.PathLike[str],
+    where: Where | None = None,
+    progress: bool = False,
+    **config: Any,
+) -> Audit | None:
+    """Audits sources into a root and returns the audit; None where only a range of offsets was asked for.
+
+    `config` are the keys of docs/config.toml (test="...", rule={"table": ...}, min_offset=...). Does only what is
+    missing. Raises an AuditError whose message says what to do next.
+    """
+    values = {"sources": tuple(os.fspath(source) for source in sources), "root": os.fspath(root), **config}
+    reporter: Reporter = LineReporter() if progress else SilentReporter()
+    return run_config(config_from(values), where or Where(), reporter, "pipeline.run(...) with the same arguments")
+
+
+def run_config(config: AuditConfig, where: Where, reporter: Reporter, resume_command: str) -> Audit | None:
+    """Runs a checked configuration."""
+
+    def start(images: int, root: Root) -> Runner:
+        return start_runner(where, images, root)
+
+    published = run_audit(config, Call(start, reporter, resume_command))
+    if published is None:
+        return None
+    return Audit(Root(canonical_uri(config.root, config.storage), config.storage), published)
+
+
+def start_runner(where: Where, images: int, root: Root) -> Runner:
+    """The runner for so many images to extract; on several nodes it proves first that all of them see the root."""
+    if where.runner == "local" or (where.runner == "auto" and not where.address and images < RAY_PAYS_FROM):
+        return LocalRunner()
+    from pipeline.cluster import join_ray, start_ray
+
+    if not where.address:
+        return start_ray(where.workers)
+    runner = join_ray(where.address)
+    if not is_remote(root.uri):
+        runner.require_shared_root(root.uri, root.storage)
+    return runner
+
+
+def open_audit(root: str, audit_id: str | None, storage: Mapping[str, Any]) -> Audit:
+    """The latest audit of a root, or the one of that id."""
+    return audits.open_audit(root, audit_id, StorageConfig(**storage))
+
+
+def status(root: str, storage: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Per stage of the latest run: state, parts done and missing, failed ones, seconds, items per second."""
+    config = StorageConfig(**storage)
+    store = Root(canonical_uri(root, config), config).open()
+    if not is_root(store):
+        raise NotFound(f"{store.uri} is not the root of an audit. Make one: image-audit run SOURCE --root {root}")
+    keys = [info.key for info in store.list(f"{STATUS_FOLDER}/")]
+    return [_stage_status(read_json(store, key)) for key in keys]
+
+
+def _stage_status(record: dict[str, Any]) -> dict[str, Any]:
+    fresh = record["items"] - record["items_done_before"]
+    seconds = record["seconds"]
+    return {
+        "stage": record["stage"],
+        "state": record["state"],
+        "parts": record["parts"],
+        "missing": record["parts"] - record["parts_done_before"]
+        if record["state"] == "running"
+        else len(record["failed"]),
+        "failed": record["failed"],
+        "items": record["items"],
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(record["cpu_seconds"], 2),
+        "items_per_second": round(fresh / seconds, 1) if seconds > 0.005 and fresh else None,
+        "peak_task_bytes": record["peak_task_bytes"],
+        "folder": record["folder"],
+    }
+
+
+def demo(into: str | None, where: Where, reporter: Reporter, command: str) -> Sequence[str]:
+    """Makes the planted photo set, audits it, and says what was planted and what was found."""
+    from pipeline.demo import make_demo, report_demo
+
+    place = Path(into) if into else Path(tempfile.mkdtemp(prefix="image-audit-demo-"))
+    truth = make_demo(place / "photos")
+    config = config_from({"sources": (str(place / "photos"),), "root": str(place / "audit")})
+    audit = run_config(config, where, reporter, command)
+    if audit is None:
+        raise ArtifactError("the demo's audit was not published; run it again")
+    tables = {name: audit.table(name) for name in audits.FINDINGS}
+    return [
+        *report_demo(truth, tables),
+        "",
+        *audits.summary_lines(audit.summary()),
+        "",
+        f"photos: {place / 'photos'}",
+        f"look:   image-audit show leaks --root {place / 'audit'}",
+    ]
+
+
+def read_file(address: str) -> bytes:
+    """The bytes of a file named on the command line."""
+    folder, slash, name = address.rpartition("/")
+    return open_store(folder or slash or ".").read(name)
+
+
+def endpoint(text: str) -> tuple[str, str]:
+    """NAME=URL as a pair. Raises UsageError."""
+    name, sign, url = text.partition("=")
+    if not sign or not name or "://" not in url:
+        raise UsageError(f"--endpoint {text!r}: want NAME=URL, such as lab=http://127.0.0.1:9000")
+    return name, url

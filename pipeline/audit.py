@@ -1,0 +1,167 @@
+"""An audit that was made: its summary and its tables, read from the root."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from pipeline.errors import NotFound, UsageError
+from pipeline.layout.audits import Published, audit_folder, latest_audit, read_audit, table_keys
+from pipeline.layout.root import Root, is_root
+from pipeline.layout.tables import read_table
+from pipeline.schemas import TABLES
+from pipeline.storage import StorageConfig, canonical_uri
+
+
+FINDINGS = (
+    "leaks", "duplicates", "groups", "outliers", "labels", "label_conflicts", "quality", "invalid", "images"
+)  # fmt: skip
+"""The tables of an audit."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """A published audit. Every method reads what is stored; nothing is computed anew."""
+
+    root: Root
+    published: Published
+
+    @property
+    def audit_id(self) -> str:
+        """Identity of the audit: its snapshot and what decided its tables."""
+        return self.published.audit_id
+
+    @property
+    def tables_uri(self) -> str:
+        """Where the tables lie, as Parquet."""
+        return f"{self.root.uri}/{audit_folder(self.audit_id)}/tables"
+
+    def summary(self) -> dict[str, Any]:
+        """What was found, in numbers: images by status, pairs by kind, leaks by split, the threshold, recall."""
+        return dict(self.published.facts)
+
+    def table(
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,  # noqa: A002 - the word of pyarrow, which takes it
+        limit: int | None = None,
+    ) -> pa.Table:
+        """A table by name, as Arrow; `filter` is a pyarrow expression, applied part by part."""
+        batches, rows = [], 0
+        for part in self.batches(name, columns, filter):
+            batches.append(part if limit is None else part.slice(0, limit - rows))
+            rows += batches[-1].num_rows
+            if limit is not None and rows >= limit:
+                break
+        schema = _schema(name, columns)
+        return pa.concat_tables(batches).cast(schema) if batches else schema.empty_table()
+
+    def batches(
+        self,
+        name: str,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,  # noqa: A002
+    ) -> Iterator[pa.Table]:
+        """The parts of a table, one at a time: for tables larger than memory."""
+        _schema(name, columns)
+        store = self.root.open()
+        for key in table_keys(store, self.published, name):
+            if filter is None:
+                yield read_table(store, key, columns)
+            else:
+                part = ds.dataset(read_table(store, key)).to_table(filter=filter)
+                yield part if columns is None else part.select(list(columns))
+
+    def leaks(self, **options: Any) -> pa.Table:
+        """Images that have a match in another split. Options: columns, filter, limit."""
+        return self.table("leaks", **options)
+
+    def duplicates(self, **options: Any) -> pa.Table:
+        """Pairs of duplicates and near-duplicates, and the pairs that only look alike. Options as in `leaks`."""
+        return self.table("duplicates", **options)
+
+    def groups(self, **options: Any) -> pa.Table:
+        """Images in groups of duplicates, with the one to keep. Options as in `leaks`."""
+        return self.table("groups", **options)
+
+    def outliers(self, **options: Any) -> pa.Table:
+        """Every ok image with how unlike its neighbours it is. Options as in `leaks`."""
+        return self.table("outliers", **options)
+
+    def labels(self, **options: Any) -> pa.Table:
+        """Every labelled ok image with how well its label agrees with its neighbours. Options as in `leaks`."""
+        return self.table("labels", **options)
+
+    def label_conflicts(self, **options: Any) -> pa.Table:
+        """Images that occur under several labels. Options as in `leaks`."""
+        return self.table("label_conflicts", **options)
+
+    def quality(self, **options: Any) -> pa.Table:
+        """Every ok image with its statistics and quality checks. Options as in `leaks`."""
+        return self.table("quality", **options)
+
+    def invalid(self, **options: Any) -> pa.Table:
+        """Every image that is not ok, with why. Options as in `leaks`."""
+        return self.table("invalid", **options)
+
+    def images(self, **options: Any) -> pa.Table:
+        """Every image of the snapshot. Options as in `leaks`."""
+        return self.table("images", **options)
+
+    def __repr__(self) -> str:
+        return f"<Audit {self.audit_id} in {self.root.uri}>\n" + "\n".join(summary_lines(self.published.facts))
+
+
+def open_audit(root: str, audit_id: str | None = None, storage: StorageConfig | None = None) -> Audit:
+    """The latest audit of a root, or the one of that id. Raises NotFound where there is none."""
+    config = storage or StorageConfig()
+    place = Root(canonical_uri(root, config), config)
+    store = place.open()
+    if not is_root(store):
+        raise NotFound(f"{place.uri} is not the root of an audit. Make one: image-audit run SOURCE --root {root}")
+    published = latest_audit(store) if audit_id is None else read_audit(store, audit_id)
+    if published is None:
+        raise NotFound(f"{place.uri} holds no finished audit. Make one: image-audit run SOURCE --root {root}")
+    return Audit(place, published)
+
+
+def summary_lines(facts: dict[str, Any]) -> list[str]:
+    """The summary as text."""
+    images = facts["images"]
+    lines = [f"images      {images['live']:,} ({images['ok']:,} ok, {images['invalid']:,} invalid)"]
+    duplicates = facts["duplicates"]
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in duplicates["pairs"].items())
+    lines.append(f"pairs       {kinds or 'none'}")
+    lines.append(
+        f"groups      {duplicates['groups']:,} with {duplicates['grouped_images']:,} images, largest "
+        f"{duplicates['largest_group']:,}"
+    )
+    for split in facts["leaks"]["splits"]:
+        lines.append(
+            f"leaks       {split['leaking']:,} of {split['images']:,} {split['split']} images "
+            f"({split['share']:.2%}) have a duplicate or near-duplicate in {split['other']}"
+        )
+    lines.append(f"outliers    {facts['outliers']['flagged']:,}")
+    lines.append(f"labels      {facts['labels']['issues']:,} suspect, {facts['labels']['conflicts']:,} in conflict")
+    checks = ", ".join(f"{check} {count:,}" for check, count in facts["quality"].items() if count)
+    lines.append(f"quality     {checks or 'no issues'}")
+    threshold = facts["threshold"]
+    lines.append(f"threshold   {threshold['value']:.3f} copy similarity ({threshold['text']})")
+    lines.append(f"recall      {facts['recall']['text']}")
+    return lines
+
+
+def _schema(name: str, columns: Sequence[str] | None) -> pa.Schema:
+    if name not in TABLES:
+        raise UsageError(f"no table {name!r}; there are: {', '.join(TABLES)}")
+    schema = TABLES[name].schema
+    unknown = [column for column in columns or () if column not in schema.names]
+    if unknown:
+        raise UsageError(f"table {name} has no column {', '.join(unknown)}; it has: {', '.join(schema.names)}")
+    return schema if columns is None else pa.schema([schema.field(column) for column in columns])

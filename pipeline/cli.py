@@ -1,0 +1,252 @@
+"""The command line: run, show, status, demo."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+import pipeline
+from pipeline import api, show
+from pipeline.audit import summary_lines
+from pipeline.config import config_from, read_toml
+from pipeline.errors import AuditError, Stopped
+from pipeline.progress import BarReporter, LineReporter, Reporter, SilentReporter
+from pipeline.storage import redact
+
+EXAMPLES = """examples:
+  image-audit run photos/ --root audit/
+  image-audit run s3://bucket/train --test s3://bucket/val --root s3://bucket/audits
+  image-audit show leaks --root audit/ --top 20
+  image-audit status --root audit/
+  image-audit demo
+
+exit codes: 0 done, 2 wrong call or config, 3 storage, artifact or model, 4 incomplete (the message holds the command
+that resumes), 130/143 stopped, 70 a bug"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code. Every error that a user can act on is one message on stderr."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = build_parser().parse_args(given)
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code: int = options.command(options, given)
+        return code
+    except AuditError as error:
+        sys.stderr.write(f"image-audit: {redact(str(error))}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write(f"image-audit: stopped; finished parts are kept. Resume with: {_command(given)}\n")
+        return Stopped.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    parser = argparse.ArgumentParser(
+        prog="image-audit",
+        description="Finds duplicates, leaks, outliers, wrong labels and bad images in image datasets.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"image-audit {pipeline.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_show(commands)
+    _add_status(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = commands.add_parser("run", help="audit a folder or bucket of images", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip # noqa: E501
+    run.set_defaults(command=_run)
+    run.add_argument("sources", nargs="*", help="folders, s3://bucket/prefix or minio://server/bucket/prefix")
+    run.add_argument("--test", help="one more source, whose split is test")
+    run.add_argument("--config", help="TOML file with any of these and more (docs/config.toml)")
+    rule = run.add_argument_group("splits and labels (by folder names unless told otherwise)")
+    rule.add_argument("--labels", help="CSV or Parquet with filename and label, split or both")
+    rule.add_argument("--pattern", help="regular expression on the path with the groups label, split or both")
+    model = run.add_argument_group("model")
+    model.add_argument("--model", help="ONNX or ORT file instead of the default model")
+    model.add_argument("--model-input", help="JSON file that describes its input (docs/models.md)")
+    search = run.add_argument_group("search")
+    search.add_argument("--space", choices=("keep", "new"), help="keep the trained space while it fits, or train anew")
+    search.add_argument("--threshold", type=float, help="fixed copy similarity of candidates instead of the rule")
+    part = run.add_argument_group("a range only: list and extract offsets [min, max), publish nothing")
+    part.add_argument("--min-offset", type=int)
+    part.add_argument("--max-offset", type=int)
+    part.add_argument("--shard-size", type=int, help="images per shard (default: by the size of the snapshot)")
+    _add_runner(run)
+    _add_root(run)
+    run.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+
+def _add_runner(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where it runs")
+    group.add_argument(
+        "--runner", choices=("auto", "local", "ray"), default="auto", help="default: by the work there is"
+    )
+    group.add_argument("--address", help="Ray cluster to join: auto, host:port or ray://host:port")
+    group.add_argument("--workers", type=int, help="Ray workers on this machine (default: one per core)")
+    group.add_argument("-q", "--quiet", action="store_true", help="no progress")
+
+
+def _add_root(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("storage (credentials come the usual AWS ways)")
+    group.add_argument("--root", help="where the audit is kept (default: audit)")
+    group.add_argument("--endpoint", action="append", default=[], metavar="NAME=URL", help="server of minio://NAME/...")
+    group.add_argument("--endpoint-url", help="endpoint of s3://")
+    group.add_argument("--region", help="AWS region")
+
+
+def _add_show(commands: Any) -> None:
+    parser = commands.add_parser("show", help="show a table of the latest audit", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip # noqa: E501
+    parser.set_defaults(command=_show)
+    parser.add_argument("table", choices=[*show.NAMES, "summary"])
+    parser.add_argument("--audit", help="id of an audit (default: the latest)")
+    parser.add_argument("--top", type=int, help="so many rows, worst first (default: 20; all for the other formats)")
+    parser.add_argument("--columns", help="comma-separated columns")
+    form = parser.add_mutually_exclusive_group()
+    for name in ("json", "csv", "parquet"):
+        form.add_argument(f"--{name}", dest="format", action="store_const", const=name, default="text")
+    parser.add_argument("--output", help="file to write to instead of standard output")
+    _add_root(parser)
+
+
+def _add_status(commands: Any) -> None:
+    parser = commands.add_parser("status", help="per stage: done, missing, failed, seconds, images/s")
+    parser.set_defaults(command=_status)
+    parser.add_argument("--json", action="store_true")
+    _add_root(parser)
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser("demo", help="make a small planted photo set, audit it, say what was found")
+    parser.set_defaults(command=_demo)
+    parser.add_argument("--into", help="folder for the photos and the audit (default: a new temporary one)")
+    _add_runner(parser)
+
+
+def config_values(options: argparse.Namespace) -> dict[str, Any]:
+    """The configuration that a command line means: the TOML file, then the flags over it."""
+    values: dict[str, Any] = {}
+    if getattr(options, "config", None):
+        values = read_toml(api.read_file(options.config), options.config)
+    given: dict[tuple[str, ...], Any] = {
+        ("sources",): tuple(options.sources) or None,
+        ("test",): options.test,
+        ("root",): options.root,
+        ("rule", "table"): options.labels,
+        ("rule", "pattern"): options.pattern,
+        ("model", "path"): options.model,
+        ("model", "input"): json.loads(api.read_file(options.model_input)) if options.model_input else None,
+        ("neighbours", "space"): options.space,
+        ("neighbours", "threshold"): options.threshold,
+        ("min_offset",): options.min_offset,
+        ("max_offset",): options.max_offset,
+        ("shard_size",): options.shard_size,
+        **{("storage", name): value for name, value in storage_values(options).items()},
+    }
+    for path, value in given.items():
+        if value is not None:
+            _set(values, path, value)
+    values.setdefault("root", "audit")
+    values.setdefault("sources", ())
+    return values
+
+
+def storage_values(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say of storage."""
+    values: dict[str, Any] = {"region": options.region, "endpoint_url": options.endpoint_url}
+    if options.endpoint:
+        values["endpoints"] = dict(api.endpoint(item) for item in options.endpoint)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for name in path[:-1]:
+        values = values.setdefault(name, {})
+    values[path[-1]] = value
+
+
+def _run(options: argparse.Namespace, given: list[str]) -> int:
+    config = config_from(config_values(options))
+    where = api.Where(options.runner, options.address, options.workers)
+    audit = api.run_config(config, where, _reporter(options.quiet), _resume_command(given, config.is_range))
+    if audit is not None:
+        summary = audit.summary()
+        _print(json.dumps(summary, indent=1) if options.json else "\n".join(summary_lines(summary)))
+        if not options.json:
+            _print(
+                f"tables      {audit.tables_uri}\nshow them   image-audit show leaks --root {shlex.quote(config.root)}"
+            )
+    return 0
+
+
+def _show(options: argparse.Namespace, _: list[str]) -> int:
+    audit = api.open_audit(options.root or "audit", options.audit, storage_values(options))
+    request = show.Request(options.table, options.top, options.columns, options.format, options.output)
+    show.show(audit, request)
+    return 0
+
+
+def _status(options: argparse.Namespace, _: list[str]) -> int:
+    rows = api.status(options.root or "audit", storage_values(options))
+    _print(json.dumps(rows, indent=1) if options.json else show.status_text(rows))
+    return 0
+
+
+def _demo(options: argparse.Namespace, given: list[str]) -> int:
+    where = api.Where(options.runner, options.address, options.workers)
+    for line in api.demo(options.into, where, _reporter(options.quiet), _command(given)):
+        _print(line)
+    return 0
+
+
+def _reporter(quiet: bool) -> Reporter:
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
+    if quiet:
+        return SilentReporter()
+    console = Console(stderr=True)
+    return BarReporter(console) if console.is_terminal else LineReporter()
+
+
+def _command(given: Sequence[str]) -> str:
+    return f"image-audit {shlex.join(given)}"
+
+
+def _resume_command(given: Sequence[str], is_range: bool) -> str:
+    """The same command; after a range, the one that finishes the whole audit."""
+    if not is_range:
+        return _command(given)
+    kept, skip = [], False
+    for word in given:
+        if skip or word.startswith(("--min-offset", "--max-offset")):
+            skip = not skip and word in ("--min-offset", "--max-offset")
+            continue
+        kept.append(word)
+    return _command(kept)
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def _terminate(number: int, _: Any) -> NoReturn:
+    sys.stderr.write("image-audit: stopped by SIGTERM; finished parts are kept. Run the same command to resume.\n")
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""The configuration of an audit: frozen, checked when built, readable from TOML; unknown keys are errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from pipeline.errors import UsageError
+from pipeline.kernels.embed import ModelInput
+from pipeline.kernels.groups import KeeperPolicy
+from pipeline.kernels.hits import JoinParams
+from pipeline.kernels.measure import MeasureParams
+from pipeline.kernels.quality_checks import QualityLimits
+from pipeline.kernels.space import SpaceParams
+from pipeline.kernels.threshold import ThresholdParams
+from pipeline.kernels.verify import VerifyParams
+from pipeline.sources.labels import RuleParams
+from pipeline.storage import StorageConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+EXACT_LIMIT = 100_000
+
+
+@dataclass(frozen=True)
+class ModelParams:
+    """Which model embeds. path "" = the default model; input only for a model whose graph does not say it."""
+
+    path: str = ""
+    input: ModelInput | None = None
+
+
+@dataclass(frozen=True)
+class NeighbourParams:
+    """How neighbours are searched.
+
+    copy: neighbours kept per split; semantic_k: neighbours over all splits; exact_limit: representatives up to which
+    every list is searched; copy_probes, semantic_probes: lists searched beyond it; space: "keep" a trained space while
+    it fits or train a "new" one; threshold: a fixed candidate similarity instead of the rule.
+    """
+
+    copy: JoinParams = field(default_factory=JoinParams)
+    semantic_k: int = 32
+    exact_limit: int = EXACT_LIMIT
+    copy_probes: int = 16
+    semantic_probes: int = 32
+    recall_sample: int = 1000
+    space: str = "keep"
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name, least in (("semantic_k", 10), ("exact_limit", 0), ("copy_probes", 1), ("semantic_probes", 1)):
+            if getattr(self, name) < least:
+                problems.append(f"{name} {getattr(self, name)}, want at least {least}")
+        if self.space not in ("keep", "new"):
+            problems.append(f"space {self.space!r}, want keep or new")
+        if self.threshold is not None and not 0 < self.threshold < 1:
+            problems.append(f"threshold {self.threshold}, want more than 0 and less than 1")
+        if problems:
+            raise UsageError("neighbours: " + "; ".join(problems))
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """Everything that decides the tables of an audit, and where they go. Who runs it is not part of it.
+
+    sources: folders or buckets; test: one more, whose split is test; min_offset, max_offset: list and extract this
+    range of the snapshot only, publish nothing (max_offset None = to the end).
+    """
+
+    sources: tuple[str, ...]
+    root: str
+    test: str = ""
+    rule: RuleParams = field(default_factory=RuleParams)
+    storage: StorageConfig = field(default_factory=StorageConfig)
+    model: ModelParams = field(default_factory=ModelParams)
+    measure: MeasureParams = field(default_factory=MeasureParams)
+    space: SpaceParams = field(default_factory=SpaceParams)
+    threshold: ThresholdParams = field(default_factory=ThresholdParams)
+    neighbours: NeighbourParams = field(default_factory=NeighbourParams)
+    verify: VerifyParams = field(default_factory=VerifyParams)
+    quality: QualityLimits = field(default_factory=QualityLimits)
+    keeper: KeeperPolicy = field(default_factory=KeeperPolicy)
+    min_offset: int | None = None
+    max_offset: int | None = None
+    shard_size: int | None = None
+    max_failed_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.sources:
+            problems.append("no source given: name a folder, s3://bucket/prefix or minio://server/bucket/prefix")
+        if not self.root:
+            problems.append("no root given: --root says where the audit is kept")
+        if self.shard_size is not None and self.shard_size < 1:
+            problems.append(f"shard_size {self.shard_size}, want at least 1")
+        low, high = self.min_offset or 0, self.max_offset
+        if low < 0 or (high is not None and high <= low):
+            problems.append(f"offsets [{low}, {high}), want 0 <= min_offset < max_offset")
+        if not 0 <= self.max_failed_share <= 1:
+            problems.append(f"max_failed_share {self.max_failed_share}, want 0 to 1")
+        if problems:
+            raise UsageError("; ".join(problems))
+
+    @property
+    def is_range(self) -> bool:
+        """Whether only a range is listed and extracted."""
+        return self.min_offset is not None or self.max_offset is not None
+
+
+SECTIONS: dict[str, type[Any]] = {
+    "rule": RuleParams,
+    "storage": StorageConfig,
+    "model": ModelParams,
+    "measure": MeasureParams,
+    "space": SpaceParams,
+    "threshold": ThresholdParams,
+    "neighbours": NeighbourParams,
+    "verify": VerifyParams,
+    "quality": QualityLimits,
+    "keeper": KeeperPolicy,
+}
+NESTED: dict[type[Any], dict[str, type[Any]]] = {
+    ModelParams: {"input": ModelInput},
+    NeighbourParams: {"copy": JoinParams},
+}
+
+
+def config_from(values: Mapping[str, Any]) -> AuditConfig:
+    """The configuration of nested mappings (TOML or keywords). Raises UsageError with all problems in one message."""
+    problems: list[str] = []
+    built = _build(AuditConfig, dict(values), SECTIONS, "", problems)
+    if problems or not isinstance(built, AuditConfig):
+        raise UsageError("configuration: " + "; ".join(problems))
+    return built
+
+
+def read_toml(data: bytes, where: str) -> dict[str, Any]:
+    """The mappings of a TOML document. Raises UsageError that names it."""
+    try:
+        found: dict[str, Any] = tomllib.loads(data.decode())
+        return found
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{where}: not TOML ({error}). See docs/config.toml for every key.") from error
+
+
+def _build(
+    kind: type[Any], values: dict[str, Any], sections: Mapping[str, type[Any]], prefix: str, problems: list[str]
+) -> Any:
+    known = {item.name for item in fields(kind)}
+    for name in sorted(set(values) - known):
+        problems.append(f"unknown key {prefix}{name} (known: {', '.join(sorted(known))})")
+    arguments: dict[str, Any] = {}
+    for name in known & set(values):
+        value = values[name]
+        section = sections.get(name)
+        if section is not None and isinstance(value, Mapping):
+            value = _build(section, dict(value), NESTED.get(section, {}), f"{prefix}{name}.", problems)
+        elif isinstance(value, list):
+            value = tuple(value)
+        arguments[name] = value
+    try:
+        return kind(**arguments)
+    except UsageError as error:
+        problems.append(str(error))
+    except TypeError as error:
+        problems.append(f"{prefix or 'audit'}: {error}")
+    return None

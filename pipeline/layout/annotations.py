@@ -1,0 +1,94 @@
+"""Annotations: the split and label of every catalog row under one rule, and the vocabulary of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.layout.parts import cover, list_parts
+from pipeline.layout.tables import read_json, read_table
+from pipeline.storage import Store
+
+STEM = "annotations"
+VOCABULARY = "vocabulary.json"
+SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.int64()),
+        pa.field("split", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("label", pa.dictionary(pa.int32(), pa.string())),
+    ]
+)
+NONE = -1
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Every split and label of a snapshot, sorted, with the number of live images of each. A code is a position."""
+
+    splits: tuple[str, ...]
+    labels: tuple[str, ...]
+    split_counts: tuple[int, ...]
+    label_counts: tuple[int, ...]
+    unmatched: int
+
+    @property
+    def labelled(self) -> int:
+        """Live images that have a label."""
+        return sum(self.label_counts)
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Split and label codes of a range, int32 (n,), -1 where there is none."""
+
+    split: np.ndarray
+    label: np.ndarray
+
+
+def read_vocabulary(store: Store, folder: str) -> Vocabulary:
+    """The vocabulary of an annotations folder."""
+    value = read_json(store, f"{folder}/{VOCABULARY}")
+    return Vocabulary(
+        splits=tuple(value["splits"]),
+        labels=tuple(value["labels"]),
+        split_counts=tuple(value["split_counts"]),
+        label_counts=tuple(value["label_counts"]),
+        unmatched=value["unmatched"],
+    )
+
+
+def read_annotations(store: Store, folder: str, lo: int, hi: int) -> pa.Table:
+    """Split and label of offsets [lo, hi) as strings, null where there is none."""
+    tables = []
+    for piece in cover(list_parts(store, folder, STEM), lo, hi):
+        rows = read_table(store, piece.part.key)
+        tables.append(rows.slice(piece.lo - piece.part.lo, piece.hi - piece.lo))
+    joined = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
+    return pa.table(
+        {
+            "image_id": joined["image_id"],
+            "split": joined["split"].cast(pa.string()),
+            "label": joined["label"].cast(pa.string()),
+        }
+    ).combine_chunks()
+
+
+def codes_of(annotations: pa.Table, vocabulary: Vocabulary) -> Codes:
+    """The codes of annotation rows under a vocabulary."""
+    return Codes(_codes(annotations["split"], vocabulary.splits), _codes(annotations["label"], vocabulary.labels))
+
+
+def names_of(codes: np.ndarray, names: Sequence[str]) -> pa.Array:
+    """Strings of codes; null for -1."""
+    indices = pa.array(codes, pa.int32(), mask=codes < 0)
+    return pa.array(list(names), pa.string()).take(indices)
+
+
+def _codes(values: pa.ChunkedArray, names: Sequence[str]) -> np.ndarray:
+    found = pc.index_in(values, value_set=pa.array(list(names), pa.string()))
+    filled: np.ndarray = pc.fill_null(found, NONE).to_numpy().astype(np.int32)
+    return filled

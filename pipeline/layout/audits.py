@@ -1,0 +1,64 @@
+"""Published audits: run.json and the tables of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.errors import ArtifactError, NotFound
+from pipeline.layout.tables import read_json
+from pipeline.storage import Store
+
+FOLDER = "audits"
+RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A finished audit: its facts are a function of the data and the config, the session is not."""
+
+    audit_id: str
+    snapshot: int
+    config: dict[str, Any]
+    facts: dict[str, Any]
+    session: dict[str, Any]
+
+
+def audit_folder(audit_id: str) -> str:
+    """Folder of an audit."""
+    return f"{FOLDER}/{audit_id}"
+
+
+def published_to_json(published: Published) -> dict[str, Any]:
+    """The document of a finished audit."""
+    return dict(vars(published))
+
+
+def read_audit(store: Store, audit_id: str) -> Published:
+    """A finished audit by id. Raises NotFound that lists the ids there are."""
+    key = f"{audit_folder(audit_id)}/{RUN}"
+    if not store.exists(key):
+        known = ", ".join(sorted(audit_ids(store))) or "none"
+        raise NotFound(f"{store.uri}: no finished audit {audit_id!r}; there are: {known}")
+    value = read_json(store, key)
+    try:
+        return Published(**value)
+    except TypeError as error:
+        raise ArtifactError(f"{store.uri}/{key}: not the run.json of an audit ({error}). Run again.") from error
+
+
+def latest_audit(store: Store) -> Published | None:
+    """The audit that finished last."""
+    found = [read_audit(store, audit_id) for audit_id in audit_ids(store)]
+    return max(found, key=lambda item: (item.session.get("finished_at", ""), item.audit_id), default=None)
+
+
+def audit_ids(store: Store) -> list[str]:
+    """Ids of the finished audits."""
+    return [info.key.split("/")[1] for info in store.list(f"{FOLDER}/") if info.key.endswith(f"/{RUN}")]
+
+
+def table_keys(store: Store, published: Published, name: str) -> list[str]:
+    """Keys of the parts of a table, in order."""
+    prefix = f"{audit_folder(published.audit_id)}/tables/{name}/"
+    return [info.key for info in store.list(prefix) if info.key.endswith(".parquet")]

@@ -1,0 +1,157 @@
+"""Feature parts: rows (Parquet) that name their vectors and signatures (.npy), row-aligned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import ArtifactError
+from pipeline.layout.parts import Part, cover, list_parts, missing
+from pipeline.layout.tables import parquet_bytes, read_array, read_table
+from pipeline.storage import Store
+
+BASE, AGAIN = "rows", "again"
+_SAME = 1e-3
+"""Two attempts of one part may come from two types of CPU: embeddings within this cosine are the same."""
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """The committed parts of one features folder: base parts by range, and later attempts at single rows."""
+
+    folder: str
+    base: tuple[Part, ...]
+    again: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Rows of [lo, hi): table of FEATURE_ROWS columns, embeddings float16 (n, d), signatures uint8 (n, 256)."""
+
+    rows: pa.Table
+    embeddings: np.ndarray[Any, Any]
+    signatures: np.ndarray[Any, Any]
+
+
+def list_features(store: Store, folder: str) -> FeatureSet:
+    """What is committed in a features folder."""
+    return FeatureSet(folder, tuple(list_parts(store, folder, BASE)), tuple(list_parts(store, folder, AGAIN)))
+
+
+def missing_features(features: FeatureSet, lo: int, hi: int) -> list[tuple[int, int]]:
+    """Ranges of [lo, hi) that are not extracted yet."""
+    return missing(features.base, lo, hi)
+
+
+def commit_features(store: Store, key: str, features: Features) -> None:
+    """Commits a part: vectors first under a name with their hash, then the rows that name them (the done-marker).
+
+    Where the part is there already, keys, statuses and hashes must be equal and embeddings within cosine 1e-3; the
+    first one stays. Raises ArtifactError otherwise.
+    """
+    from pipeline.layout.tables import write_array
+
+    folder = key.rsplit("/", 1)[0]
+    names = {
+        "embeddings": write_array(store, folder, "embeddings", features.embeddings),
+        "signatures": write_array(store, folder, "signatures", features.signatures),
+    }
+    table = features.rows.replace_schema_metadata(names)
+    if not store.put_if_absent(key, parquet_bytes(table)):
+        _check_same(store, key, features)
+
+
+def read_features(
+    store: Store, features: FeatureSet, lo: int, hi: int, columns: Sequence[str] | None = None
+) -> Features:
+    """Rows, embeddings and signatures of [lo, hi); rows that were tried again hold their last attempt.
+
+    Raises ArtifactError where a range is not extracted.
+    """
+    wanted = None if columns is None else list(dict.fromkeys(["image_id", *columns]))
+    tables, embeddings, signatures = [], [], []
+    at = lo
+    for piece in cover(features.base, lo, hi):
+        if piece.lo != at:
+            break
+        rows = read_table(store, piece.part.key, wanted)
+        start, stop = piece.lo - piece.part.lo, piece.hi - piece.part.lo
+        tables.append(rows.slice(start, stop - start).replace_schema_metadata(None))
+        embeddings.append(_array(store, piece.part.key, rows, "embeddings")[start:stop])
+        signatures.append(_array(store, piece.part.key, rows, "signatures")[start:stop])
+        at = piece.hi
+    if at != hi:
+        raise ArtifactError(f"{store.uri}/{features.folder}: offsets [{at}, {hi}) are not extracted. Run again.")
+    joined = Features(pa.concat_tables(tables).combine_chunks(), _stack(embeddings), _stack(signatures))
+    return _with_later_attempts(store, features, joined, lo, hi)
+
+
+def read_feature_rows(store: Store, features: FeatureSet, lo: int, hi: int, columns: Sequence[str]) -> pa.Table:
+    """Some columns of the rows of [lo, hi), without their vectors."""
+    wanted = list(dict.fromkeys(["image_id", *columns]))
+    tables = []
+    for piece in cover(features.base, lo, hi):
+        rows = read_table(store, piece.part.key, wanted).replace_schema_metadata(None)
+        tables.append(rows.slice(piece.lo - piece.part.lo, piece.hi - piece.lo))
+    table = pa.concat_tables(tables).combine_chunks()
+    for part in features.again:
+        if part.lo < hi and lo < part.hi:
+            table = _replace_rows(table, read_table(store, part.key, wanted).replace_schema_metadata(None), lo, hi)[0]
+    return table.select(list(columns))
+
+
+def _with_later_attempts(store: Store, features: FeatureSet, found: Features, lo: int, hi: int) -> Features:
+    for part in sorted(features.again, key=lambda part: (part.attempt, part.lo, part.hi)):
+        if part.lo < hi and lo < part.hi:
+            later = read_table(store, part.key, found.rows.column_names)
+            embeddings = _array(store, part.key, later, "embeddings")
+            signatures = _array(store, part.key, later, "signatures")
+            rows, at, chosen = _replace_rows(found.rows, later.replace_schema_metadata(None), lo, hi)
+            all_embeddings, all_signatures = np.array(found.embeddings), np.array(found.signatures)
+            all_embeddings[at], all_signatures[at] = embeddings[chosen], signatures[chosen]
+            found = Features(rows, all_embeddings, all_signatures)
+    return found
+
+
+def _replace_rows(
+    table: pa.Table, later: pa.Table, lo: int, hi: int
+) -> tuple[pa.Table, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    ids = later["image_id"].to_numpy()
+    chosen = np.flatnonzero((ids >= lo) & (ids < hi))
+    at = np.searchsorted(table["image_id"].to_numpy(), ids[chosen])
+    source = np.arange(table.num_rows)
+    source[at] = table.num_rows + chosen
+    return pa.concat_tables([table, later]).take(pa.array(source)).combine_chunks(), at, chosen
+
+
+def _array(store: Store, key: str, rows: pa.Table, which: str) -> np.ndarray[Any, Any]:
+    name = (rows.schema.metadata or {}).get(which.encode())
+    if name is None:
+        raise ArtifactError(f"{store.uri}/{key}: the part names no {which}. Delete it and run again.")
+    return read_array(store, key.rsplit("/", 1)[0], name.decode())
+
+
+def _stack(arrays: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _check_same(store: Store, key: str, features: Features) -> None:
+    names = ["image_id", "status", "content_hash", "pixel_hash"]
+    rows = read_table(store, key)
+    embeddings = np.asarray(_array(store, key, rows, "embeddings"), np.float64)
+    ours = np.asarray(features.embeddings, np.float64)
+    same = rows.select(names).replace_schema_metadata(None).equals(features.rows.select(names))
+    if same:
+        norms = np.linalg.norm(embeddings, axis=1) * np.linalg.norm(ours, axis=1)
+        cosine = np.einsum("ij,ij->i", embeddings, ours)
+        same = bool((np.abs(norms - cosine) <= _SAME * np.maximum(norms, 1e-12)).all())
+    if not same:
+        raise ArtifactError(
+            f"{store.uri}/{key}: two attempts of one part differ in ids, statuses, hashes or by more than {_SAME} in "
+            "cosine. The images changed between the attempts, or the machines decode differently; the first part "
+            "stays. Run again to audit what is there now."
+        )

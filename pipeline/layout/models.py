@@ -1,0 +1,66 @@
+"""The model of an audit: the default one of the package, or a user's own, kept in the root for every worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.kernels.embed import Embedder, ModelInput, canary_embeddings, compare_canary
+from pipeline.layout.root import Root, kept, opened
+from pipeline.layout.tables import read_array, write_array
+from pipeline.models import Model, default_model, open_model
+from pipeline.storage import Store
+
+FOLDER = "models"
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """How a worker finds the model: name and sha256, its input, its key in the root ("" = the package's own)."""
+
+    name: str
+    sha256: str
+    input: ModelInput
+    dimension: int
+    key: str = ""
+    canary: str = ""
+
+
+def store_model(root: Root, path: str, description: ModelInput | None) -> ModelRef:
+    """The default model, or the one at `path`, checked and copied into the root once.
+
+    Raises ModelError for one that cannot be used: external data, an output that is not one vector per image, an
+    input that cannot be inferred.
+    """
+    if not path:
+        model = default_model()
+        return ModelRef(model.name, model.sha256, model.input, model.dimension)
+    folder, slash, name = path.rpartition("/")
+    data = opened(folder or slash or ".", root.storage).read(name)
+    model = open_model(data, name, None if description is None else dict(vars(description)))
+    store = root.open()
+    key = f"{FOLDER}/{model.sha256[:20]}.onnx"
+    store.put_if_absent(key, data)
+    canary = write_array(store, FOLDER, f"canary-{model.sha256[:20]}", canary_embeddings(model.load()))
+    return ModelRef(name, model.sha256, model.input, model.dimension, key, canary)
+
+
+def read_model(store: Store, ref: ModelRef) -> Model:
+    """The model with its bytes."""
+    if not ref.key:
+        return default_model()
+    return open_model(store.read(ref.key), ref.name, dict(vars(ref.input)))
+
+
+def load_model(store: Store, ref: ModelRef) -> Embedder:
+    """A session of this process whose canary images gave what they give elsewhere. Raises ModelError otherwise."""
+    return kept(store, f"model {ref.sha256} {ref.input}", lambda: _load(store, ref))
+
+
+def _load(store: Store, ref: ModelRef) -> Embedder:
+    embedder = read_model(store, ref).load()
+    if ref.canary:
+        expected: np.ndarray = np.array(read_array(store, FOLDER, ref.canary))
+        compare_canary(expected, canary_embeddings(embedder))
+    return embedder

@@ -1,0 +1,83 @@
+"""The root: where it is, how a worker opens it, and the folders of its artifacts."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from pipeline.errors import UsageError
+from pipeline.storage import StorageConfig, Store, open_store
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Root:
+    """Address of a root, small enough to travel with every task."""
+
+    uri: str
+    storage: StorageConfig
+
+    def open(self) -> Store:
+        """The store behind the root, opened once per process."""
+        return opened(self.uri, self.storage)
+
+
+MARKER = "root.json"
+FORMAT = 1
+
+
+def claim(root: Root) -> None:
+    """Marks a place as a root, once. Raises UsageError for a root of another format."""
+    store = root.open()
+    if not store.put_if_absent(MARKER, json.dumps({"image-audit root, format": FORMAT}).encode()):
+        raise UsageError(
+            f"{store.uri}: its {MARKER} is not of format {FORMAT}: it was made by another version of image-audit, or is "
+            "something else. Choose another --root."
+        )
+
+
+def is_root(store: Store) -> bool:
+    """Whether a place is the root of an audit."""
+    return store.exists(MARKER)
+
+
+_STORES: dict[tuple[str, str], Store] = {}
+
+
+def opened(uri: str, storage: StorageConfig) -> Store:
+    """The store at a uri, opened once per process."""
+    key = (uri, repr(storage))
+    if key not in _STORES:
+        _STORES[key] = open_store(uri, storage)
+    return _STORES[key]
+
+
+_KEPT: OrderedDict[tuple[str, str], Any] = OrderedDict()
+_KEEP = 8
+
+
+def kept(store: Store, key: str, load: Callable[[], T]) -> T:
+    """What `load` gives for an artifact, kept in this process for its next task; the latest eight stay."""
+    name = (store.uri, key)
+    if name not in _KEPT:
+        _KEPT[name] = load()
+        if len(_KEPT) > _KEEP:
+            _KEPT.popitem(last=False)
+    _KEPT.move_to_end(name)
+    found: T = _KEPT[name]
+    return found
+
+
+@lru_cache(maxsize=1)
+def versions() -> dict[str, str]:
+    """Versions of what decides pixels and numbers: they are part of every features fingerprint."""
+    import cv2
+    import onnxruntime
+    import PIL
+
+    return {"opencv": cv2.__version__, "pillow": PIL.__version__, "onnxruntime": onnxruntime.__version__}

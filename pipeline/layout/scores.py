@@ -1,0 +1,109 @@
+"""Scores at rest: per representative its outlier score and its vote, and what they add up to over the data set."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.kernels.labels import Confidence, Votes
+from pipeline.kernels.outliers import LabelCounts
+from pipeline.layout.parts import Part, list_parts
+from pipeline.layout.tables import read_table
+from pipeline.storage import Store
+
+SCORES, TOTALS = "scores", "totals"
+SUMMED = "totals.npz"
+SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.int64()),
+        pa.field("score", pa.float64()),
+        pa.field("nearest_id", pa.int64()),
+        pa.field("nearest_similarity", pa.float64()),
+        pa.field("is_exact", pa.bool_()),
+        pa.field("vote_count", pa.int16()),
+        pa.field("vote_label", pa.list_(pa.int32())),
+        pa.field("vote_share", pa.list_(pa.float64())),
+    ]
+)
+"""A representative: NaN scores and nearest_id -1 where it has no neighbour."""
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over representatives: they add up in any order. outliers, areas: histograms; the others per label."""
+
+    outliers: NDArray[np.int64]
+    areas: NDArray[np.int64]
+    by_label: LabelCounts
+    confidence: Confidence
+
+
+def totals_to_bytes(totals: Totals) -> bytes:
+    """The totals as npz without pickle."""
+    sink = io.BytesIO()
+    np.savez_compressed(
+        sink,
+        outliers=totals.outliers,
+        areas=totals.areas,
+        label=totals.by_label.label,
+        bin=totals.by_label.bin,
+        count=totals.by_label.count,
+        micros=totals.confidence.micros,
+        judged=totals.confidence.count,
+    )
+    return sink.getvalue()
+
+
+def totals_from_bytes(data: bytes) -> Totals:
+    """The totals of `totals_to_bytes`."""
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+        return Totals(
+            arrays["outliers"],
+            arrays["areas"],
+            LabelCounts(arrays["label"], arrays["bin"], arrays["count"]),
+            Confidence(arrays["micros"], arrays["judged"]),
+        )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of some representatives, row-aligned with the ids asked for."""
+
+    rows: pa.Table
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A column as numpy; nulls of numbers become NaN."""
+        values: NDArray[Any] = self.rows[name].to_numpy()
+        return values
+
+    def votes(self) -> Votes:
+        """The votes as the kernel takes them."""
+        labels = self.rows["vote_label"].combine_chunks()
+        size = np.diff(np.r_[0, np.cumsum([len(item) if item is not None else 0 for item in labels.to_pylist()])])
+        start = np.r_[0, np.cumsum(size)]
+        flat_label = labels.flatten().to_numpy()
+        flat_share = self.rows["vote_share"].combine_chunks().flatten().to_numpy()
+        return Votes(start, flat_label, flat_share, self.column("vote_count"))
+
+
+def read_scores(store: Store, folder: str, ids: NDArray[np.int64]) -> Scored:
+    """Scores of representatives, row-aligned with `ids` (any order, repeats allowed)."""
+    wanted, inverse = np.unique(ids, return_inverse=True)
+    pieces = [
+        table for part in list_parts(store, folder, SCORES) if (table := _rows_of(store, part, wanted)) is not None
+    ]
+    joined = pa.concat_tables(pieces).combine_chunks() if pieces else SCHEMA.empty_table()
+    return Scored(joined.take(pa.array(inverse.ravel())))
+
+
+def _rows_of(store: Store, part: Part, wanted: NDArray[np.int64]) -> pa.Table | None:
+    inside = wanted[(wanted >= part.lo) & (wanted < part.hi)]
+    if not len(inside):
+        return None
+    table = read_table(store, part.key)
+    return table.take(pa.array(np.searchsorted(table["image_id"].to_numpy(), inside)))

@@ -1,0 +1,151 @@
+"""Snapshots: versions of the catalog, and how their rows are read."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import NotFound
+from pipeline.layout.root import kept
+from pipeline.layout.tables import json_bytes, read_json, read_rows, read_table
+from pipeline.schemas import CATALOG_ROWS
+from pipeline.storage import Store
+
+FOLDER = "catalog"
+_NAME = re.compile(r"^snapshot-(\d{6})\.json$")
+
+
+@dataclass(frozen=True)
+class SourceRecord:
+    """One source of the catalog: its uri without credentials, and the split given to all of it ("" = by rule)."""
+
+    uri: str
+    split: str
+
+
+@dataclass(frozen=True)
+class CatalogPart:
+    """A committed piece of the catalog: offsets [lo, hi), its key, and the sorted run that it belongs to."""
+
+    lo: int
+    hi: int
+    key: str
+    run: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Version `number` of the catalog: `total` rows ever seen, in parts; the removed ones are not audited."""
+
+    number: int
+    total: int
+    sources: tuple[SourceRecord, ...]
+    parts: tuple[CatalogPart, ...]
+    removed_key: str
+    removed_count: int
+    restamped_key: str
+
+    @property
+    def digest(self) -> str:
+        """Hash of all that the snapshot names."""
+        return hashlib.sha256(json_bytes(snapshot_to_json(self))).hexdigest()[:20]
+
+    @property
+    def live(self) -> int:
+        """Images that are there now."""
+        return self.total - self.removed_count
+
+
+EMPTY = Snapshot(0, 0, (), (), "", 0, "")
+
+
+def snapshot_key(number: int) -> str:
+    """Key of a snapshot's document."""
+    return f"{FOLDER}/snapshot-{number:06d}.json"
+
+
+def latest_snapshot(store: Store) -> Snapshot:
+    """The newest snapshot of the root, or EMPTY."""
+    numbers = [int(match[1]) for info in store.list(f"{FOLDER}/snapshot-") if (match := _match(info.key))]
+    return read_snapshot(store, max(numbers)) if numbers else EMPTY
+
+
+def read_snapshot(store: Store, number: int) -> Snapshot:
+    """Snapshot `number`. Raises NotFound where the root has none of that number."""
+    value = read_json(store, snapshot_key(number))
+    return Snapshot(
+        number=value["number"],
+        total=value["total"],
+        sources=tuple(SourceRecord(**source) for source in value["sources"]),
+        parts=tuple(CatalogPart(**part) for part in value["parts"]),
+        removed_key=value["removed_key"],
+        removed_count=value["removed_count"],
+        restamped_key=value["restamped_key"],
+    )
+
+
+def snapshot_to_json(snapshot: Snapshot) -> dict[str, object]:
+    """The document of a snapshot."""
+    return {
+        "number": snapshot.number,
+        "total": snapshot.total,
+        "sources": [{"uri": source.uri, "split": source.split} for source in snapshot.sources],
+        "parts": [{"lo": part.lo, "hi": part.hi, "key": part.key, "run": part.run} for part in snapshot.parts],
+        "removed_key": snapshot.removed_key,
+        "removed_count": snapshot.removed_count,
+        "restamped_key": snapshot.restamped_key,
+    }
+
+
+def catalog_rows(store: Store, snapshot: Snapshot, lo: int, hi: int) -> pa.Table:
+    """Catalog rows of offsets [lo, hi), in order, as CATALOG_ROWS (removed ones included)."""
+    if hi > snapshot.total:
+        raise NotFound(f"offsets [{lo}, {hi}) pass the end of snapshot {snapshot.number} ({snapshot.total} rows).")
+    pieces = [
+        read_rows(store, part.key, max(lo, part.lo) - part.lo, min(hi, part.hi) - part.lo)
+        for part in snapshot.parts
+        if part.lo < hi and lo < part.hi
+    ]
+    if not pieces:
+        return CATALOG_ROWS.empty()
+    return pa.concat_tables(pieces).combine_chunks()
+
+
+def catalog_chunks(store: Store, snapshot: Snapshot, size: int = 65536) -> Iterator[pa.Table]:
+    """All catalog rows in chunks of bounded size."""
+    for lo in range(0, snapshot.total, size):
+        yield catalog_rows(store, snapshot, lo, min(lo + size, snapshot.total))
+
+
+def catalog_rows_of(store: Store, snapshot: Snapshot, ids: np.ndarray) -> pa.Table:
+    """Catalog rows of some ids (any order, repeats allowed), row-aligned with `ids`."""
+    wanted, inverse = np.unique(ids, return_inverse=True)
+    pieces = []
+    for lo, hi in _blocks(wanted):
+        inside = wanted[(wanted >= lo) & (wanted < hi)]
+        pieces.append(catalog_rows(store, snapshot, lo, min(hi, snapshot.total)).take(pa.array(inside - lo)))
+    if not pieces:
+        return CATALOG_ROWS.empty()
+    return pa.concat_tables(pieces).combine_chunks().take(pa.array(inverse.ravel()))
+
+
+def removed_ids(store: Store, snapshot: Snapshot) -> np.ndarray:
+    """Sorted int64 ids that were in an earlier snapshot and are gone (or replaced by a newer row)."""
+    if not snapshot.removed_key:
+        return np.empty(0, np.int64)
+    key = snapshot.removed_key
+    ids: np.ndarray = kept(store, key, lambda: read_table(store, key)["image_id"].to_numpy())
+    return ids
+
+
+def _blocks(ids: np.ndarray, size: int = 65536) -> list[tuple[int, int]]:
+    return [(int(block) * size, (int(block) + 1) * size) for block in np.unique(ids // size)]
+
+
+def _match(key: str) -> re.Match[str] | None:
+    return _NAME.match(key.rsplit("/", 1)[-1])

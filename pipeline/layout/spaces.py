@@ -1,0 +1,88 @@
+"""Spaces at rest: moments, trained transforms, the null they were given, and the centroids of their lists."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.kernels.moments import Moments
+from pipeline.kernels.space import CopySpace, space_from_bytes
+from pipeline.kernels.threshold import NullTail
+from pipeline.layout.root import kept
+from pipeline.layout.tables import read_json
+from pipeline.storage import Store
+
+FOLDER = "spaces"
+COPY_SPACE, SPACE, MOMENTS, CENTROIDS = "copy_space.npz", "space.json", "moments.npz", "centroids.npy"
+
+
+@dataclass(frozen=True)
+class DataMoments:
+    """Moments of a data set's normalised embeddings and signatures."""
+
+    embedding: Moments
+    signature: Moments
+
+
+@dataclass(frozen=True)
+class SpaceRecord:
+    """What a space was trained on: features folder, representatives, snapshot, spread of the images, null tail."""
+
+    folder: str
+    features: str
+    moments: str
+    representatives: int
+    snapshot: int
+    spread: float
+    tail: NullTail | None
+
+
+def list_spaces(store: Store) -> list[SpaceRecord]:
+    """Every trained space of a root."""
+    keys = [info.key for info in store.list(f"{FOLDER}/") if info.key.endswith(f"/{SPACE}")]
+    return [read_space_record(store, key.rsplit("/", 1)[0]) for key in keys]
+
+
+def read_space_record(store: Store, folder: str) -> SpaceRecord:
+    """The record of a space."""
+    value: dict[str, Any] = read_json(store, f"{folder}/{SPACE}")
+    tail = value.pop("tail")
+    return SpaceRecord(folder=folder, tail=None if tail is None else NullTail(**tail), **value)
+
+
+def read_space(store: Store, folder: str) -> CopySpace:
+    """The copy space of a spaces folder, read once per process."""
+    key = f"{folder}/{COPY_SPACE}"
+    return kept(store, key, lambda: space_from_bytes(store.read(key)))
+
+
+def read_centroids(store: Store, key: str) -> NDArray[np.float32]:
+    """Centroids float32 (nlist, d)."""
+    centroids: NDArray[np.float32] = np.load(io.BytesIO(store.read(key)), allow_pickle=False)
+    return centroids
+
+
+def data_moments_to_bytes(moments: DataMoments) -> bytes:
+    """Moments as npz without pickle."""
+    sink = io.BytesIO()
+    parts = {"embedding": moments.embedding, "signature": moments.signature}
+    arrays = {f"{name}_{field}": getattr(part, field) for name, part in parts.items() for field in _FIELDS}
+    np.savez(sink, **arrays)
+    return sink.getvalue()
+
+
+def read_data_moments(store: Store, folder: str) -> DataMoments:
+    """The moments of a folder."""
+    with np.load(io.BytesIO(store.read(f"{folder}/{MOMENTS}")), allow_pickle=False) as arrays:
+        return DataMoments(_moments(arrays, "embedding"), _moments(arrays, "signature"))
+
+
+_FIELDS = ("count", "mean", "cov")
+
+
+def _moments(arrays: Any, name: str) -> Moments:
+    return Moments(int(arrays[f"{name}_count"]), arrays[f"{name}_mean"], arrays[f"{name}_cov"])

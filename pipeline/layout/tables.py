@@ -1,0 +1,127 @@
+"""Arrow tables and arrays at rest: Parquet with page checksums, .npy without pickle, JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import ArtifactError
+from pipeline.storage import Store
+
+ROW_GROUP = 8192
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """The table as Parquet: the same bytes for the same rows and the same pyarrow."""
+    sink = io.BytesIO()
+    pq.write_table(
+        table, sink, compression="zstd", compression_level=3, row_group_size=ROW_GROUP, write_page_checksum=True
+    )
+    return sink.getvalue()
+
+
+def write_table(store: Store, key: str, table: pa.Table) -> None:
+    """Commits a part. An equal part that is there already stays; another one is an ArtifactError.
+
+    Two attempts of one part may race (a twin of a straggler, a resumed driver): the first stays, and both hold
+    the same rows on one type of CPU.
+    """
+    if store.put_if_absent(key, parquet_bytes(table)):
+        return
+    present = read_table(store, key)
+    if not present.equals(table.cast(present.schema)):
+        raise ArtifactError(
+            f"{store.uri}/{key}: two attempts of one part differ ({present.num_rows} rows there, {table.num_rows} "
+            "now, or other values). Parts of one artifact must come from one type of CPU and one version; "
+            "delete that folder and run again."
+        )
+
+
+def read_table(store: Store, key: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A committed table, or some of its columns; checksums are verified.
+
+    Raises ArtifactError for a part that cannot be read.
+    """
+    path = store.local_path(key)
+    source: Any = str(path) if path is not None else io.BytesIO(store.read(key))
+    try:
+        with pq.ParquetFile(source, page_checksum_verification=True, memory_map=path is not None) as file:
+            return file.read(columns=None if columns is None else list(columns), use_threads=False)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{store.uri}/{key}: the part is gone. Run again to make it anew.") from error
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(
+            f"{store.uri}/{key}: the part is damaged ({error}). Delete that file and run again: only it is made anew."
+        ) from error
+
+
+def read_rows(store: Store, key: str, lo: int, hi: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows [lo, hi) of a committed table, reading only the row groups that hold them."""
+    path = store.local_path(key)
+    source: Any = str(path) if path is not None else io.BytesIO(store.read(key))
+    try:
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
+            first, last = lo // ROW_GROUP, max(lo, hi - 1) // ROW_GROUP
+            groups = [g for g in range(first, last + 1) if g < file.num_row_groups]
+            table = file.read_row_groups(groups, columns=None if columns is None else list(columns), use_threads=False)
+    except (OSError, pa.ArrowException) as error:
+        raise ArtifactError(f"{store.uri}/{key}: the part is damaged ({error}). Delete it and run again.") from error
+    return table.slice(lo - first * ROW_GROUP, hi - lo)
+
+
+def write_array(store: Store, folder: str, stem: str, array: np.ndarray[Any, Any]) -> str:
+    """Commits an array under a name that holds its hash; returns that name."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    data = buffer.getvalue()
+    name = f"{stem}-{_digest(data)}.npy"
+    store.put(f"{folder}/{name}", data)
+    return name
+
+
+def read_array(store: Store, folder: str, name: str) -> np.ndarray[Any, Any]:
+    """A committed array, memory-mapped where the store is a disk; its hash is checked where bytes travel."""
+    key = f"{folder}/{name}"
+    path = store.local_path(key)
+    try:
+        if path is not None:
+            mapped: np.ndarray[Any, Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+            return mapped
+        data = store.read(key)
+        if _digest(data) != name.rsplit("-", 1)[-1].removesuffix(".npy"):
+            raise ValueError("its hash is not the one in its name")
+        array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
+        return array
+    except (OSError, ValueError, EOFError) as error:
+        raise ArtifactError(
+            f"{store.uri}/{key}: the array is damaged ({error}). Delete the part that names it and run again."
+        ) from error
+
+
+def write_json(store: Store, key: str, value: Any) -> None:
+    """Writes (or overwrites) a JSON document."""
+    store.put(key, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Sorted, indented JSON with a final newline."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def read_json(store: Store, key: str) -> Any:
+    """A JSON document. Raises NotFound, or ArtifactError where it is not JSON."""
+    try:
+        return json.loads(store.read(key))
+    except ValueError as error:
+        raise ArtifactError(f"{store.uri}/{key}: not JSON ({error}). Delete it and run again.") from error
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()

@@ -1,0 +1,87 @@
+"""The plan of an audit: which stages run, in which order, on what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pipeline.config import AuditConfig
+from pipeline.layout.audits import Published
+from pipeline.layout.features import list_features, missing_features
+from pipeline.layout.models import ModelRef, store_model
+from pipeline.layout.root import Root, claim
+from pipeline.layout.snapshots import Snapshot
+from pipeline.plan.preparing import (
+    annotate_snapshot,
+    extract_range,
+    features_folder,
+    require_enough,
+    take_snapshot,
+)
+from pipeline.plan.publishing import publish
+from pipeline.plan.searching import group_exact, search, summary_of
+from pipeline.plan.session import Session
+from pipeline.plan.spaces import choose_space
+from pipeline.progress import Reporter
+from pipeline.runner import LocalRunner, Runner
+from pipeline.storage import canonical_uri
+
+RunnerStart = Callable[[int, Root], Runner]
+"""(images to extract, root) -> the runner that carries the tasks out."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """How an audit is called: who carries it out, who is told, and the command that resumes it."""
+
+    start_runner: RunnerStart
+    reporter: Reporter
+    resume_command: str
+
+
+def run_audit(config: AuditConfig, call: Call) -> Published | None:
+    """Audits the sources of a config into its root; None where only a range was asked for.
+
+    Does only what is missing: every stage lists its artifact first. Raises an AuditError; what was committed stays.
+    """
+    root = Root(canonical_uri(config.root, config.storage), config.storage)
+    claim(root)
+    session = Session(config, root, LocalRunner(), call.reporter, call.resume_command)
+    model = store_model(root, config.model.path, config.model.input)
+    snapshot = take_snapshot(session)
+    lo, hi = _range(config, snapshot)
+    waiting = missing_features(list_features(session.store, features_folder(session, model)), lo, hi)
+    session.runner = call.start_runner(sum(stop - start for start, stop in waiting), root)
+    try:
+        if config.is_range:
+            _extract_only(session, snapshot, model, lo, hi)
+            return None
+        return _audit(session, snapshot, model)
+    finally:
+        session.runner.close()
+
+
+def _range(config: AuditConfig, snapshot: Snapshot) -> tuple[int, int]:
+    lo, hi = config.min_offset or 0, snapshot.total if config.max_offset is None else config.max_offset
+    return min(lo, snapshot.total), min(hi, snapshot.total)
+
+
+def _extract_only(session: Session, snapshot: Snapshot, model: ModelRef, lo: int, hi: int) -> None:
+    extract_range(session, snapshot, model, lo, hi)
+    session.reporter.say(
+        f"offsets [{lo}, {hi}) of snapshot {snapshot.number} ({snapshot.total:,} images) are extracted; nothing was "
+        f"published. When all ranges are, finish with: {session.resume_command}"
+    )
+
+
+def _audit(session: Session, snapshot: Snapshot, model: ModelRef) -> Published:
+    annotations = annotate_snapshot(session, snapshot)
+    features = extract_range(session, snapshot, model, 0, snapshot.total)
+    inputs = group_exact(session, snapshot, features, annotations)
+    summary = summary_of(session, inputs)
+    require_enough(session, summary.statuses, summary.live)
+    space = choose_space(session, inputs, summary, model)
+    session.reporter.say(f"space: {space.said}")
+    session.reporter.say(space.threshold_said)
+    found = search(session, snapshot, inputs, space)
+    return publish(session, snapshot, inputs, space, found)

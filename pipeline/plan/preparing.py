@@ -1,0 +1,207 @@
+"""From sources to features: the catalog, the annotations and the extracted shards."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from pipeline.errors import IncompleteError, UsageError
+from pipeline.kernels.hashing import content_hash
+from pipeline.layout.annotations import STEM, VOCABULARY, Vocabulary, read_vocabulary
+from pipeline.layout.features import FeatureSet, list_features, missing_features, read_feature_rows
+from pipeline.layout.fingerprint import fingerprint
+from pipeline.layout.models import ModelRef
+from pipeline.layout.parts import cut, list_parts, missing, part_name, shard_size
+from pipeline.layout.root import opened, versions
+from pipeline.layout.snapshots import Snapshot, SourceRecord, removed_ids
+from pipeline.plan.session import Session, StageWork
+from pipeline.runner import Task
+from pipeline.schemas import TRANSIENT
+from pipeline.sources.labels import describe
+from pipeline.stages import annotate, extract
+from pipeline.stages.catalog import update_catalog
+from pipeline.storage import ObjectInfo, canonical_uri
+
+ANNOTATION_ROWS = 131_072
+RETRY_IDS = 1024
+
+
+def take_snapshot(session: Session) -> Snapshot:
+    """Lists the sources and pins the snapshot of this audit."""
+    config = session.config
+    named = [(uri, "") for uri in config.sources] + ([(config.test, "test")] if config.test else [])
+    sources = tuple(SourceRecord(canonical_uri(uri, config.storage), split) for uri, split in named)
+    _refuse_twice(session, sources)
+    record = session.timed("catalog", "catalog")
+    started, cpu = time.perf_counter(), time.process_time()
+    snapshot = update_catalog(session.root, sources, _KnownContent(session))
+    session.close(record, time.perf_counter() - started, time.process_time() - cpu, snapshot.live)
+    removed = f", {snapshot.removed_count:,} removed" if snapshot.removed_count else ""
+    session.reporter.say(f"catalog: {snapshot.live:,} images in snapshot {snapshot.number}{removed}")
+    if snapshot.live == 0:
+        session.reporter.say(f"no images found in {', '.join(source.uri for source in sources)}: every table is empty")
+    return snapshot
+
+
+def annotate_snapshot(session: Session, snapshot: Snapshot) -> str:
+    """Gives every row its split and label; returns the annotations folder."""
+    rule = session.config.rule
+    table_hash = ""
+    if rule.table:
+        table_hash = content_hash(annotate.read_address(rule.table, session.config.storage)).hex()
+    name = fingerprint("annotate", annotate.VERSION, snapshot=snapshot.digest, rule=rule, table=table_hash)
+    folder = f"annotations/{name}"
+    have = list_parts(session.store, folder, STEM)
+    tasks = [
+        Task(
+            f"{folder}/{part_name(STEM, lo, hi)}",
+            annotate.annotate,
+            annotate.AnnotateSpec(session.root, snapshot.number, folder, rule, lo, hi),
+            hi - lo,
+        )
+        for gap in missing(have, 0, snapshot.total)
+        for lo, hi in cut(*gap, ANNOTATION_ROWS)
+    ]
+    session.run(StageWork("annotate", folder, tasks, snapshot.total, len(have) + len(tasks)))
+    spec = annotate.VocabularySpec(session.root, snapshot.number, folder)
+    session.run_one("vocabulary", folder, VOCABULARY, Task(f"{folder}/{VOCABULARY}", annotate.count_vocabulary, spec))
+    _say_rule(session, snapshot, read_vocabulary(session.store, folder))
+    return folder
+
+
+def features_folder(session: Session, model: ModelRef) -> str:
+    """Folder of the features of this model, preprocessing and decoders."""
+    name = fingerprint(
+        "extract", extract.VERSION, model=model.sha256, input=model.input, measure=session.config.measure, of=versions()
+    )
+    return f"features/{name}"
+
+
+def extract_range(session: Session, snapshot: Snapshot, model: ModelRef, lo: int, hi: int) -> FeatureSet:
+    """Extracts what is missing of [lo, hi), then tries again what an attempt could not read."""
+    folder = features_folder(session, model)
+    size = session.config.shard_size or shard_size(snapshot.total)
+    have = list_features(session.store, folder)
+    specs = [
+        extract.ExtractSpec(session.root, snapshot.number, folder, model, session.config.measure, start, stop)
+        for gap in missing_features(have, lo, hi)
+        for start, stop in cut(*gap, size)
+    ]
+    parts = len(have.base) + len(specs)
+    session.run(StageWork("extract", folder, [_extract_task(spec) for spec in specs], hi - lo, parts))
+    fresh = {(spec.lo, spec.hi) for spec in specs}
+    _extract_again(session, snapshot, model, lo, hi, fresh)
+    return list_features(session.store, folder)
+
+
+def _extract_again(
+    session: Session, snapshot: Snapshot, model: ModelRef, lo: int, hi: int, fresh: set[tuple[int, int]]
+) -> None:
+    """Tries the images again whose status was a property of an attempt in an earlier session."""
+    folder = features_folder(session, model)
+    features = list_features(session.store, folder)
+    gone = removed_ids(session.store, snapshot)
+    transient = [status.value for status in TRANSIENT]
+    specs = []
+    for part in features.base:
+        if (part.lo, part.hi) in fresh or part.hi <= lo or hi <= part.lo:
+            continue
+        rows = read_feature_rows(session.store, features, part.lo, part.hi, ["image_id", "status"])
+        failed = rows["image_id"].to_numpy()[np.isin(rows["status"].to_numpy().astype(str), transient)]
+        ids = np.setdiff1d(failed, gone)
+        for at in range(0, len(ids), RETRY_IDS):
+            only = tuple(int(image_id) for image_id in ids[at : at + RETRY_IDS])
+            same = [p.attempt for p in features.again if (p.lo, p.hi) == (only[0], only[-1] + 1)]
+            attempt = max(same, default=0) + 1
+            specs.append(
+                extract.ExtractSpec(
+                    session.root,
+                    snapshot.number,
+                    folder,
+                    model,
+                    session.config.measure,
+                    only[0],
+                    only[-1] + 1,
+                    only,
+                    attempt,
+                )  # fmt: skip
+            )
+    if specs:
+        items = sum(len(spec.only or ()) for spec in specs)
+        session.run(StageWork("extract again", folder, [_extract_task(spec) for spec in specs], items, len(specs)))
+
+
+def require_enough(session: Session, statuses: dict[str, int], live: int) -> None:
+    """Raises IncompleteError where more images than the config allows could not be read in this attempt."""
+    counts = {status: count for status, count in statuses.items() if status in {item.value for item in TRANSIENT}}
+    failed = sum(counts.values())
+    if live and failed / live > session.config.max_failed_share:
+        listed = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+        raise IncompleteError(
+            f"{failed} of {live} images could not be read ({listed}), over the {session.config.max_failed_share:.0%} "
+            "that max_failed_share allows; everything else is kept and they are tried again by the next run.\n"
+            f"Resume with: {session.resume_command}"
+        )
+
+
+def _extract_task(spec: extract.ExtractSpec) -> Task:
+    items = len(spec.only) if spec.only is not None else spec.hi - spec.lo
+    return Task(extract.part_key(spec), extract.extract, spec, items, extract.halves, extract.quarantine)
+
+
+def _refuse_twice(session: Session, sources: tuple[SourceRecord, ...]) -> None:
+    uris = [source.uri for source in sources]
+    for uri in uris:
+        if uris.count(uri) > 1:
+            raise UsageError(f"the source {uri} is named twice: name it once.")
+        if session.root.uri == uri:
+            raise UsageError(f"the root {uri} is a source: choose a --root beside or below it.")
+        for other in uris:
+            if other != uri and other.startswith(uri + "/"):
+                raise UsageError(f"the source {other} lies inside {uri}: its images would be listed twice. Name one.")
+
+
+def _say_rule(session: Session, snapshot: Snapshot, vocabulary: Vocabulary) -> None:
+    for source in snapshot.sources:
+        rule = annotate.source_rule(session.config.rule, source, snapshot)
+        session.reporter.say(f"rule for {source.uri}: {describe(rule)}")
+    splits = ", ".join(
+        f"{name} {count:,}" for name, count in zip(vocabulary.splits, vocabulary.split_counts, strict=True)
+    )
+    session.reporter.say(f"splits: {splits or 'none'}; labels: {len(vocabulary.labels)}")
+    if vocabulary.unmatched:
+        session.reporter.say(f"{vocabulary.unmatched:,} images are not named by the table or pattern")
+
+
+class _KnownContent:
+    """Whether a file whose time alone changed still has the bytes that were extracted for it."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._folders: list[FeatureSet] | None = None
+
+    def __call__(self, image_id: int, source: int, info: ObjectInfo) -> bool:
+        known = self._known(image_id)
+        if known is None:
+            return False
+        return content_hash(self._source(source).read(info.key)) == known
+
+    def _known(self, image_id: int) -> bytes | None:
+        store = self._session.store
+        if self._folders is None:
+            names = sorted({info.key.split("/")[1] for info in store.list("features/")})
+            self._folders = [list_features(store, f"features/{name}") for name in names]
+        for features in self._folders:
+            if not missing_features(features, image_id, image_id + 1):
+                rows = read_feature_rows(store, features, image_id, image_id + 1, ["content_hash"])
+                value: bytes | None = rows["content_hash"][0].as_py()
+                if value is not None:
+                    return value
+        return None
+
+    def _source(self, source: int):  # type: ignore[no-untyped-def]
+        from pipeline.layout.snapshots import latest_snapshot
+
+        record = latest_snapshot(self._session.store).sources[source]
+        return opened(record.uri, self._session.config.storage)

@@ -1,0 +1,158 @@
+"""From groups and neighbours to a published audit: scores, tables, summary, run.json."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from importlib.metadata import version
+from typing import Any
+
+from pipeline import __version__
+from pipeline.kernels.labels import LabelRule
+from pipeline.kernels.outliers import OutlierRule
+from pipeline.layout.annotations import read_vocabulary
+from pipeline.layout.audits import RUN, Published, audit_folder, published_to_json
+from pipeline.layout.fingerprint import fingerprint, plain
+from pipeline.layout.inputs import Inputs
+from pipeline.layout.neighbours import RECALL, TAIL
+from pipeline.layout.parts import cut, list_parts, part_name
+from pipeline.layout.root import versions
+from pipeline.layout.scores import SCORES, SUMMED
+from pipeline.layout.snapshots import Snapshot
+from pipeline.layout.tables import read_json, write_json
+from pipeline.plan.searching import Found, query_ranges, summary_of
+from pipeline.plan.session import Session, StageWork, record_to_json
+from pipeline.plan.spaces import ChosenSpace
+from pipeline.runner import Task, peak_resident_bytes
+from pipeline.stages import certify, score
+from pipeline.stages.findings import publish as findings
+from pipeline.stages.findings.context import FindingsSpec, Rules
+
+TABLE_ROWS = 65_536
+
+
+def publish(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSpace, found: Found) -> Published:
+    """Scores, tables and summary of an audit; its run.json is written last."""
+    rules = Rules(OutlierRule(), LabelRule(), session.config.quality, session.config.keeper, space.threshold)
+    recall, tail = _certify(session, inputs, space, found, rules)
+    scores = _score(session, snapshot, inputs, found, tail, rules)
+    audit_id = f"{snapshot.number:06d}-" + fingerprint(
+        "findings", findings.VERSION, scores=scores, edges=found.edges, groups=found.groups, space=space.folder,
+        rules=rules, snapshot=snapshot.digest,
+    )[:12]  # fmt: skip
+    folder = audit_folder(audit_id)
+    _tables(
+        session, snapshot, FindingsSpec(inputs, space.folder, found.edges, found.groups, scores, rules, folder, 0, 0)
+    )
+    task = Task(folder, findings.summarise, findings.SummarySpec(inputs, folder))
+    session.run_one("summary", folder, findings.FINDINGS, task)
+    facts = _facts(session, inputs, space, recall, folder)
+    published = Published(audit_id, snapshot.number, _recorded(session), facts, _session_record(session))
+    write_json(session.store, f"{folder}/{RUN}", published_to_json(published))
+    return published
+
+
+def _certify(
+    session: Session, inputs: Inputs, space: ChosenSpace, found: Found, rules: Rules
+) -> tuple[dict[str, Any], str]:
+    """Measured recall, and the folder of the outlier tail; neither is needed where every pair was compared."""
+    if space.is_exact:
+        return {"text": "exact: every pair of representatives was compared in both spaces"}, ""
+    params = session.config.neighbours
+    key = {"candidates": found.candidates, "neighbours": found.neighbours, "groups": found.groups}
+    folder = "neighbours/" + fingerprint("recall", certify.VERSION, **key, sample=params.recall_sample)
+    recall_spec = certify.RecallSpec(
+        inputs, space.folder, found.groups, found.candidates, found.neighbours, params.copy, space.threshold,
+        params.semantic_k, params.recall_sample, folder,
+    )  # fmt: skip
+    session.run_one("recall", folder, RECALL, Task(folder, certify.measure_recall, recall_spec))
+    tail = "neighbours/" + fingerprint("tail", certify.VERSION, **key, of=rules.outliers)
+    tail_spec = certify.TailSpec(
+        inputs, found.groups, found.neighbours, params.semantic_k, rules.outliers.neighbours, tail
+    )
+    session.run_one("outlier tail", tail, TAIL, Task(tail, certify.search_tail, tail_spec))
+    value = read_json(session.store, f"{folder}/{RECALL}")
+    return {**value, "text": "; ".join(_recall_text(name, value[name]) for name in ("copy", "semantic"))}, tail
+
+
+def _recall_text(name: str, found: dict[str, float]) -> str:
+    if not found["total"]:
+        return f"{name}: no true neighbours in the sample"
+    share = found["found"] / found["total"]
+    return f"{name} {share:.4f} (95% interval {found['low95']:.4f}-{found['high95']:.4f}, {found['total']:,} pairs)"
+
+
+def _score(session: Session, snapshot: Snapshot, inputs: Inputs, found: Found, tail: str, rules: Rules) -> str:
+    folder = "scores/" + fingerprint(
+        "score", score.VERSION, neighbours=found.neighbours, groups=found.groups, tail=tail, exact=inputs.exact,
+        rules=[rules.outliers, rules.labels],
+    )  # fmt: skip
+    have = {part.key for part in list_parts(session.store, folder, SCORES)}
+    tasks = []
+    for lo, hi in query_ranges(snapshot.total):
+        spec = score.ScoreSpec(
+            inputs, found.groups, found.neighbours, tail, rules.outliers, rules.labels, folder, lo, hi
+        )
+        tasks.append(Task(f"{folder}/{part_name(SCORES, lo, hi)}", score.score, spec, hi - lo))
+    waiting = [task for task in tasks if task.name not in have]
+    session.run(StageWork("score", folder, waiting, snapshot.total, len(tasks)))
+    session.run_one("totals", folder, SUMMED, Task(folder, score.sum_scores, score.SumSpec(inputs, folder)))
+    return folder
+
+
+def _tables(session: Session, snapshot: Snapshot, whole: FindingsSpec) -> None:
+    ranges = query_ranges(snapshot.total) if snapshot.total < 16 * TABLE_ROWS else cut(0, snapshot.total, TABLE_ROWS)
+    folder = f"{whole.folder}/tables/{findings.MARKER}"
+    have = {part.key for part in list_parts(session.store, folder, findings.PART)}
+    tasks = []
+    for lo, hi in ranges:
+        spec = FindingsSpec(
+            whole.inputs, whole.space, whole.edges, whole.groups, whole.scores, whole.rules, whole.folder, lo, hi
+        )
+        tasks.append(
+            Task(findings.table_key(whole.folder, findings.MARKER, lo, hi), findings.publish_range, spec, hi - lo)
+        )
+    waiting = [task for task in tasks if task.name not in have]
+    session.run(StageWork("findings", whole.folder, waiting, snapshot.total, len(tasks)))
+
+
+def _facts(session: Session, inputs: Inputs, space: ChosenSpace, recall: dict[str, Any], folder: str) -> dict[str, Any]:
+    """What is a function of the data and the config alone."""
+    summary = summary_of(session, inputs)
+    vocabulary = read_vocabulary(session.store, inputs.annotations)
+    return {
+        "images": {
+            "live": summary.live,
+            "ok": summary.ok,
+            "invalid": summary.live - summary.ok,
+            "representatives": summary.representatives,
+            "statuses": summary.statuses,
+            "splits": dict(zip(vocabulary.splits, vocabulary.split_counts, strict=True)),
+            "labels": len(vocabulary.labels),
+        },
+        **read_json(session.store, f"{folder}/{findings.FINDINGS}"),
+        "space": {"folder": space.folder},
+        "threshold": {"value": space.threshold, "text": space.threshold_said, "misses": space.rule.expected_misses},
+        "recall": recall,
+    }
+
+
+def _recorded(session: Session) -> dict[str, Any]:
+    """The configuration without what only says where things are reached."""
+    config = plain(session.config)
+    config.pop("storage")
+    return dict(config)
+
+
+def _session_record(session: Session) -> dict[str, Any]:
+    """What depends on this session: times, machines, versions."""
+    names = ("ray", "faiss-cpu", "numpy", "pyarrow")
+    return {
+        "finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds"),
+        "runner": session.runner.name,
+        "workers": session.runner.workers,
+        "driver_peak_bytes": peak_resident_bytes(),
+        "python": platform.python_version(),
+        "versions": {"image-audit": __version__, **versions(), **{name: version(name) for name in names}},
+        "stages": [record_to_json(record) for record in session.records],
+    }

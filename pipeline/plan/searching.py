@@ -1,0 +1,134 @@
+"""From features to groups and neighbours: exact groups, space, join, verify, components."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow.parquet as pq
+
+from pipeline.layout.exact import SUMMARY, ExactSummary, read_summary
+from pipeline.layout.features import FeatureSet
+from pipeline.layout.fingerprint import fingerprint
+from pipeline.layout.groups import FOREST
+from pipeline.layout.inputs import Inputs
+from pipeline.layout.neighbours import CANDIDATES, EDGES, NEIGHBOURS, PAIRS
+from pipeline.layout.parts import cover, cut, list_parts, part_name
+from pipeline.layout.root import versions
+from pipeline.layout.snapshots import Snapshot
+from pipeline.layout.tables import read_table
+from pipeline.plan.session import Session, StageWork
+from pipeline.plan.spaces import ChosenSpace
+from pipeline.runner import Task
+from pipeline.stages import exact_groups, group, join, pairs, verify
+
+JOIN_ROWS = 8192  # queries per task: 14,000 images make two, a million 123
+VERIFY_PAIRS = 512  # 2-3 s of one core
+
+
+@dataclass(frozen=True)
+class Found:
+    """Folders of what the search gave: candidates, verified edges, groups, semantic neighbours."""
+
+    candidates: str
+    edges: str
+    groups: str
+    neighbours: str
+
+
+def group_exact(session: Session, snapshot: Snapshot, features: FeatureSet, annotations: str) -> Inputs:
+    """Groups exact copies; returns the inputs that every later stage shares."""
+    held = [(piece.part.key, piece.lo, piece.hi) for piece in cover(features.base, 0, snapshot.total)]
+    name = fingerprint(
+        "exact", exact_groups.VERSION, snapshot=snapshot.digest, annotations=annotations, features=held,
+        again=[part.key for part in features.again],
+    )  # fmt: skip
+    folder = f"exact/{name}"
+    spec = exact_groups.ExactSpec(session.root, snapshot.number, features.folder, annotations, folder)
+    session.run_one("exact groups", folder, SUMMARY, Task(folder, exact_groups.group_exact, spec, snapshot.live))
+    return Inputs(session.root, snapshot.number, features.folder, annotations, folder)
+
+
+def summary_of(session: Session, inputs: Inputs) -> ExactSummary:
+    """The summary of the exact groups."""
+    return read_summary(session.store, inputs.exact)
+
+
+def search(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSpace) -> Found:
+    """Candidates, their kinds, the groups, and the semantic neighbours outside them."""
+    summary = summary_of(session, inputs)
+    key = {"features": inputs.features, "content": summary.digest, "annotations": inputs.annotations}
+    candidates = _join_copy(session, snapshot, inputs, space, key)
+    found_pairs = f"pairs/{fingerprint('pairs', pairs.VERSION, candidates=candidates)}"
+    spec = pairs.PairsSpec(inputs, space.folder, candidates, found_pairs)
+    session.run_one("pairs", found_pairs, PAIRS, Task(found_pairs, pairs.collect_pairs, spec))
+    edges = _verify(session, inputs, found_pairs)
+    groups = f"groups/{fingerprint('group', group.VERSION, edges=edges, exact=key)}"
+    task = Task(groups, group.group, group.GroupSpec(inputs, edges, groups))
+    session.run_one("components", groups, FOREST, task)
+    neighbours = _join_semantic(session, snapshot, inputs, space, groups)
+    return Found(candidates, edges, groups, neighbours)
+
+
+def _join_copy(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSpace, key: dict[str, str]) -> str:
+    params = session.config.neighbours.copy
+    folder = "neighbours/" + fingerprint(
+        "join copy",
+        join.VERSION,
+        space=space.folder,
+        index=space.copy,
+        threshold=space.threshold,
+        params=params,
+        of=key,
+    )
+
+    def task(lo: int, hi: int) -> Task:
+        spec = join.CopyJoinSpec(inputs, space.folder, space.copy, space.threshold, params, folder, lo, hi)
+        return Task(f"{folder}/{part_name(CANDIDATES, lo, hi)}", join.join_copy, spec, hi - lo)
+
+    _run_ranges(session, "join copy", folder, CANDIDATES, [task(lo, hi) for lo, hi in query_ranges(snapshot.total)])
+    return folder
+
+
+def _join_semantic(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSpace, groups: str) -> str:
+    k = session.config.neighbours.semantic_k
+    folder = "neighbours/" + fingerprint("join semantic", join.VERSION, groups=groups, index=space.semantic, k=k)
+
+    def task(lo: int, hi: int) -> Task:
+        spec = join.SemanticJoinSpec(inputs, groups, space.semantic, k, folder, lo, hi)
+        return Task(f"{folder}/{part_name(NEIGHBOURS, lo, hi)}", join.join_semantic, spec, hi - lo)
+
+    _run_ranges(session, "join semantic", folder, NEIGHBOURS, [task(lo, hi) for lo, hi in query_ranges(snapshot.total)])
+    return folder
+
+
+def _verify(session: Session, inputs: Inputs, found_pairs: str) -> str:
+    params = session.config.verify
+    folder = "edges/" + fingerprint("verify", verify.VERSION, pairs=found_pairs, params=params, of=versions())
+    count = _count_rows(session, f"{found_pairs}/{PAIRS}")
+
+    def task(lo: int, hi: int) -> Task:
+        spec = verify.VerifySpec(inputs, found_pairs, folder, params, session.config.measure.max_pixels, lo, hi)
+        return Task(f"{folder}/{part_name(EDGES, lo, hi)}", verify.verify, spec, hi - lo)
+
+    _run_ranges(session, "verify", folder, EDGES, [task(lo, hi) for lo, hi in cut(0, count, VERIFY_PAIRS)])
+    return folder
+
+
+def _run_ranges(session: Session, name: str, folder: str, stem: str, tasks: list[Task]) -> None:
+    have = {part.key for part in list_parts(session.store, folder, stem)}
+    waiting = [task for task in tasks if task.name not in have]
+    session.run(StageWork(name, folder, waiting, sum(task.items for task in tasks), len(tasks)))
+
+
+def query_ranges(total: int) -> list[tuple[int, int]]:
+    """Ranges of queries of about equal size, cut at multiples of 1,024: a function of the snapshot's size alone."""
+    tasks = max(1, -(-total // JOIN_ROWS))
+    size = max(1024, -(-total // (tasks * 1024)) * 1024)
+    return cut(0, total, size)
+
+
+def _count_rows(session: Session, key: str) -> int:
+    path = session.store.local_path(key)
+    if path is not None:
+        return int(pq.read_metadata(path).num_rows)
+    return int(read_table(session.store, key, ["image_id"]).num_rows)

@@ -1,0 +1,158 @@
+"""A session: one call of an audit, with its runner, its reporter and the record of every stage."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.config import AuditConfig
+from pipeline.errors import IncompleteError
+from pipeline.layout.root import Root
+from pipeline.layout.tables import write_json
+from pipeline.progress import Reporter
+from pipeline.runner import FATAL, Outcome, Runner, Task
+from pipeline.storage import Store
+
+STATUS_FOLDER = "status"
+SHOWN_FAILURES = 5
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """A stage: its folder, the tasks that are missing, and the items and parts that it has in all."""
+
+    name: str
+    folder: str
+    tasks: Sequence[Task]
+    items: int
+    parts: int
+
+
+@dataclass
+class StageRecord:
+    """What a stage did in this session; seconds and CPU seconds of this session alone."""
+
+    stage: str
+    folder: str
+    state: str = "running"
+    items: int = 0
+    parts: int = 0
+    parts_done_before: int = 0
+    items_done_before: int = 0
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_task_bytes: int = 0
+    attempts: int = 0
+    failed: list[str] = field(default_factory=list)
+    counters: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Session:
+    """The state of one call: nothing here decides a table."""
+
+    config: AuditConfig
+    root: Root
+    runner: Runner
+    reporter: Reporter
+    resume_command: str
+    records: list[StageRecord] = field(default_factory=list)
+
+    @property
+    def store(self) -> Store:
+        """The store behind the root."""
+        return self.root.open()
+
+    def run(self, work: StageWork) -> dict[str, float]:
+        """Carries the missing tasks of a stage out; returns the sums of their counters.
+
+        Raises a fatal cause at once, else IncompleteError after every other part was tried.
+        """
+        record = self._begin(work)
+        started = time.perf_counter()
+        counters: defaultdict[str, float] = defaultdict(float)
+        failures: list[Outcome] = []
+        fatal: Outcome | None = None
+        for outcome in self.runner.run(work.tasks) if work.tasks else ():
+            self._account(record, outcome)
+            if outcome.error is None:
+                for name, value in outcome.counters.items():
+                    counters[name] += value
+                self.reporter.advance(outcome.task.items)
+                continue
+            failures.append(outcome)
+            if isinstance(outcome.error, FATAL):
+                fatal = outcome
+                break
+        record.counters = dict(counters)
+        self._end(record, failures, time.perf_counter() - started)
+        if fatal is not None and fatal.error is not None:
+            raise fatal.error
+        if failures:
+            raise IncompleteError(_failure_message(work, failures, self.resume_command))
+        return dict(counters)
+
+    def run_one(self, name: str, folder: str, marker: str, task: Task) -> None:
+        """Carries a stage of one task out unless its marker is there."""
+        tasks = [] if self.store.exists(f"{folder}/{marker}") else [task]
+        self.run(StageWork(name, folder, tasks, task.items, 1))
+
+    def timed(self, name: str, folder: str) -> StageRecord:
+        """A record for work that the driver does itself; close it with `close`."""
+        return self._begin(StageWork(name, folder, (), 0, 0))
+
+    def close(self, record: StageRecord, seconds: float, cpu_seconds: float, items: int) -> None:
+        """Ends a record that `timed` began."""
+        record.items, record.cpu_seconds = items, cpu_seconds
+        self._end(record, [], seconds)
+
+    def _begin(self, work: StageWork) -> StageRecord:
+        record = StageRecord(
+            work.name,
+            work.folder,
+            items=work.items,
+            parts=work.parts,
+            parts_done_before=work.parts - len(work.tasks),
+            items_done_before=work.items - sum(task.items for task in work.tasks),
+        )
+        self.records.append(record)
+        self.reporter.start(work.name, work.items, record.items_done_before)
+        if work.tasks:
+            self._write(record)
+        return record
+
+    def _account(self, record: StageRecord, outcome: Outcome) -> None:
+        record.cpu_seconds += outcome.cpu_seconds
+        record.peak_task_bytes = max(record.peak_task_bytes, outcome.peak_bytes)
+        record.attempts += outcome.attempts
+
+    def _end(self, record: StageRecord, failures: Sequence[Outcome], seconds: float) -> None:
+        record.seconds = seconds
+        record.failed = [outcome.task.name for outcome in failures]
+        record.state = "failed" if failures else "done"
+        self.reporter.finish(seconds)
+        self._write(record)
+
+    def _write(self, record: StageRecord) -> None:
+        write_json(self.store, f"{STATUS_FOLDER}/{record.stage}.json", record_to_json(record))
+
+
+def record_to_json(record: StageRecord) -> dict[str, Any]:
+    """The document of a stage record."""
+    return dict(vars(record))
+
+
+def _failure_message(work: StageWork, failures: Sequence[Outcome], resume_command: str) -> str:
+    shown = [f"  {outcome.task.name}: {outcome.error}" for outcome in failures[:SHOWN_FAILURES]]
+    more = [f"  (+{len(failures) - SHOWN_FAILURES} more)"] if len(failures) > SHOWN_FAILURES else []
+    return "\n".join(
+        [
+            f"stage {work.name}: {len(failures)} of {work.parts} parts failed; the others are kept.",
+            *shown,
+            *more,
+            f"Resume with: {resume_command}",
+        ]
+    )

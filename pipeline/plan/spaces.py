@@ -1,0 +1,122 @@
+"""Choosing a space: the one that the root has while it fits, else a new one; its threshold for this audit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.kernels.routing import choose_nlist
+from pipeline.kernels.threshold import Threshold, describe, threshold_for
+from pipeline.layout.exact import ExactSummary
+from pipeline.layout.fingerprint import fingerprint
+from pipeline.layout.inputs import Inputs
+from pipeline.layout.models import ModelRef
+from pipeline.layout.searching import Index
+from pipeline.layout.spaces import (
+    CENTROIDS,
+    MOMENTS,
+    SPACE,
+    SpaceRecord,
+    list_spaces,
+    read_data_moments,
+    read_space,
+    read_space_record,
+)
+from pipeline.models.prior import copy_prior
+from pipeline.plan.session import Session
+from pipeline.runner import Task
+from pipeline.stages import train
+
+GROWTH = 4
+GROWTH_MATTERS_BELOW = 100_000
+SPREAD_RATIO = 1.5
+EXACT = Index("", 1)
+
+
+@dataclass(frozen=True)
+class ChosenSpace:
+    """The space of an audit: its folder, the threshold of candidates, both indexes, and a line that says why."""
+
+    folder: str
+    threshold: float
+    rule: Threshold
+    copy: Index
+    semantic: Index
+    said: str
+    threshold_said: str
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every pair of representatives is compared."""
+        return not self.copy.centroids
+
+
+def choose_space(session: Session, inputs: Inputs, summary: ExactSummary, model: ModelRef) -> ChosenSpace:
+    """The kept or newly trained space, with the threshold for this number of representatives."""
+    key = {"features": inputs.features, "content": summary.digest, "annotations": inputs.annotations}
+    moments = f"moments/{fingerprint('moments', train.VERSION, of=key)}"
+    spec = train.MomentsSpec(inputs, moments)
+    session.run_one("moments", moments, MOMENTS, Task(moments, train.take_moments, spec))
+    record, said = _kept(session, inputs, moments, summary.representatives)
+    if record is None:
+        record = _trained(session, inputs, moments, summary, model)
+    rule = _rule(session, record, summary.representatives, model)
+    fixed = session.config.neighbours.threshold
+    text = describe(rule, record.tail, summary.representatives)
+    return ChosenSpace(
+        folder=record.folder,
+        threshold=rule.value if fixed is None else fixed,
+        rule=rule,
+        copy=_index(session, inputs, record, summary.representatives, is_copy=True),
+        semantic=_index(session, inputs, record, summary.representatives, is_copy=False),
+        said=said,
+        threshold_said=text if fixed is None else f"copy threshold {fixed} as given (the rule: {text})",
+    )
+
+
+def _kept(session: Session, inputs: Inputs, moments: str, representatives: int) -> tuple[SpaceRecord | None, str]:
+    """The space of the root that still fits, or None and why a new one is trained."""
+    if session.config.neighbours.space == "new":
+        return None, "a new one, as asked"
+    known = [record for record in list_spaces(session.store) if record.features == inputs.features]
+    if not known:
+        return None, "the first of this root and model"
+    newest = max(known, key=lambda record: (record.snapshot, record.folder))
+    if newest.moments == moments:
+        return newest, "kept: trained on these images"
+    grown = representatives > GROWTH * max(newest.representatives, 1)
+    if grown and newest.representatives < GROWTH_MATTERS_BELOW:
+        return None, f"a new one: {representatives:,} images, trained on {newest.representatives:,}"
+    own = read_data_moments(session.store, moments)
+    found = train.spread(read_space(session.store, newest.folder), own.embedding)
+    ratio = found / newest.spread if newest.spread else 1.0
+    if not 1 / SPREAD_RATIO <= ratio <= SPREAD_RATIO:
+        return None, f"a new one: the images spread {ratio:.2f} times as far as those it was trained on"
+    return newest, f"kept: trained on {newest.representatives:,} images that look like these"
+
+
+def _trained(session: Session, inputs: Inputs, moments: str, summary: ExactSummary, model: ModelRef) -> SpaceRecord:
+    params = session.config.space
+    name = fingerprint("space", train.VERSION, moments=moments, params=params, model=model.sha256)
+    spec = train.SpaceSpec(inputs, moments, model, params, f"spaces/{name}", summary.representatives)
+    session.run_one("train", spec.folder, SPACE, Task(spec.folder, train.train_space, spec))
+    return read_space_record(session.store, spec.folder)
+
+
+def _rule(session: Session, record: SpaceRecord, representatives: int, model: ModelRef) -> Threshold:
+    curve = None if model.key else copy_prior().curve
+    return threshold_for(record.tail, representatives, session.config.threshold, curve)
+
+
+def _index(session: Session, inputs: Inputs, record: SpaceRecord, representatives: int, *, is_copy: bool) -> Index:
+    params = session.config.neighbours
+    if choose_nlist(representatives, params.exact_limit) == 1:
+        return EXACT
+    of: dict[str, Any] = {"space": record.folder if is_copy else "semantic", "features": inputs.features}
+    name = fingerprint("index", train.VERSION, **of, lists=choose_nlist(record.representatives, 0), copy=is_copy)
+    folder = f"indexes/{name}"
+    spec = train.IndexSpec(inputs, record.folder, is_copy, folder, record.representatives)
+    stage = "train lists (copy)" if is_copy else "train lists (semantic)"
+    session.run_one(stage, folder, CENTROIDS, Task(folder, train.train_index, spec))
+    probes = params.copy_probes if is_copy else params.semantic_probes
+    return Index(f"{folder}/{CENTROIDS}", probes)

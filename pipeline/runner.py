@@ -1,0 +1,146 @@
+"""Tasks and the runner that carries them out in this process.
+
+A runner takes tasks and gives an outcome for each, in the order in which they end. A task is a module-level function
+and a small picklable spec; it commits its own output and returns counters only.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pipeline.errors import AuditError, BadCredentials, ModelError, StorageFull, StorageUnavailable
+
+Counters = Mapping[str, float]
+
+FATAL = (BadCredentials, ModelError, StorageFull)
+"""Causes that every other task would meet as well: the stage stops at the first."""
+
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Task:
+    """A unit of work, retry and commit: `function(spec)` commits the part `name` and returns counters.
+
+    `halves(spec)` cuts a task whose process died twice; `quarantine(spec, cause)` settles a task that cannot be cut.
+    """
+
+    name: str
+    function: Callable[[Any], Counters]
+    spec: Any
+    items: int = 1
+    halves: Callable[[Any], list[Any]] | None = None
+    quarantine: Callable[[Any, str], Counters] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended. `error` is None when its part is committed."""
+
+    task: Task
+    counters: Counters = field(default_factory=dict)
+    error: AuditError | None = None
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak_bytes: int = 0
+    attempts: int = 1
+
+
+class Runner(Protocol):
+    """Where tasks run. `workers` is how many at once; nothing in any output depends on it."""
+
+    name: str
+    workers: int
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """Yields an outcome per task, in the order in which they end."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what the runner started."""
+        ...
+
+
+class TaskError(AuditError):
+    """A part failed for a reason that no class of the error tree names; holds the traceback."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """What one call of a task's function gave and cost: seconds, CPU seconds, peak resident bytes of the process."""
+
+    counters: Counters
+    error: AuditError | None
+    seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+
+
+def execute(function: Callable[..., Counters], *arguments: Any) -> Execution:
+    """Calls a task's function on one thread per library and measures it. Errors are returned, never raised."""
+    single_thread()
+    started, cpu_started = time.perf_counter(), time.process_time()
+    counters: Counters = {}
+    error: AuditError | None = None
+    try:
+        counters = function(*arguments)
+    except AuditError as cause:
+        error = cause
+    except MemoryError:
+        error = TaskError("out of memory: give the worker more, or lower --shard-size")
+    except Exception:  # noqa: BLE001 - the one place where any failure of a part becomes its outcome
+        error = TaskError(traceback.format_exc(limit=-6))
+    return Execution(
+        counters, error, time.perf_counter() - started, time.process_time() - cpu_started, peak_resident_bytes()
+    )
+
+
+def peak_resident_bytes() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
+
+
+def single_thread() -> None:
+    """One thread for OpenCV and Faiss: one process per core is the unit of parallelism."""
+    import cv2
+    import faiss
+
+    cv2.setNumThreads(1)
+    faiss.omp_set_num_threads(1)
+
+
+def may_retry(error: AuditError) -> bool:
+    """Whether another attempt can help: an unreachable store or an unexplained failure, not a wrong input."""
+    return isinstance(error, (StorageUnavailable, TaskError))
+
+
+class LocalRunner:
+    """Runs tasks one after the other in this process."""
+
+    name = "local"
+    workers = 1
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """Yields an outcome per task, in order."""
+        for task in tasks:
+            yield self._run_one(task)
+
+    def _run_one(self, task: Task) -> Outcome:
+        attempt = 0
+        while True:
+            attempt += 1
+            done = execute(task.function, task.spec)
+            if done.error is None or not may_retry(done.error) or attempt >= ATTEMPTS:
+                return Outcome(
+                    task, done.counters, done.error, done.seconds, done.cpu_seconds, done.peak_bytes, attempt
+                )
+
+    def close(self) -> None:
+        """Nothing was started."""

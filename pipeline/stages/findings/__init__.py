@@ -1,0 +1,1 @@
+"""Findings stage: the tables of an audit, range of offsets by range, and its summary."""

@@ -1,0 +1,128 @@
+"""Tables of groups: members with their keeper and medoid, and labels that contradict each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.kernels.components import group_sizes
+from pipeline.kernels.conflicts import label_conflicts
+from pipeline.kernels.groups import (
+    LOSES,
+    WINS,
+    Contenders,
+    Keepers,
+    chained,
+    choose_keepers,
+    choose_medoids,
+    group_minimum,
+    has_edge_to,
+)
+from pipeline.kernels.space import project_copy
+from pipeline.layout.annotations import names_of
+from pipeline.layout.features import list_features, read_feature_rows
+from pipeline.layout.spaces import read_space
+from pipeline.stages.findings.context import Range, as_table, subject_columns
+
+BLOCK = 65_536
+
+
+class Members:
+    """The images of the groups whose id is in the range, sorted by group, then id."""
+
+    def __init__(self, found: Range) -> None:
+        groups = found.graph.roots_in(found.spec.lo, found.spec.hi)
+        ids = found.graph.members(groups)
+        of = found.graph.groups_of(ids)
+        order = np.lexsort((ids, of))
+        self.ids: NDArray[np.int64] = ids[order]
+        self.groups: NDArray[np.int64] = of[order]
+        self.representatives = found.graph.exact.representatives_of(self.ids)
+        self.codes = found.spec.inputs.codes_for(self.ids)
+        self.subjects = found.subjects_of(self.ids)
+
+
+def groups_table(found: Range, members: Members) -> pa.Table:
+    """Every image in a group of two or more, with the one to keep and its similarity to the medoid."""
+    sizes = group_sizes(members.groups)
+    keepers = _keepers(found, members)
+    medoid_id, similarity = _medoids(found, members)
+    edges = np.stack([found.graph.edges[name].to_numpy() for name in ("image_id", "match_id")], axis=1)
+    linked = has_edge_to(found.graph.exact.representatives_of(medoid_id), members.representatives, edges)
+    reasons = np.where(keepers.is_keeper, np.array(WINS)[keepers.reason], np.array(LOSES)[keepers.reason])
+    return as_table(
+        "groups",
+        {
+            "group_id": members.groups,
+            **subject_columns(members.subjects),
+            "group_size": sizes.size[np.searchsorted(sizes.label, members.groups)],
+            "medoid_id": medoid_id,
+            "is_keeper": keepers.is_keeper,
+            "keeper_reason": pa.array(reasons.tolist(), pa.string()),
+            "similarity_to_medoid": similarity,
+            "group_min_similarity": group_minimum(members.groups, similarity),
+            "is_chained": chained(similarity, found.spec.rules.threshold, linked),
+        },
+    )
+
+
+def label_conflicts_table(found: Range, members: Members) -> pa.Table:
+    """Labelled images whose group carries more than one label."""
+    conflicts = label_conflicts(members.ids, members.representatives, members.groups, members.codes.label)
+    row = conflicts.row
+    other = subject_columns(found.subjects_of(conflicts.conflict_id), "conflict")
+    return as_table(
+        "label_conflicts",
+        {
+            "group_id": members.groups[row],
+            "representative_id": members.representatives[row],
+            **subject_columns(members.subjects.take(pa.array(row))),
+            "is_certain": conflicts.is_certain,
+            **other,
+            "label_count": conflicts.label_count,
+            "label_share": np.round(conflicts.label_share, 6),
+            "majority_label": names_of(conflicts.majority, found.vocabulary.labels),
+        },
+    )
+
+
+def _keepers(found: Range, members: Members) -> Keepers:
+    ranks = found.spec.rules.keeper.ranks(list(found.vocabulary.splits))
+    rows = _feature_rows(found, members.ids)
+    pixels = rows["width"].to_numpy().astype(np.int64) * rows["height"].to_numpy()
+    lengths = np.array([len(uri) for uri in members.subjects["uri"].to_pylist()], np.int64)
+    contenders = Contenders(
+        members.groups, members.ids, ranks[members.codes.split], pixels, rows["size_bytes"].to_numpy(), lengths
+    )
+    return choose_keepers(contenders)
+
+
+def _medoids(found: Range, members: Members) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The medoid of each member's group and the similarity to it; copies count once."""
+    is_representative = members.representatives == members.ids
+    heads, groups = members.ids[is_representative], members.groups[is_representative]
+    by_id = np.argsort(heads)
+    rows = found.spec.inputs.population().take(heads[by_id]) if len(heads) else None
+    if rows is None:
+        return np.empty(0, np.int64), np.empty(0)
+    vectors = np.empty((len(heads), 0), np.float32)
+    projected = project_copy(read_space(found.store, found.spec.space), rows.embeddings, rows.signatures)
+    vectors = np.empty_like(projected)
+    vectors[by_id] = projected
+    medoids = choose_medoids(groups, vectors)
+    position = np.argsort(heads)[np.searchsorted(heads[by_id], members.representatives)]
+    return heads[medoids.medoid][position], medoids.similarity[position]
+
+
+def _feature_rows(found: Range, ids: NDArray[np.int64]) -> pa.Table:
+    """Size columns of some ids, row-aligned."""
+    features = list_features(found.store, found.spec.inputs.features)
+    names = ["image_id", "width", "height", "size_bytes"]
+    wanted, inverse = np.unique(ids, return_inverse=True)
+    pieces = [read_feature_rows(found.store, features, 0, 0, names)] if not len(wanted) else []
+    for lo in np.unique(wanted // BLOCK) * BLOCK:
+        inside = wanted[(wanted >= lo) & (wanted < lo + BLOCK)]
+        rows = read_feature_rows(found.store, features, int(inside[0]), int(inside[-1]) + 1, names)
+        pieces.append(rows.take(pa.array(inside - inside[0])))
+    return pa.concat_tables(pieces).combine_chunks().take(pa.array(inverse.ravel()))

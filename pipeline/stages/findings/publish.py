@@ -1,0 +1,128 @@
+"""Commits the tables of a range, and the summary of all of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.kernels.leaks import LEAKING
+from pipeline.layout.inputs import Inputs
+from pipeline.layout.parts import part_name
+from pipeline.layout.scores import SUMMED, totals_from_bytes
+from pipeline.layout.tables import json_bytes, read_table, write_table
+from pipeline.runner import Counters
+from pipeline.schemas import CHECKS, KIND_ORDER
+from pipeline.stages.findings.context import FindingsSpec, Range
+from pipeline.stages.findings.group_tables import Members, groups_table, label_conflicts_table
+from pipeline.stages.findings.image_tables import (
+    images_table,
+    invalid_table,
+    labels_table,
+    outliers_table,
+    quality_table,
+)
+from pipeline.stages.findings.pair_tables import duplicates_table, leaks_table
+from pipeline.storage import Store
+
+VERSION = 1
+PART = "part"
+MARKER = "images"
+"""The table that is written last: its part marks the range as done."""
+FINDINGS = "findings.json"
+
+
+@dataclass(frozen=True)
+class SummarySpec:
+    """The tables of an audit, to be summed up in its folder."""
+
+    inputs: Inputs
+    folder: str
+
+
+def publish_range(spec: FindingsSpec) -> Counters:
+    """Commits every table of a range."""
+    found = Range(spec)
+    totals = totals_from_bytes(found.store.read(f"{spec.scores}/{SUMMED}"))
+    members = Members(found)
+    tables = {
+        "duplicates": duplicates_table(found),
+        "leaks": leaks_table(found),
+        "groups": groups_table(found, members),
+        "label_conflicts": label_conflicts_table(found, members),
+        "outliers": outliers_table(found, totals),
+        "labels": labels_table(found, totals),
+        "quality": quality_table(found, totals),
+        "invalid": invalid_table(found),
+        MARKER: images_table(found),
+    }
+    for name, table in tables.items():
+        write_table(found.store, table_key(spec.folder, name, spec.lo, spec.hi), table)
+    return {"images": tables[MARKER].num_rows}
+
+
+def table_key(folder: str, name: str, lo: int, hi: int) -> str:
+    """Key of the part of a table that holds offsets [lo, hi)."""
+    return f"{folder}/tables/{name}/{part_name(PART, lo, hi)}"
+
+
+def summarise(spec: SummarySpec) -> Counters:
+    """Commits the counts over all tables, reading only the columns that are counted."""
+    store = spec.inputs.root.open()
+    vocabulary = spec.inputs.vocabulary()
+    sizes = dict(zip(vocabulary.splits, vocabulary.split_counts, strict=True))
+    facts = {
+        "duplicates": _duplicates(store, spec.folder),
+        "leaks": _leaks(store, spec.folder, sizes),
+        "outliers": {"flagged": _count_true(store, spec.folder, "outliers", "is_outlier")},
+        "labels": {
+            "issues": _count_true(store, spec.folder, "labels", "is_label_issue"),
+            "conflicts": sum(t.num_rows for t in _parts(store, spec.folder, "label_conflicts", ["image_id"])),
+        },
+        "quality": {check: _count_true(store, spec.folder, "quality", f"is_{check}_issue") for check in CHECKS},
+    }
+    store.put(f"{spec.folder}/{FINDINGS}", json_bytes(facts))
+    return {}
+
+
+def _parts(store: Store, folder: str, name: str, columns: list[str]) -> list[pa.Table]:
+    keys = [info.key for info in store.list(f"{folder}/tables/{name}/")]
+    return [read_table(store, key, columns) for key in keys]
+
+
+def _count_true(store: Store, folder: str, name: str, column: str) -> int:
+    return sum(pc.sum(part[column]).as_py() or 0 for part in _parts(store, folder, name, [column]))
+
+
+def _duplicates(store: Store, folder: str) -> dict[str, object]:
+    counts: dict[str, int] = {}
+    for part in _parts(store, folder, "duplicates", ["kind"]):
+        for item in pc.value_counts(part["kind"]).to_pylist():
+            counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
+    parts = _parts(store, folder, "groups", ["group_id", "group_size"])
+    groups = pa.concat_tables(parts) if parts else None
+    return {
+        "pairs": {kind.value: counts[kind.value] for kind in KIND_ORDER if kind.value in counts},
+        "groups": 0 if groups is None else len(pc.unique(groups["group_id"])),
+        "grouped_images": 0 if groups is None else groups.num_rows,
+        "largest_group": 0 if groups is None else pc.max(groups["group_size"]).as_py() or 0,
+    }
+
+
+def _leaks(store: Store, folder: str, sizes: dict[str, int]) -> dict[str, object]:
+    pairs: dict[tuple[str, str], int] = {}
+    leaking: dict[str, set[int]] = {}
+    for part in _parts(store, folder, "leaks", ["image_id", "split", "match_split", "severity"]):
+        serious = part.filter(pc.greater_equal(part["severity"], LEAKING))
+        for row in serious.to_pylist():
+            pair = (row["split"], row["match_split"])
+            pairs[pair] = pairs.get(pair, 0) + 1
+            leaking.setdefault(row["split"], set()).add(row["image_id"])
+    return {
+        "images": {split: len(ids) for split, ids in sorted(leaking.items())},
+        "splits": [
+            {"split": split, "other": other, "images": sizes[split], "leaking": count, "share": count / sizes[split]}
+            for (split, other), count in sorted(pairs.items())
+        ],
+    }

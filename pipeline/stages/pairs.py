@@ -1,0 +1,110 @@
+"""Pairs stage: the candidates found from either side, once each, and the saturated clusters against their medoid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.kernels.components import Forest, labels_for, merge_forests
+from pipeline.kernels.space import CopySpace, pair_similarities, project_copy
+from pipeline.layout.inputs import Inputs
+from pipeline.layout.neighbours import CANDIDATE_SCHEMA, CANDIDATES, PAIRS, SATURATED
+from pipeline.layout.parts import list_parts
+from pipeline.layout.spaces import read_space
+from pipeline.layout.tables import read_table, write_table
+from pipeline.runner import Counters
+
+VERSION = 1
+NEAREST_IN_CLUSTER = 2
+MEMBERS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class PairsSpec:
+    """A folder of candidates, to be reduced to the pairs that are verified."""
+
+    inputs: Inputs
+    space: str
+    candidates: str
+    folder: str
+
+
+def collect_pairs(spec: PairsSpec) -> Counters:
+    """Commits unordered pairs (smaller id first, sorted), so that a task of the verify stage reads an image once.
+
+    Inside a saturated cluster only each member's pair with the medoid and with its two nearest are kept: linear in the
+    members, where all pairs would be quadratic.
+    """
+    store = spec.inputs.root.open()
+    found = [read_table(store, part.key) for part in list_parts(store, spec.candidates, CANDIDATES)]
+    forests = [read_table(store, part.key) for part in list_parts(store, spec.candidates, SATURATED)]
+    saturated = merge_forests([Forest(f["image_id"].to_numpy(), f["group_id"].to_numpy()) for f in forests])
+    directed = pa.concat_tables(found) if found else CANDIDATE_SCHEMA.empty_table()
+    kept = directed.filter(pa.array(_worth_verifying(directed, saturated)))
+    tables = [_smaller_first(kept), *_medoid_pairs(spec, saturated)]
+    pairs = _unique(pa.concat_tables(tables))
+    write_table(store, f"{spec.folder}/{PAIRS}", pairs)
+    return {"pairs": pairs.num_rows, "saturated": len(saturated.child)}
+
+
+def _worth_verifying(directed: pa.Table, saturated: Forest) -> NDArray[np.bool_]:
+    query, match = directed["image_id"].to_numpy(), directed["match_id"].to_numpy()
+    if not len(saturated.child):
+        return np.ones(len(query), bool)
+    root_q, root_m = labels_for(query, saturated), labels_for(match, saturated)
+    clustered = np.isin(query, saturated.child) | np.isin(query, saturated.root)
+    inside = (root_q == root_m) & clustered
+    order = np.lexsort((match, -directed["similarity"].to_numpy(), query, ~inside))
+    rank = np.empty(len(query), np.int64)
+    ordered = query[order]
+    starts = np.flatnonzero(np.r_[True, (ordered[1:] != ordered[:-1]) | (inside[order][1:] != inside[order][:-1])])
+    rank[order] = np.arange(len(query)) - np.repeat(starts, np.diff(np.r_[starts, len(query)]))
+    return np.asarray(~inside | (rank < NEAREST_IN_CLUSTER), bool)
+
+
+def _medoid_pairs(spec: PairsSpec, saturated: Forest) -> list[pa.Table]:
+    if not len(saturated.child):
+        return []
+    space = read_space(spec.inputs.root.open(), spec.space)
+    roots = np.unique(saturated.root)
+    return [
+        _against_medoid(spec, space, np.sort(np.r_[root, saturated.child[saturated.root == root]])) for root in roots
+    ]
+
+
+def _against_medoid(spec: PairsSpec, space: CopySpace, members: NDArray[np.int64]) -> pa.Table:
+    """The member nearest to the centroid of the cluster (ties: smaller id), and its pair with every other."""
+    population = spec.inputs.population()
+    sample = members if len(members) <= MEMBERS_AT_ONCE else members[:: len(members) // MEMBERS_AT_ONCE + 1]
+    rows = population.take(sample)
+    vectors = project_copy(space, rows.embeddings, rows.signatures)
+    centroid = vectors.mean(axis=0, dtype=np.float64)
+    medoid = int(np.argmax(np.round(vectors @ centroid, 6)))
+    tables = []
+    for at in range(0, len(members), MEMBERS_AT_ONCE):
+        block = population.take(members[at : at + MEMBERS_AT_ONCE])
+        count = len(block.ids)
+        embeddings = np.repeat(rows.embeddings[medoid : medoid + 1], count, axis=0)
+        signatures = np.repeat(rows.signatures[medoid : medoid + 1], count, axis=0)
+        found = pair_similarities(space, embeddings, signatures, block.embeddings, block.signatures)
+        ids = np.full(count, sample[medoid])
+        columns = [ids, block.ids, found.copy, found.semantic, found.signature]
+        tables.append(pa.table(columns, schema=CANDIDATE_SCHEMA).filter(pa.array(ids != block.ids)))
+    return _smaller_first(pa.concat_tables(tables))
+
+
+def _smaller_first(table: pa.Table) -> pa.Table:
+    a, b = table["image_id"].to_numpy(), table["match_id"].to_numpy()
+    columns = [np.minimum(a, b), np.maximum(a, b), *table.columns[2:]]
+    return pa.table(columns, schema=CANDIDATE_SCHEMA)
+
+
+def _unique(table: pa.Table) -> pa.Table:
+    a, b = table["image_id"].to_numpy(), table["match_id"].to_numpy()
+    order = np.lexsort((b, a))
+    a, b = a[order], b[order]
+    first = np.r_[True, (a[1:] != a[:-1]) | (b[1:] != b[:-1])] if len(a) else np.empty(0, bool)
+    return table.take(pa.array(order[first]))

@@ -1,0 +1,186 @@
+"""Score stage: what the semantic neighbours say of each representative, and the sums that the tables need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.kernels.components import labels_for
+from pipeline.kernels.histogram import histogram, merge_histograms
+from pipeline.kernels.labels import (
+    LabelRule,
+    LabelShares,
+    Votes,
+    judge,
+    label_confidence,
+    label_shares,
+    merge_confidence,
+    vote,
+)
+from pipeline.kernels.neighbour_lists import Neighbours
+from pipeline.kernels.outliers import (
+    SCORE_BINS,
+    OutlierRule,
+    Scores,
+    count_by_label,
+    merge_label_counts,
+    outlier_scores,
+)
+from pipeline.kernels.quality_checks import AREA_BINS, area_histogram
+from pipeline.layout.exact import ExactGroups, usable
+from pipeline.layout.features import list_features, read_feature_rows
+from pipeline.layout.groups import read_forest
+from pipeline.layout.inputs import Inputs
+from pipeline.layout.neighbours import NEIGHBOURS, TAIL
+from pipeline.layout.parts import list_parts, part_name
+from pipeline.layout.scores import SCHEMA, SCORES, SUMMED, TOTALS, Totals, totals_from_bytes, totals_to_bytes
+from pipeline.layout.tables import read_table, write_table
+from pipeline.runner import Counters
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class ScoreSpec:
+    """Representatives of offsets [lo, hi). tail "" = every neighbour list is exact."""
+
+    inputs: Inputs
+    groups: str
+    neighbours: str
+    tail: str
+    outliers: OutlierRule
+    labels: LabelRule
+    folder: str
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True)
+class SumSpec:
+    """A folder of scored ranges, to be added up."""
+
+    inputs: Inputs
+    folder: str
+
+
+def score(spec: ScoreSpec) -> Counters:
+    """Commits the scores and the sums of a range."""
+    store = spec.inputs.root.open()
+    population = spec.inputs.population()
+    ids = population.ids(spec.lo, spec.hi)
+    table, exact_ids = _neighbour_rows(spec)
+    found = _neighbours(spec, ids, table)
+    shares = _label_shares(spec.inputs, np.unique(found.ids[found.ids >= 0]))
+    scores, votes = outlier_scores(found, spec.outliers.neighbours), vote(found, shares, spec.labels)
+    is_exact = np.isin(ids, exact_ids) if spec.tail else np.ones(len(ids), bool)
+    totals = _totals(spec, ids, scores, votes)
+    store.put(f"{spec.folder}/{TOTALS}-{spec.lo:012d}-{spec.hi:012d}.npz", totals_to_bytes(totals))
+    write_table(store, f"{spec.folder}/{part_name(SCORES, spec.lo, spec.hi)}", _table(ids, scores, votes, is_exact))
+    return {"images": len(ids)}
+
+
+def sum_scores(spec: SumSpec) -> Counters:
+    """Commits the sums over all ranges."""
+    store = spec.inputs.root.open()
+    keys = [info.key for info in store.list(f"{spec.folder}/{TOTALS}-")]
+    parts = [totals_from_bytes(store.read(key)) for key in keys]
+    labels = len(spec.inputs.vocabulary().labels)
+    totals = Totals(
+        merge_histograms((part.outliers for part in parts), SCORE_BINS),
+        merge_histograms((part.areas for part in parts), AREA_BINS),
+        merge_label_counts(part.by_label for part in parts),
+        merge_confidence((part.confidence for part in parts), labels),
+    )
+    store.put(f"{spec.folder}/{SUMMED}", totals_to_bytes(totals))
+    return {"scored": int(totals.outliers.sum())}
+
+
+def _neighbour_rows(spec: ScoreSpec) -> tuple[pa.Table, NDArray[np.int64]]:
+    """Neighbour rows of the range; those of the tail are replaced by what was searched until exact."""
+    store = spec.inputs.root.open()
+    parts = [p for p in list_parts(store, spec.neighbours, NEIGHBOURS) if p.lo < spec.hi and spec.lo < p.hi]
+    rows = pa.concat_tables([read_table(store, part.key) for part in parts])
+    ids = rows["image_id"].to_numpy()
+    inside = (ids >= spec.lo) & (ids < spec.hi)
+    if not spec.tail:
+        return rows.filter(pa.array(inside)), np.empty(0, np.int64)
+    tail = read_table(store, f"{spec.tail}/{TAIL}")
+    searched = np.unique(tail["image_id"].to_numpy())
+    kept = rows.filter(pa.array(inside & ~np.isin(ids, searched)))
+    tail_ids = tail["image_id"].to_numpy()
+    ours = tail.filter(pa.array((tail_ids >= spec.lo) & (tail_ids < spec.hi)))
+    return pa.concat_tables([kept, ours.cast(kept.schema)]), searched
+
+
+def _neighbours(spec: ScoreSpec, ids: NDArray[np.int64], table: pa.Table) -> Neighbours:
+    forest = read_forest(spec.inputs.root.open(), spec.groups)
+    query, match = table["image_id"].to_numpy(), table["match_id"].to_numpy()
+    row = np.searchsorted(ids, query)
+    order = np.argsort(row, kind="stable")
+    row, match, similarity = row[order], match[order], table["similarity"].to_numpy()[order]
+    start = np.searchsorted(row, np.arange(len(ids)))
+    place = np.arange(len(row)) - start[row] if len(row) else np.empty(0, np.int64)
+    width = int(place.max(initial=-1)) + 1
+    matches, similarities = np.full((len(ids), width), -1, np.int64), np.zeros((len(ids), width))
+    matches[row, place], similarities[row, place] = match, similarity
+    groups = labels_for(matches.ravel(), forest).reshape(matches.shape)
+    return Neighbours(labels_for(ids, forest), matches, groups, similarities)
+
+
+def _label_shares(inputs: Inputs, representatives: NDArray[np.int64]) -> LabelShares:
+    """The labels of the exact groups of some representatives."""
+    owner, label = members_of(inputs, inputs.exact_groups(), representatives)
+    return label_shares(owner, label)
+
+
+def members_of(
+    inputs: Inputs, exact: ExactGroups, representatives: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """(representative, label code) of every member that the representatives stand for."""
+    grouped = np.isin(exact.representative_id, representatives)
+    alone = np.setdiff1d(representatives, exact.representative_id[grouped])
+    owner = np.concatenate([exact.representative_id[grouped], alone])
+    label = np.concatenate([exact.label[grouped], inputs.codes_for(alone).label])
+    return owner, label
+
+
+def _totals(spec: ScoreSpec, ids: NDArray[np.int64], scores: Scores, votes: Votes) -> Totals:
+    scored = ~np.isnan(scores.score)
+    codes = spec.inputs.codes_for(ids)
+    owner, label = members_of(spec.inputs, spec.inputs.exact_groups(), ids)
+    judged = np.unique(np.stack([owner, label.astype(np.int64)], axis=1)[label >= 0], axis=0)
+    query, given = np.searchsorted(ids, judged[:, 0]), judged[:, 1].astype(np.int32)
+    labels = len(spec.inputs.vocabulary().labels)
+    return Totals(
+        histogram(scores.score[scored], SCORE_BINS),
+        _areas(spec),
+        count_by_label(codes.label, scores.score),
+        label_confidence(judge(votes, query, given), given, labels),
+    )
+
+
+def _areas(spec: ScoreSpec) -> NDArray[np.int64]:
+    store = spec.inputs.root.open()
+    columns = ["image_id", "status", "width", "height"]
+    rows = read_feature_rows(store, list_features(store, spec.inputs.features), spec.lo, spec.hi, columns)
+    ok = rows.filter(pa.array(usable(rows, spec.inputs.gone())))
+    counts: NDArray[np.int64] = area_histogram(ok["width"].to_numpy(), ok["height"].to_numpy())
+    return counts
+
+
+def _table(ids: NDArray[np.int64], scores: Scores, votes: Votes, is_exact: NDArray[np.bool_]) -> pa.Table:
+    offsets = pa.array(votes.start.astype(np.int32))
+    columns = [
+        pa.array(ids),
+        pa.array(scores.score),
+        pa.array(scores.nearest_id),
+        pa.array(scores.nearest_similarity),
+        pa.array(is_exact),
+        pa.array(votes.count.astype(np.int16)),
+        pa.ListArray.from_arrays(offsets, pa.array(votes.label.astype(np.int32))),
+        pa.ListArray.from_arrays(offsets, pa.array(votes.share)),
+    ]
+    return pa.table(columns, schema=SCHEMA)

@@ -1,0 +1,166 @@
+"""Train stage: the moments of the data set, the copy space with its null, and the centroids of its lists."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.kernels.moments import Moments, blend, moments_of
+from pipeline.kernels.routing import choose_nlist, split_long_lists, train_centroids
+from pipeline.kernels.sampling import stable_sample_limit
+from pipeline.kernels.space import (
+    CopySpace,
+    SpaceParams,
+    normalise_embeddings,
+    normalise_signatures,
+    project_copy,
+    project_semantic,
+    space_to_bytes,
+    train_copy_space,
+)
+from pipeline.kernels.threshold import NullTail, blend_null, fit_null, null_histogram
+from pipeline.layout.exact import Representatives, concatenate
+from pipeline.layout.inputs import READ_BLOCK, Inputs
+from pipeline.layout.models import ModelRef, read_model
+from pipeline.layout.spaces import (
+    CENTROIDS,
+    COPY_SPACE,
+    MOMENTS,
+    SPACE,
+    DataMoments,
+    data_moments_to_bytes,
+    read_data_moments,
+    read_space,
+)
+from pipeline.layout.tables import json_bytes
+from pipeline.models.prior import copy_prior
+from pipeline.runner import Counters
+from pipeline.storage import Store
+
+VERSION = 1
+SAMPLE = 20_000
+NULL_SAMPLE = 8192
+ROWS_PER_LIST = 64
+SEED = 7
+
+
+@dataclass(frozen=True)
+class MomentsSpec:
+    """The representatives whose moments are taken, into a folder."""
+
+    inputs: Inputs
+    folder: str
+
+
+@dataclass(frozen=True)
+class SpaceSpec:
+    """Moments of a data set and the model whose shipped ones they are blended with, into a folder."""
+
+    inputs: Inputs
+    moments: str
+    model: ModelRef
+    params: SpaceParams
+    folder: str
+    representatives: int
+
+
+@dataclass(frozen=True)
+class IndexSpec:
+    """A space whose lists are trained, into a folder; copy or semantic vectors."""
+
+    inputs: Inputs
+    space: str
+    is_copy: bool
+    folder: str
+    representatives: int
+
+
+def take_moments(spec: MomentsSpec) -> Counters:
+    """Commits the moments of a stable sample of at most 20,000 representatives."""
+    rows = sample(spec.inputs, SAMPLE, 0)
+    found = DataMoments(
+        moments_of(normalise_embeddings(rows.embeddings)), moments_of(normalise_signatures(rows.signatures))
+    )
+    spec.inputs.root.open().put(f"{spec.folder}/{MOMENTS}", data_moments_to_bytes(found))
+    return {"sampled": len(rows.ids)}
+
+
+def train_space(spec: SpaceSpec) -> Counters:
+    """Commits the copy space and, as its done-marker, the record with the null that it was given."""
+    store = spec.inputs.root.open()
+    own = read_data_moments(store, spec.moments)
+    model = read_model(store, spec.model)
+    prior = spec.params.prior
+    embedding = blend(own.embedding, model.embedding_moments, prior)
+    space = train_copy_space(embedding, blend(own.signature, model.signature_moments, prior), spec.params)
+    store.put(f"{spec.folder}/{COPY_SPACE}", space_to_bytes(space))
+    own_tail = _own_tail(spec, space)
+    shipped = copy_prior().tail if model.embedding_moments is not None else None
+    tail = blend_null(own_tail, shipped, spec.representatives)
+    record = {
+        "features": spec.inputs.features,
+        "moments": spec.moments,
+        "representatives": spec.representatives,
+        "snapshot": spec.inputs.snapshot,
+        "spread": spread(space, embedding),
+        "tail": None if tail is None else dict(vars(tail)),
+    }
+    store.put(f"{spec.folder}/{SPACE}", json_bytes(record))
+    return {"sampled": own.embedding.count}
+
+
+def train_index(spec: IndexSpec) -> Counters:
+    """Commits the centroids of the lists, trained on a stable sample."""
+    store = spec.inputs.root.open()
+    nlist = choose_nlist(spec.representatives, 0)
+    rows = sample(spec.inputs, ROWS_PER_LIST * nlist, 1)
+    vectors = _vectors(store, spec, rows)
+    centroids = split_long_lists(vectors, train_centroids(vectors, nlist, SEED), SEED)
+    sink = io.BytesIO()
+    np.save(sink, centroids, allow_pickle=False)
+    store.put(f"{spec.folder}/{CENTROIDS}", sink.getvalue())
+    return {"lists": len(centroids)}
+
+
+def sample(inputs: Inputs, limit: int, salt: int) -> Representatives:
+    """A stable sample of representatives: the ids of smallest hash, whatever the shards. Reads one block at a time."""
+    population = inputs.population()
+    total = inputs.opened_snapshot().total
+    ids = [population.ids(lo, min(lo + READ_BLOCK, total)) for lo in range(0, max(total, 1), READ_BLOCK)]
+    every = np.concatenate(ids)
+    chosen = every[stable_sample_limit(every, limit, salt)]
+    pieces = []
+    for lo in range(0, max(total, 1), READ_BLOCK):
+        inside = chosen[(chosen >= lo) & (chosen < lo + READ_BLOCK)]
+        found = population.read(lo, min(lo + READ_BLOCK, total))
+        at = np.searchsorted(found.ids, inside)
+        pieces.append(Representatives(*(getattr(found, name)[at] for name in Representatives.__dataclass_fields__)))
+    return concatenate(pieces)
+
+
+def spread(space: CopySpace, moments: Moments) -> float:
+    """Mean squared length of the whitened embeddings of a data set with these moments: what the space was made for."""
+    shift = moments.mean - space.embedding.mean
+    matrix = space.embedding.matrix
+    return float(np.einsum("ij,ik,kj->", matrix, moments.cov, matrix) + ((shift @ matrix) ** 2).sum())
+
+
+def _own_tail(spec: SpaceSpec, space: CopySpace) -> NullTail | None:
+    rows = sample(spec.inputs, NULL_SAMPLE, 2)
+    vectors = project_copy(space, rows.embeddings, rows.signatures)
+    labels, source = _classes(rows.label)
+    return fit_null(null_histogram(vectors, labels), spec.representatives, source)
+
+
+def _classes(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32] | None, str]:
+    """Labels where at least two classes are there, for a null of pairs that cannot be copies; else random pairs."""
+    return (labels, "other class") if len(np.unique(labels[labels >= 0])) > 1 else (None, "random pairs")
+
+
+def _vectors(store: Store, spec: IndexSpec, rows: Representatives) -> NDArray[np.float32]:
+    if spec.is_copy:
+        return project_copy(read_space(store, spec.space), rows.embeddings, rows.signatures)
+    return project_semantic(rows.embeddings)

@@ -1,0 +1,149 @@
+"""Verify stage: decides on the pixels of both images what each candidate pair is."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import AccessDenied, CorruptObject, NotFound, ObjectChanged, StorageUnavailable
+from pipeline.kernels.decode import luminance_thumbnail
+from pipeline.kernels.header import ImageError
+from pipeline.kernels.verify import (
+    Evidence,
+    PreparedImage,
+    VerifyParams,
+    compare,
+    kind_without_pixels,
+    may_skip,
+    prepare,
+)
+from pipeline.layout.images import ImageObject, image_objects_of
+from pipeline.layout.inputs import Inputs
+from pipeline.layout.neighbours import EDGES, PAIRS
+from pipeline.layout.parts import part_name
+from pipeline.layout.tables import read_rows, write_table
+from pipeline.runner import Counters
+from pipeline.schemas import EDGES as EDGES_TABLE
+from pipeline.schemas import Kind
+from pipeline.storage import StorageConfig, is_remote
+
+VERSION = 1
+KEPT_IMAGES = 512  # 256 x 256 bytes and their features: about 0.2 MB each
+READS_IN_FLIGHT = 16
+UNREADABLE = (NotFound, ObjectChanged, CorruptObject, AccessDenied, StorageUnavailable, ImageError)
+
+
+@dataclass(frozen=True)
+class VerifySpec:
+    """Rows [lo, hi) of the collected pairs."""
+
+    inputs: Inputs
+    pairs: str
+    folder: str
+    params: VerifyParams
+    max_pixels: int
+    lo: int
+    hi: int
+
+
+def verify(spec: VerifySpec) -> Counters:
+    """Commits the kind and the evidence of a range of pairs."""
+    store = spec.inputs.root.open()
+    pairs = read_rows(store, f"{spec.pairs}/{PAIRS}", spec.lo, spec.hi)
+    rows = pairs.to_pylist()
+    looked_at = [row for row in rows if not may_skip(row["similarity"], row["signature_similarity"], spec.params)]
+    prepared = _Prepared(spec, looked_at)
+    evidence = [_evidence(row, prepared, spec.params) for row in rows]
+    write_table(store, f"{spec.folder}/{part_name(EDGES, spec.lo, spec.hi)}", _edge_table(pairs, evidence))
+    kinds = [item["kind"] for item in evidence]
+    return {"pairs": len(rows), "looked_at": len(looked_at)} | {kind: kinds.count(kind) for kind in set(kinds)}
+
+
+def _evidence(row: dict[str, Any], prepared: _Prepared, params: VerifyParams) -> dict[str, Any]:
+    if may_skip(row["similarity"], row["signature_similarity"], params):
+        return _unseen(Kind.NEAR_IDENTICAL)
+    a, b = prepared.get(row["image_id"]), prepared.get(row["match_id"])
+    if a is None or b is None:
+        return _unseen(kind_without_pixels(row["similarity"], row["signature_similarity"], params))
+    found: Evidence = compare(a, b, params)
+    return {
+        "kind": found.kind.value,
+        "correlation": float(found.correlation),
+        "overlap": float(found.overlap),
+        "is_mirrored": bool(found.mirrored),
+        "is_verified": True,
+    }
+
+
+def _unseen(kind: Kind) -> dict[str, Any]:
+    return {"kind": kind.value, "correlation": None, "overlap": None, "is_mirrored": None, "is_verified": False}
+
+
+def _edge_table(pairs: pa.Table, evidence: list[dict[str, Any]]) -> pa.Table:
+    columns: dict[str, Any] = {name: pairs[name] for name in pairs.column_names}
+    for name in ("kind", "correlation", "overlap", "is_mirrored", "is_verified"):
+        columns[name] = [item[name] for item in evidence]
+    return pa.table({name: columns[name] for name in EDGES_TABLE.schema.names}, schema=EDGES_TABLE.schema)
+
+
+class _Prepared:
+    """Images prepared for comparison, the latest few hundred kept; None for one that cannot be read any more."""
+
+    def __init__(self, spec: VerifySpec, rows: list[dict[str, Any]]) -> None:
+        snapshot = spec.inputs.opened_snapshot()
+        ids = np.array(sorted({row[name] for row in rows for name in ("image_id", "match_id")}), np.int64)
+        self._objects = image_objects_of(spec.inputs.root.open(), snapshot, ids)
+        self._spec = spec
+        self._kept: OrderedDict[int, PreparedImage | None] = OrderedDict()
+        self._is_remote = any(is_remote(source.uri) for source in snapshot.sources)
+        self._rows = rows
+        self._bytes: dict[int, bytes | None] = {}
+
+    def get(self, image_id: int) -> PreparedImage | None:
+        """The prepared image."""
+        if image_id in self._kept:
+            self._kept.move_to_end(image_id)
+            return self._kept[image_id]
+        made = self._prepare(image_id)
+        self._kept[image_id] = made
+        if len(self._kept) > KEPT_IMAGES:
+            self._kept.popitem(last=False)
+        return made
+
+    def _prepare(self, image_id: int) -> PreparedImage | None:
+        data = self._read(image_id)
+        if data is None:
+            return None
+        try:
+            luminance = luminance_thumbnail(data, self._spec.params.side, self._spec.max_pixels)
+        except UNREADABLE:
+            return None
+        return prepare(luminance, self._spec.params)
+
+    def _read(self, image_id: int) -> bytes | None:
+        if not self._is_remote:
+            return _read_bytes(self._objects[image_id], self._spec.inputs.root.storage)
+        if image_id not in self._bytes:
+            self._fetch_ahead(image_id)
+        return self._bytes.pop(image_id)
+
+    def _fetch_ahead(self, image_id: int) -> None:
+        """Reads this image and the next ones of the pairs at once: a store answers in tens of milliseconds."""
+        order = list(dict.fromkeys(row[name] for row in self._rows for name in ("image_id", "match_id")))
+        at = order.index(image_id)
+        wanted = [i for i in order[at : at + 4 * READS_IN_FLIGHT] if i not in self._kept and i not in self._bytes]
+        with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
+            read = pool.map(lambda i: _read_bytes(self._objects[i], self._spec.inputs.root.storage), wanted)
+            self._bytes.update(zip(wanted, read, strict=True))
+
+
+def _read_bytes(image: ImageObject, storage: StorageConfig) -> bytes | None:
+    try:
+        return image.read(storage)
+    except UNREADABLE:
+        return None
