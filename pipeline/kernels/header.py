@@ -15,14 +15,6 @@ from pipeline.errors import AuditError
 from pipeline.schemas import Status
 
 
-class ImageError(AuditError):
-    """An image that cannot be measured. The kernels turn it into a status; it never reaches a user as an error."""
-
-    def __init__(self, status: Status, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
 class Header(NamedTuple):
     """Size in pixels as stored (before orientation; 0 when not read), bits per sample, what is missing at the end."""
 
@@ -34,6 +26,18 @@ class Header(NamedTuple):
     frames: int = 1
     orientation: int = 1
     missing: str = ""
+
+
+class ImageError(AuditError):
+    """An image that cannot be measured. The kernels turn it into a status; it never reaches a user as an error.
+
+    `header` is what was known when it was found out, where that is more than `read_header` tells.
+    """
+
+    def __init__(self, status: Status, message: str, header: Header | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.header = header
 
 
 def sniff(data: bytes) -> str:

@@ -111,17 +111,22 @@ def _measure_pixels(data: bytes, decoded: Decoded, params: MeasureParams) -> Mea
 
 
 def _measure_bad(data: bytes, error: ImageError) -> Measured:
-    try:
-        header = read_header(data)
-    except ImageError:
-        header = Header("")
+    header = error.header or _readable_header(data)
+    is_turned = header.orientation >= 5
     return Measured(
         status=error.status,
         message=str(error),
         format=header.format,
-        width=header.width,
-        height=header.height,
+        width=header.height if is_turned else header.width,
+        height=header.width if is_turned else header.height,
         channels=header.channels,
         frames=header.frames if header.format else 0,
         content_hash=content_hash(data) if data else None,
     )
+
+
+def _readable_header(data: bytes) -> Header:
+    try:
+        return read_header(data)
+    except ImageError:
+        return Header("")

@@ -1,10 +1,11 @@
-"""OpenCV's decoder with what it says on the way: libjpeg's and libtiff's warnings go to the file descriptor 2."""
+"""Native decoders with what they say on the way: libjpeg and libtiff write warnings to the file descriptor 2."""
 
 from __future__ import annotations
 
 import os
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -15,37 +16,43 @@ from pipeline.schemas import Status
 
 _STDERR = 2
 _swap = threading.Lock()
+T = TypeVar("T")
 
 
-def native_decode(data: bytes, flags: int) -> tuple[NDArray[Any] | None, str]:
-    """Pixels of `data` as `cv2.imdecode(flags)` gives them (None: it refused), and what the decoder had to say.
+def overheard(work: Callable[[], T]) -> tuple[T, str]:
+    """Result of `work`, and what was written to standard error meanwhile: about 10 us.
 
-    libjpeg tells of missing and corrupt data on standard error and nowhere else; OpenCV then returns the image, with
-    grey where data is missing. So descriptor 2 is a pipe for the time of the call: about 10 us. A line that another
-    thread writes in that time is passed on.
+    libjpeg tells of missing and corrupt data there and nowhere else; OpenCV then returns the image, with grey where
+    data is missing. So descriptor 2 is a pipe for the time of one decode, in one thread at a time. A line of another
+    thread in that time counts as the decoder's.
     """
     with _swap:
         try:
             saved = os.dup(_STDERR)
-        except OSError:  # a daemon without standard error
-            return _decode(data, flags), ""
+        except OSError:  # a daemon without standard error: nobody to spare
+            return work(), ""
         reader, writer = os.pipe()
         os.set_blocking(reader, False)
         os.set_blocking(writer, False)
         os.dup2(writer, _STDERR)
         os.close(writer)
+        said = b""
         try:
-            pixels = _decode(data, flags)
+            result = work()
         finally:
             os.dup2(saved, _STDERR)
             os.close(saved)
             said = _drained(reader)
-    return pixels, _own_lines(said) if said else ""
+    return result, said.decode(errors="replace").strip() if said else ""
 
 
-def _decode(data: bytes, flags: int) -> NDArray[Any] | None:
+def native_decode(data: bytes, flags: int) -> tuple[NDArray[Any] | None, str]:
+    """Pixels of `data` as `cv2.imdecode(flags)` gives them (None: it refused), and what the decoder had to say.
+
+    Raises ImageError where OpenCV raises.
+    """
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        return overheard(lambda: cv2.imdecode(np.frombuffer(data, np.uint8), flags))
     except cv2.error as error:
         status = Status.CRASHED if error.code == cv2.Error.StsNoMem else Status.UNREADABLE
         raise ImageError(status, f"OpenCV: {error.err}") from error
@@ -58,14 +65,3 @@ def _drained(reader: int) -> bytes:
         return b""
     finally:
         os.close(reader)
-
-
-def _own_lines(said: bytes) -> str:
-    """Lines of the decoders; any other line belongs to another thread and is written where it was meant to go."""
-    own = []
-    for line in said.decode(errors="replace").splitlines(keepends=True):
-        if any(word in line for word in ("JPEG", "Huffman", "marker", "grfmt_", "TIFF", "libpng", "Adobe", "loadsave")):
-            own.append(line.strip())
-        else:
-            os.write(_STDERR, line.encode())
-    return "; ".join(own)

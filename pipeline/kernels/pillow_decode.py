@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.kernels.header import Header, ImageError
+from pipeline.kernels.native_decode import overheard
 from pipeline.schemas import Status
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its warnings go to standard error
@@ -75,7 +76,7 @@ def pillow_decode(data: bytes, header: Header, check_size: Callable[[Header], No
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=(plugin,)) as image:
-                return _first_frame(image, header, check_size)
+                return overheard(lambda: _first_frame(image, header, check_size))[0]
     except Image.DecompressionBombError as error:
         raise ImageError(Status.TOO_LARGE, f"Pillow: {error}") from error
     except MemoryError as error:

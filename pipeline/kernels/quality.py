@@ -53,8 +53,8 @@ def quality(pixels: NDArray[np.uint8]) -> Quality:
 
 def entropy(luminance: NDArray[np.uint8]) -> float:
     """Shannon entropy, in bits per pixel (0 to 8), of the histogram of uint8 (h, w) luminance."""
-    counts = cv2.calcHist([luminance], [0], None, [256], [0, 256]).reshape(-1)
-    information = counts.dot(np.log2(np.maximum(counts, 1.0), dtype=np.float64))
+    counts = cv2.calcHist([luminance], [0], None, [256], [0, 256]).reshape(-1).tolist()
+    information = sum(count * math.log2(count) for count in counts if count)  # 0.06 ms; through numpy.log2 0.17
     return max(0.0, math.log2(luminance.size) - float(information) / luminance.size)
 
 
@@ -65,7 +65,7 @@ def channel_difference(rgb: NDArray[np.uint8]) -> float:
     """
     red, green, blue = cv2.split(rgb)
     total = sum(cv2.norm(one, two, cv2.NORM_L1) for one, two in ((red, green), (green, blue), (blue, red)))
-    return total / (2 * red.size)
+    return float(total) / (2 * red.size)
 
 
 def _levels(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -137,6 +137,6 @@ def _summed(parts: tuple[list[Moments], ...]) -> list[Moments]:
 
 
 def _variance(total: float, squares: float, count: int) -> float:
-    """Population variance from exact integer sums, without cancellation."""
-    exact = count * int(squares) - int(total) ** 2
+    """Population variance from integer sums, without cancellation; OpenCV returns the squares 1e-12 off."""
+    exact = count * round(squares) - round(total) ** 2
     return exact / (count * count)
