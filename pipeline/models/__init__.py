@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 
@@ -25,7 +25,7 @@ DEFAULT_NAME = "efficientnet_lite0_160_int8"
 _EXAMPLE = '{"width": 224, "height": 224, "layout": "NCHW"}'
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A model's bytes and all that is known of it; small enough to be handed to every worker once.
 
@@ -35,12 +35,12 @@ class Model:
 
     name: str
     sha256: str
-    data: bytes
+    data: bytes = field(repr=False)
     input: ModelInput
     dimension: int
-    signature_moments: Moments
-    embedding_moments: Moments | None = None
-    canary: NDArray[np.float16] | None = None
+    signature_moments: Moments = field(repr=False)
+    embedding_moments: Moments | None = field(default=None, repr=False)
+    canary: NDArray[np.float16] | None = field(default=None, repr=False)
 
     def load(self) -> Embedder:
         """A session for this process; its canary is checked where one shipped. ModelError beyond cosine 1e-3."""
