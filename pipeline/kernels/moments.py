@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ArtifactError, UsageError
+from pipeline.errors import UsageError
+from pipeline.kernels.npz import pack_arrays, unpack_arrays
 
 Float64 = NDArray[np.float64]
 
@@ -83,16 +83,11 @@ def blend(own: Moments, shipped: Moments | None, prior: int = SHIPPED_PRIOR) -> 
 
 
 def moments_to_bytes(moments: Moments) -> bytes:
-    """The moments as npz; equal moments give equal bytes (zip entries carry a fixed date)."""
-    buffer = io.BytesIO()
-    np.savez(buffer, count=np.int64(moments.count), mean=moments.mean, cov=moments.cov)
-    return buffer.getvalue()
+    """The moments as npz; equal moments give equal bytes."""
+    return pack_arrays({"count": np.array(moments.count), "mean": moments.mean, "cov": moments.cov})
 
 
 def moments_from_bytes(data: bytes) -> Moments:
     """Read what `moments_to_bytes` wrote; ArtifactError for anything else. No pickle is read."""
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            return Moments(int(file["count"]), file["mean"].astype(np.float64), file["cov"].astype(np.float64))
-    except (ValueError, KeyError, OSError, EOFError, UsageError) as error:
-        raise ArtifactError(f"stored moments cannot be read ({error}); delete the space's folder and rerun") from error
+    arrays = unpack_arrays(data, ("count", "mean", "cov"), "stored moments")
+    return Moments(int(arrays["count"]), arrays["mean"], arrays["cov"])

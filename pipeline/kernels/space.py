@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import math
-import zipfile
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ArtifactError, ModelError, UsageError
+from pipeline.errors import ModelError, UsageError
 from pipeline.kernels.moments import SHIPPED_PRIOR, Moments
+from pipeline.kernels.npz import pack_arrays, unpack_arrays
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -23,7 +22,6 @@ BLOCK_ROWS = 1024
 SIMILARITY_DECIMALS = 6
 SIGNATURE_SIDE = 16
 TAPER_SIGMA = 0.4  # of half the side; crops, rotations with black corners and frames change the border first
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -200,32 +198,26 @@ def pair_similarities(
 
 
 def space_to_bytes(space: CopySpace) -> bytes:
-    """The space as npz; equal spaces give equal bytes (zip entries carry a fixed date)."""
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        format=np.int64(_FORMAT),
-        embedding_mean=space.embedding.mean,
-        embedding_matrix=space.embedding.matrix,
-        signature_mean=space.signature.mean,
-        signature_matrix=space.signature.matrix,
-        weights=np.array(space.weights, dtype=np.float64),
-    )
-    return buffer.getvalue()
+    """The space as npz; equal spaces give equal bytes."""
+    arrays = {
+        "embedding_mean": space.embedding.mean,
+        "embedding_matrix": space.embedding.matrix,
+        "signature_mean": space.signature.mean,
+        "signature_matrix": space.signature.matrix,
+        "weights": np.array(space.weights),
+    }
+    return pack_arrays(arrays)
 
 
 def space_from_bytes(data: bytes) -> CopySpace:
     """Read what `space_to_bytes` wrote; ArtifactError for anything else. No pickle is read."""
-    try:
-        with np.load(io.BytesIO(data), allow_pickle=False) as file:
-            if int(file["format"]) != _FORMAT:
-                raise ArtifactError(f"the space has format {int(file['format'])}, this version reads {_FORMAT}")
-            embedding = WhiteningTransform(file["embedding_mean"], file["embedding_matrix"])
-            signature = WhiteningTransform(file["signature_mean"], file["signature_matrix"])
-            weights = (float(file["weights"][0]), float(file["weights"][1]))
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ArtifactError(f"a stored space cannot be read ({error}); delete its folder and rerun") from error
-    return CopySpace(embedding, signature, weights)
+    names = ("embedding_mean", "embedding_matrix", "signature_mean", "signature_matrix", "weights")
+    arrays = unpack_arrays(data, names, "stored space")
+    return CopySpace(
+        WhiteningTransform(arrays["embedding_mean"], arrays["embedding_matrix"]),
+        WhiteningTransform(arrays["signature_mean"], arrays["signature_matrix"]),
+        (float(arrays["weights"][0]), float(arrays["weights"][1])),
+    )
 
 
 def _whitening(moments: Moments, dims: int, regulariser: float) -> WhiteningTransform:
@@ -265,5 +257,5 @@ def _row_cosines(a: Float64, b: Float64, i: NDArray[np.int64], j: NDArray[np.int
         rows = slice(start, start + BLOCK_ROWS)
         # A sum along contiguous rows adds in an order fixed by the length; a product commutes: so a-b equals b-a.
         out[rows] = (a[i[rows]] * b[j[rows]]).sum(axis=1)
-    rounded: Float64 = np.round(np.clip(out, -1.0, 1.0), SIMILARITY_DECIMALS) + 0.0  # + 0.0: no negative zero
-    return rounded
+    rounded: Float64 = np.asarray(np.round(np.clip(out, -1.0, 1.0), SIMILARITY_DECIMALS), dtype=np.float64)
+    return rounded + 0.0  # no negative zero
