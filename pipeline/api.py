@@ -19,7 +19,7 @@ from pipeline.plan import Call, run_audit
 from pipeline.plan.session import STATUS_FOLDER
 from pipeline.progress import LineReporter, Reporter, SilentReporter
 from pipeline.runner import LocalRunner, Runner
-from pipeline.storage import StorageConfig, canonical_uri, is_remote, open_store
+from pipeline.storage import StorageConfig, Store, canonical_uri, is_remote, open_store
 
 RAY_PAYS_FROM = 3000
 """Images to extract from which Ray's start (about 5 s with its stop) is earned back by the second core."""
@@ -102,19 +102,19 @@ def status(root: str, storage: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not is_root(store):
         raise NotFound(f"{store.uri} is not the root of an audit. Make one: image-audit run SOURCE --root {root}")
     keys = [info.key for info in store.list(f"{STATUS_FOLDER}/")]
-    return [_stage_status(read_json(store, key)) for key in keys]
+    records = sorted((read_json(store, key) for key in keys), key=lambda record: (record["order"], record["stage"]))
+    return [_stage_status(store, record) for record in records]
 
 
-def _stage_status(record: dict[str, Any]) -> dict[str, Any]:
+def _stage_status(store: Store, record: dict[str, Any]) -> dict[str, Any]:
     fresh = record["items"] - record["items_done_before"]
     seconds = record["seconds"]
+    committed = {info.key for info in store.list(f"{record['folder']}/")} if record["waiting"] else set()
     return {
         "stage": record["stage"],
         "state": record["state"],
         "parts": record["parts"],
-        "missing": record["parts"] - record["parts_done_before"]
-        if record["state"] == "running"
-        else len(record["failed"]),
+        "missing": len(record["failed"]) + sum(name not in committed for name in record["waiting"]),
         "failed": record["failed"],
         "items": record["items"],
         "seconds": round(seconds, 2),

@@ -8,6 +8,7 @@ import logging
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -20,6 +21,8 @@ from pipeline.config import config_from, read_toml
 from pipeline.errors import AuditError, Stopped
 from pipeline.progress import BarReporter, LineReporter, Reporter, SilentReporter
 from pipeline.storage import redact
+
+BUG = 70
 
 EXAMPLES = """examples:
   image-audit run photos/ --root audit/
@@ -49,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except Exception:  # noqa: BLE001 - the border of the process: what is left is a bug, shown whole
+        sys.stderr.write(f"{redact(traceback.format_exc())}image-audit: this is a bug; finished parts are kept.\n")
+        return BUG
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -109,7 +109,7 @@ class RayRunner:
         self._owns_cluster = owns_cluster
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.workers = max(1, int(resources.get("CPU", 1)))
-        self._remote: Any = ray.remote(_execute).options(num_cpus=1, max_retries=0)
+        self._remote: Any = ray.remote(_execute)
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         """Yields an outcome per task as they end; a task whose process dies twice is halved, then quarantined."""
@@ -156,7 +156,7 @@ class RayRunner:
             self._start(book, _Attempt(task, number, time.monotonic()))
 
     def _start(self, book: _Book, attempt: _Attempt) -> None:
-        reference = self._remote.options(name=attempt.task.name).remote(attempt.task.function, attempt.task.spec)
+        reference = self._remote.options(name=attempt.task.name, num_cpus=1, max_retries=0).remote(attempt.task.function, attempt.task.spec)
         book.running[reference] = attempt
 
     def _settle(self, book: _Book, reference: Any) -> Iterator[Outcome]:
@@ -168,6 +168,10 @@ class RayRunner:
             if task.name not in book.finished:
                 log.warning("%s: its node died; trying again elsewhere", task.name)
                 book.waiting.append((task, attempt.number))
+            return
+        except exceptions.RayTaskError as error:
+            book.finished.add(task.name)
+            yield Outcome(task, error=TaskError(str(error)), attempts=attempt.number)
             return
         except exceptions.RayError as error:
             if task.name not in book.finished:

@@ -124,7 +124,7 @@ def _plant_single(files: dict[str, bytes], piles: dict[str, list[str]], photos: 
         return uri
 
     wrong = [place("train/ground", "stars", ""), place("val/stars", "ground", ""), place("train/stars", "ground", "")]
-    corrupt = place("train/things", "things", "_corrupt", lambda data: data[:20] + bytes(len(data) - 20))
+    no_image = place("train/things", "things", "_page", lambda _: b"<html>Sign in to see this photo.</html>\n")
     short = place("val/ground", "ground", "_truncated", lambda data: data[: len(data) * 6 // 10])
     dark = place("train/things", "things", "_dark", _edit(lambda image: image.point(lambda value: value * 0.06)))
     blurry = place("test/things", "things", "_blurry", _edit(lambda image: image.filter(ImageFilter.GaussianBlur(6))))
@@ -134,7 +134,7 @@ def _plant_single(files: dict[str, bytes], piles: dict[str, list[str]], photos: 
     return [
         _single("wrong labels", "labels", "is_label_issue", True, wrong),
         _single("outliers", "outliers", "is_outlier", True, [strange]),
-        _single("corrupt files", "invalid", "status", Status.UNREADABLE.value, [corrupt]),
+        _single("files that are no image", "invalid", "status", Status.UNSUPPORTED.value, [no_image]),
         _single("truncated files", "invalid", "status", Status.TRUNCATED.value, [short]),
         _single("dark images", "quality", "is_dark_issue", True, [dark]),
         _single("blurry images", "quality", "is_blurry_issue", True, [blurry]),

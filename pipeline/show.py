@@ -96,7 +96,7 @@ def _top(audit: Audit, request: Request, columns: list[str] | None, limit: int) 
     for part in audit.batches(request.table):
         joined = part if best is None else pa.concat_tables([best, part])
         if order:
-            best = joined.take(pc.sort_indices(joined, sort_keys=order, null_placement="at_end")[:limit])
+            best = joined.take(pc.sort_indices(joined, sort_keys=order)[:limit])
         else:
             best = joined.slice(0, limit)
     found = audit.table(request.table, limit=0) if best is None else best

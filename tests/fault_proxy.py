@@ -19,7 +19,7 @@ class Rule:
     fault: `status:503:SlowDown` and `err200` (an error document; the server never sees the request), `reset` (the
     connection is dropped, ditto), `drop_after` (the request is carried out, its reply lost), `truncate:N` (N bytes of
     the reply's body, then the connection is dropped), `flip:N` (byte N of the reply's body inverted),
-    `flip_upload:N` (byte N of the request's body), `stall` (no reply before the client hangs up), `header:A:B` (the
+    `flip_upload:N` (byte N of the request's body), `strip:A` (the request's header A is removed), `stall` (no reply before the client hangs up), `header:A:B` (the
     reply's header A gets the value B).
     """
 
@@ -98,7 +98,7 @@ class FaultProxy:
         try:
             while await self._exchange(reader, writer):
                 pass
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         writer.transport.abort()
 
@@ -120,6 +120,9 @@ class FaultProxy:
             return True
         if kind == "flip_upload":
             request = Message(request.first, request.headers, _flipped(request.body, int(argument)))
+        if kind == "strip":
+            kept = [(key, value) for key, value in request.headers if key.lower() != argument.lower()]
+            request = Message(request.first, kept, request.body)
         reply = await self._forward(request, method)
         if kind == "drop_after":
             return False

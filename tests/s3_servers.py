@@ -48,9 +48,10 @@ def use_credentials(monkeypatch: pytest.MonkeyPatch, key: str = "testing", secre
     forget_clients()
 
 
-def new_bucket(port: int) -> str:
-    """Create a bucket of a new name on a server; return `minio://server/bucket`."""
-    bucket = f"test-{uuid.uuid4().hex[:12]}"
+@functools.cache
+def bucket_on(port: int) -> str:
+    """Create the tests' bucket on a server; return `minio://server/bucket`."""
+    bucket = "image-audit-tests"
     client = boto3.client(
         "s3",
         endpoint_url=f"http://127.0.0.1:{port}",
@@ -63,8 +64,8 @@ def new_bucket(port: int) -> str:
 
 
 def new_store(port: int, prefix: str = "", **changes: object) -> Store:
-    """Open a store in a new bucket."""
-    return open_store(f"{new_bucket(port)}/{prefix}", quick(**changes))
+    """Open an empty store."""
+    return open_store(f"{bucket_on(port)}/{uuid.uuid4().hex}/{prefix}", quick(**changes))
 
 
 @functools.cache
@@ -102,7 +103,9 @@ def rgw_port() -> int:
     folder = Path(tempfile.mkdtemp(prefix="rgw-"))
     script = Path(__file__).with_name("rgw.sh")
     settings = {"R": os.environ[RGW_VARIABLE], "D": str(folder), "PORT": str(port), "MONP": str(monitor)}
-    subprocess.run(["bash", str(script)], env={**os.environ, **settings}, check=True, timeout=120, capture_output=True)
+    with (folder / "start.log").open("wb") as log:  # a pipe would stay open in the daemons
+        command = ["bash", str(script)]
+        subprocess.run(command, env={**os.environ, **settings}, check=True, timeout=120, stdout=log, stderr=log)
     pids = [int(file.read_text()) for file in (folder / "run").glob("*.pid")]
     atexit.register(_terminate, pids)
     return port

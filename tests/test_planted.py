@@ -37,7 +37,7 @@ def test_equal_seeds_equal_bytes(planted: Planted) -> None:
 
     assert again == planted
     assert other.truth != planted.truth
-    assert 240 <= len(planted.files) <= 400
+    assert 250 <= len(planted.files) <= 400
 
 
 def test_every_file_is_planted_once(planted: Planted) -> None:

@@ -121,7 +121,7 @@ def test_blocks_inside_one_tree_are_skipped(monkeypatch):
     forest = saturated_forest(database(ids, x, zero), ids, x, zero[:, None], 0.9)
     assert (forest.root == 0).all()
     assert len(forest.child) == 19_999
-    assert sum(computed) <= 2 * 256 * 20_000
+    assert sum(computed) <= 3 * 32 * 20_000
 
 
 def test_empty_sides_and_wrong_input():

@@ -28,20 +28,33 @@ CLIPPED_LOW, CLIPPED_HIGH = 4, 247
 class Agreement(NamedTuple):
     """`windows`: textured ones. `half`, `well`: their shares that correlate over .5 and .7.
 
-    `sides`: 0 where each image has the more detail in as many of the windows that disagree (something moved), 1 where
-    it is always the same image (something was laid over it).
+    `residual`: what is left of the band after the best gain, relative to it; median over the windows. Copies leave
+    little whatever an overlay covers, frames of a burst leave much everywhere. `sides`: 0 where each image has more
+    detail in as many of the windows that disagree (something moved), 1 where it is always the same image (something
+    was laid over it); 1 where none disagree.
     """
 
     windows: int
     half: float
     well: float
+    residual: float
     sides: float
+
+
+NOTHING = Agreement(0, 0.0, 0.0, 1.0, 0.0)
 
 
 def band(raster: Array, unit: float) -> Array:
     """Difference of Gaussians (1.5 and 5 units of `unit` pixels) of a float32 raster (H, W)."""
     smooth = cv2.GaussianBlur(raster, (0, 0), 1.5 * unit)
     return np.asarray(smooth - cv2.GaussianBlur(raster, (0, 0), 5.0 * unit), dtype=np.float32)
+
+
+def judged(inside: Mask, border: int) -> Mask:
+    """`inside` without `border` pixels along its edge, where the band of an image knows only one side."""
+    kernel = np.ones((2 * border + 1, 2 * border + 1), np.uint8)
+    shrunk = cv2.erode(inside.view(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return shrunk.view(np.bool_)
 
 
 def unclipped(first: Luminance, second: Luminance, inside: Mask) -> Mask:
@@ -57,12 +70,10 @@ def _windows(values: Array) -> Array:
 
 
 def agreement(first: Array, second: Array, mask: Mask) -> Agreement:
-    """Compare two aligned bands (float32 (H, W)) under `mask`, after the gain that equals their energies (1/4 to 4)."""
+    """Compare two aligned bands (float32 (H, W)) under `mask`, whatever the gain between them (1/4 to 4)."""
     weight = mask.astype(np.float32)
     covered = _windows(weight)
-    seen = covered > 0.6
-    if not seen.any():
-        return Agreement(0, 0.0, 0.0, 0.0)
+    seen = covered > 0.5
     first, second, share = first * weight, second * weight, covered[seen]
     a = _windows(first * first)[seen] / share
     b = _windows(second * second)[seen] / share
@@ -70,14 +81,23 @@ def agreement(first: Array, second: Array, mask: Mask) -> Agreement:
     gain = min(max(float(np.sqrt((float(a.sum()) + 1e-6) / (float(b.sum()) + 1e-6))), 0.25), 4.0)
     b, both = b * gain**2, both * gain
     textured = np.maximum(a, b) > TEXTURE
+    if not textured.any():
+        return NOTHING
     a, b, both = a[textured], b[textured], both[textured]
-    if not len(a):
-        return Agreement(0, 0.0, 0.0, 0.0)
     alike = both / np.sqrt((a + NOISE) * (b + NOISE))
-    poor = alike < 0.6
+    good, poor = alike > 0.7, alike < 0.6
+    fit = gain * float(both[good].sum()) / float(b[good].sum()) if good.any() else gain
+    second = np.asarray(fit * second, dtype=np.float32)
+    left = _windows(np.abs(first - second))[seen][textured]
+    size = _windows(np.abs(first) + np.abs(second))[seen][textured] / 2
     sides = np.clip(np.log((a[poor] + 1) / (b[poor] + 1)) / 0.3, -1, 1)
-    leaning = abs(float(sides.mean())) if len(sides) else 0.0
-    return Agreement(len(a), float((alike > 0.5).mean()), float((alike > 0.7).mean()), leaning)
+    return Agreement(
+        windows=len(a),
+        half=float((alike > 0.5).mean()),
+        well=float(good.mean()),
+        residual=float(np.median(left / np.maximum(size, 1e-3))),
+        sides=abs(float(sides.mean())) if len(sides) else 1.0,
+    )
 
 
 def correlation(first: Luminance, second: Luminance, inside: Mask) -> float:

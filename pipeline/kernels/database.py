@@ -24,6 +24,7 @@ DECIMALS = 6
 # How far the float32 similarity of unit vectors may lie from the exact one, with room to spare; see the tests.
 FLOAT32_ERROR = 5e-6
 _CHUNK_ROWS = 65_536
+_NORM_ROWS = 256  # float64 copies that stay in the cache
 
 
 @dataclass(frozen=True)
@@ -62,24 +63,19 @@ def searchable_rows(vectors: NDArray[np.floating]) -> Mask:
 
     vectors (n, d); returns bool (n,).
     """
-    mask = np.empty(len(vectors), dtype=bool)
-    for start in range(0, len(vectors), _CHUNK_ROWS):
-        norm = _squared_norm(vectors[start : start + _CHUNK_ROWS])
-        mask[start : start + _CHUNK_ROWS] = np.isfinite(norm) & (norm > 0)
-    return mask
+    norm = _squared_norm(vectors)
+    return np.asarray(np.isfinite(norm) & (norm > 0))
 
 
 def unit_scale(vectors: NDArray[np.floating], where: str) -> Float64:
     """Return 1 / norm of every row, float64 (n,). Raises UsageError for a zero, NaN or infinite row."""
-    if not (is_usable := searchable_rows(vectors)).all():
+    norm = _squared_norm(vectors)
+    if not (is_usable := np.isfinite(norm) & (norm > 0)).all():
         raise UsageError(
             f"{where}: {int((~is_usable).sum())} of {len(vectors)} vectors are zero, NaN or infinite, the first in row"
             f" {int(np.argmin(is_usable))}; leave out what searchable_rows() rejects"
         )
-    scale = np.empty(len(vectors))
-    for start in range(0, len(vectors), _CHUNK_ROWS):
-        scale[start : start + _CHUNK_ROWS] = 1 / np.sqrt(_squared_norm(vectors[start : start + _CHUNK_ROWS]))
-    return scale
+    return np.asarray(1 / np.sqrt(norm), dtype=np.float64)
 
 
 def unit_vectors(vectors: NDArray[np.floating], scale: Float64) -> Float32:
@@ -90,8 +86,11 @@ def unit_vectors(vectors: NDArray[np.floating], scale: Float64) -> Float32:
 
 
 def _squared_norm(vectors: NDArray[np.floating]) -> Float64:
-    wide = vectors.astype(np.float64)
-    return np.asarray(np.einsum("nd,nd->n", wide, wide), dtype=np.float64)
+    norm = np.empty(len(vectors))
+    for start in range(0, len(vectors), _NORM_ROWS):
+        wide = vectors[start : start + _NORM_ROWS].astype(np.float64)
+        norm[start : start + _NORM_ROWS] = np.einsum("nd,nd->n", wide, wide)
+    return norm
 
 
 def split_masks(split: NDArray[np.integer]) -> UInt64:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
 from pipeline.kernels.database import DECIMALS, MAX_SPLITS
+from pipeline.kernels.sampling import mix
 
 Float32 = NDArray[np.float32]
 Int8 = NDArray[np.int8]
@@ -117,12 +118,24 @@ def merge_hits(parts: Sequence[Hits], params: JoinParams) -> Hits:
 
     The parts may come from any partitions of the database, overlap, and be merged before in any tree.
     """
-    hits = concatenate_hits(parts)
-    hits = hits.take(np.lexsort((-hits.similarity, hits.match_id, hits.split, hits.query_id)))
-    is_again = _equals_previous(hits.query_id, hits.split) & _equals_previous(hits.match_id)
-    hits = hits.take(~is_again)
+    hits = _without_repeats(concatenate_hits(parts))
     hits = hits.take(np.lexsort((hits.match_id, -hits.similarity, hits.split, hits.query_id)))
     return hits.take(_rank_in_list(hits) < np.where(hits.is_own, params.k, params.k_cross))
+
+
+def _without_repeats(hits: Hits) -> Hits:
+    """Return one row per query, split and match, the one of largest similarity; in no order."""
+    mixed = mix(hits.query_id) + hits.match_id.astype(np.uint64) * np.uint64(MAX_SPLITS) + hits.split.astype(np.uint64)
+    order = np.argsort(mix(mixed.view(np.int64)))  # one sort of 64 bits takes a fraction of one by three columns
+    ordered = hits.take(order)
+    repeats = _equals_previous(ordered.query_id, ordered.split) & _equals_previous(ordered.match_id)
+    if (_equals_previous(mixed[order]) & ~repeats).any():  # two keys share their 64 bits: sort by the columns
+        ordered = hits.take(np.lexsort((hits.match_id, hits.split, hits.query_id)))
+        repeats = _equals_previous(ordered.query_id, ordered.split) & _equals_previous(ordered.match_id)
+    if not repeats.any():
+        return hits
+    first = np.flatnonzero(~repeats)
+    return replace(ordered.take(first), similarity=np.maximum.reduceat(ordered.similarity, first))
 
 
 def reflect_hits(hits: Hits, ids: Int64, split_mask: UInt64) -> Hits:

@@ -21,25 +21,29 @@ from pipeline.kernels.database import (
     Mask,
     list_cells,
     unit_scale,
+    unit_vectors,
     visits,
 )
 
 MAX_BLOCK = 4096
-# So many queries, spread over a list, usually join most of a cluster; the blocks inside it are then skipped.
-_PILOT_ROWS = 256
+# So many queries, spread over a list, usually join most of a cluster, and the first few of them, or of the rows, all of
+# a clique; the blocks inside one tree are then skipped.
+_PILOT = 256
+_FIRST_PILOT = 32
 # A tree with so many queries gets blocks of its own: a block of one tree passes over the rows already in it.
 _LARGE_TREE = 1024
 
 
 class _Side(NamedTuple):
-    """One side of a block: nodes int64 (n,), vectors (n, d) as stored, scale float64 (n,)."""
+    """One side of a block: nodes int64 (n,), vectors (n, d) as stored, scale float64 (n,), unit float32 (n, d)."""
 
     nodes: Int64
     vectors: NDArray[np.floating]
     scale: Float64
+    unit: Float32
 
-    def take(self, rows: Int64 | Mask) -> _Side:
-        return _Side(self.nodes[rows], self.vectors[rows], self.scale[rows])
+    def take(self, rows: Int64 | Mask | slice) -> _Side:
+        return _Side(self.nodes[rows], self.vectors[rows], self.scale[rows], self.unit[rows])
 
     def wide(self) -> Float64:
         return self.vectors.astype(np.float64) * self.scale[:, None]
@@ -58,7 +62,7 @@ def saturated_forest(
     query_ids int64 (n,); xq float (n, d), taken at the database's precision; probes int32 (n, nprobe); at most `block`
     x `block` similarities exist at once. Similarities are float64 cosines rounded to 1e-6 where float32 cannot tell.
     Order, blocks and partitions do not change the merged forest. Raises UsageError for a block over 4,096, zero or NaN
-    queries. Measured: see the tests' docstring for the invariants, docs/design.md for the times.
+    queries.
     """
     if not 1 <= block <= MAX_BLOCK:
         raise UsageError(f"saturated: block {block}, want 1 to {MAX_BLOCK}")
@@ -66,34 +70,38 @@ def saturated_forest(
         return empty_forest()
     ids = np.unique(np.concatenate([query_ids, db.ids]))
     stored = xq.astype(db.vectors.dtype)
-    queries = _Side(np.searchsorted(ids, query_ids), stored, unit_scale(stored, "saturated queries"))
+    nodes, scale = np.searchsorted(ids, query_ids), unit_scale(stored, "saturated queries")
     parent = np.arange(len(ids), dtype=np.uint32)
     for rows, _, visitors in visits(list_cells(db), probes):
-        side = _Side(np.searchsorted(ids, db.ids[rows]), db.vectors[rows], db.scale[rows])
-        _join_list(parent, queries.take(visitors), side, threshold, block)
+        side = _Side(np.searchsorted(ids, db.ids[rows]), db.vectors[rows], db.scale[rows], db.unit(rows))
+        for chosen in _query_blocks(parent, nodes[visitors], block):
+            q = visitors[chosen]
+            asking = _Side(nodes[q], stored[q], scale[q], unit_vectors(stored[q], scale[q]))
+            _join_block_with_list(parent, asking, side, threshold, block)
     root = find_roots(parent, np.arange(len(ids)))
     is_child = root != np.arange(len(ids))
     return Forest(ids[is_child], ids[root[is_child]])
 
 
-def _join_list(parent: UInt32, queries: _Side, rows: _Side, threshold: float, block: int) -> None:
-    """Join the queries with the rows of one list; parent is changed in place."""
-    for chosen in _query_blocks(parent, queries.nodes, block):
-        asking = queries.take(chosen)
-        root = find_roots(parent, asking.nodes)
-        others = np.arange(len(rows.nodes))
-        if (root == root[0]).all():
-            others = np.flatnonzero(find_roots(parent, rows.nodes) != root[0])
-        for start in range(0, len(others), block):
-            _join_block(parent, asking, rows.take(others[start : start + block]), threshold)
+def _join_block_with_list(parent: UInt32, queries: _Side, rows: _Side, threshold: float, block: int) -> None:
+    """Join a block of queries with the rows of one list; parent is changed in place."""
+    root = find_roots(parent, queries.nodes)
+    if (root == root[0]).all():
+        is_other = find_roots(parent, rows.nodes) != root[0]
+        rows = rows if is_other.all() else rows.take(is_other)
+    if len(rows.nodes) > block:
+        _join_block(parent, queries, rows.take(slice(0, None, -(-len(rows.nodes) // _FIRST_PILOT))), threshold)
+    for start in range(0, len(rows.nodes), block):
+        _join_block(parent, queries, rows.take(slice(start, start + block)), threshold)
 
 
 def _query_blocks(parent: UInt32, nodes: Int64, block: int) -> Iterator[Int64]:
     """Yield positions of nodes in blocks: first a few spread over all, then the trees that those made, one by one."""
-    step = max(1, len(nodes) // _PILOT_ROWS)
+    step = max(1, len(nodes) // _PILOT)
     pilot = np.arange(0, len(nodes), step)
-    for start in range(0, len(pilot), min(block, _PILOT_ROWS)):
-        yield pilot[start : start + min(block, _PILOT_ROWS)]
+    for part in (pilot[:_FIRST_PILOT], pilot[_FIRST_PILOT:]):
+        for start in range(0, len(part), block):
+            yield part[start : start + block]
     is_left = np.ones(len(nodes), dtype=bool)
     is_left[pilot] = False
     left = np.flatnonzero(is_left)
@@ -116,17 +124,16 @@ def _join_block(parent: UInt32, queries: _Side, rows: _Side, threshold: float) -
     if len(queries.nodes) == 0 or len(rows.nodes) == 0:
         return
     wanted = round(threshold, DECIMALS)
-    rough = _unit(queries) @ _unit(rows).T
+    rough = queries.unit @ rows.unit.T
+    if rough.max() < wanted - FLOAT32_ERROR:
+        return
     _unite_where(parent, queries.nodes, rows.nodes, rough >= wanted + FLOAT32_ERROR)
-    is_close = (np.abs(rough - wanted) < FLOAT32_ERROR * 1.01) & _differs(parent, queries.nodes, rows.nodes)
+    # What is still apart was under that: float64 decides on what lies close to the threshold.
+    is_close = (rough >= wanted - FLOAT32_ERROR) & _differs(parent, queries.nodes, rows.nodes)
     if is_close.any():
         q, r = np.flatnonzero(is_close.any(axis=1)), np.flatnonzero(is_close.any(axis=0))
         exact = np.round(queries.take(q).wide() @ rows.take(r).wide().T, DECIMALS)
         _unite_where(parent, queries.nodes[q], rows.nodes[r], exact >= wanted)
-
-
-def _unit(side: _Side) -> Float32:
-    return side.vectors.astype(np.float32) * side.scale.astype(np.float32)[:, None]
 
 
 def _unite_where(parent: UInt32, a: Int64, b: Int64, is_pair: Mask) -> None:

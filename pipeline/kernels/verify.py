@@ -36,9 +36,11 @@ class VerifyParams:
     least_windows: int = 10
     agreement: float = 0.85
     overlaid_agreement: float = 0.6
-    one_sided: float = 0.3
+    mirrored_agreement: float = 0.6
+    one_sided: float = 0.2
+    residual: float = 0.33
     contained: float = 0.996
-    skew: float = 1.5
+    skew: float = 0.8
     turn: float = 2.0
     flat_difference: float = 2.0
     overlay: float = 0.003
@@ -51,7 +53,15 @@ class VerifyParams:
 
     def __post_init__(self) -> None:
         """Raise UsageError, all problems in one message."""
-        shares = ("agreement", "overlaid_agreement", "one_sided", "contained", "patch_similarity")
+        shares = (
+            "agreement",
+            "overlaid_agreement",
+            "mirrored_agreement",
+            "one_sided",
+            "residual",
+            "contained",
+            "patch_similarity",
+        )
         positive = ("least_windows", "skew", "turn", "flat_difference", "tolerance", "least_inliers")
         problems = [
             f"{name} is {getattr(self, name)}, wanted 0 to 1"
@@ -156,13 +166,17 @@ def _lay(
     shape = a.luminance.shape
     moved = align.warp(b.luminance, transform, shape)
     inside = align.inside(b.luminance.shape, transform, shape)
-    band = align.warp(b.band, transform, shape)
-    found = agreement.agreement(a.band, band, agreement.unclipped(a.luminance, moved, inside))
+    unit = params.side / 160
+    scale = float(np.sqrt(abs(np.linalg.det(transform[:, :2]))))
+    is_scaled = abs(scale - 1) > 0.03  # then the band of `b` holds other frequencies than that of `a`
+    band = agreement.band(moved.astype(np.float32), unit) if is_scaled else align.warp(b.band, transform, shape)
+    core = agreement.judged(inside, round(4 * unit))
+    found = agreement.agreement(a.band, band, agreement.unclipped(a.luminance, moved, core))
     if found.windows < params.least_windows:
-        found = agreement.agreement(a.band, band, inside)
+        found = agreement.agreement(a.band, band, core)
     elif found.well < params.agreement and found.half >= params.overlaid_agreement:
         # clipping hides white captions, which tell most clearly on which side the detail was added
-        found = found._replace(sides=agreement.agreement(a.band, band, inside).sides)
+        found = found._replace(sides=agreement.agreement(a.band, band, core).sides)
     return found, moved, inside
 
 
@@ -180,8 +194,11 @@ def _is_same_photo(laid: _Laid, params: VerifyParams) -> bool:
     if found.windows < params.least_windows:
         apart = agreement.difference(laid.first, laid.second, laid.inside)
         return laid.inliers == 0 and apart <= params.flat_difference
+    if laid.mirrored:  # no burst holds the mirror image of a frame
+        return found.well >= params.mirrored_agreement
+    plain = found.well >= params.agreement and found.residual <= params.residual + (found.well - params.agreement)
     overlaid = found.half >= params.overlaid_agreement and found.sides >= params.one_sided
-    return found.well >= params.agreement or overlaid
+    return plain or (overlaid and found.residual <= params.residual)
 
 
 def _same_frames(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> list[_Laid]:

@@ -17,5 +17,7 @@ def copy_prior() -> CopyPrior:
     try:
         data = resources.files("pipeline.models").joinpath(NAME).read_bytes()
     except OSError as error:
-        raise ModelError(f"{NAME} is missing from the installed package ({error}); install image-audit again") from error
+        raise ModelError(
+            f"{NAME} is missing from the installed package ({error}); install image-audit again"
+        ) from error
     return prior_from_bytes(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.config import AuditConfig
@@ -37,7 +37,8 @@ class StageRecord:
 
     stage: str
     folder: str
-    state: str = "running"
+    order: int = 0
+    state: str = "unfinished"
     items: int = 0
     parts: int = 0
     parts_done_before: int = 0
@@ -46,6 +47,7 @@ class StageRecord:
     cpu_seconds: float = 0.0
     peak_task_bytes: int = 0
     attempts: int = 0
+    waiting: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     counters: dict[str, float] = field(default_factory=dict)
 
@@ -97,7 +99,8 @@ class Session:
 
     def run_one(self, name: str, folder: str, marker: str, task: Task) -> None:
         """Carries a stage of one task out unless its marker is there."""
-        tasks = [] if self.store.exists(f"{folder}/{marker}") else [task]
+        key = f"{folder}/{marker}"
+        tasks = [] if self.store.exists(key) else [replace(task, name=key)]
         self.run(StageWork(name, folder, tasks, task.items, 1))
 
     def timed(self, name: str, folder: str) -> StageRecord:
@@ -106,15 +109,17 @@ class Session:
 
     def close(self, record: StageRecord, seconds: float, cpu_seconds: float, items: int) -> None:
         """Ends a record that `timed` began."""
-        record.items, record.cpu_seconds = items, cpu_seconds
+        record.items, record.cpu_seconds, record.attempts = items, cpu_seconds, 1
         self._end(record, [], seconds)
 
     def _begin(self, work: StageWork) -> StageRecord:
         record = StageRecord(
             work.name,
             work.folder,
+            order=len(self.records),
             items=work.items,
             parts=work.parts,
+            waiting=[task.name for task in work.tasks],
             parts_done_before=work.parts - len(work.tasks),
             items_done_before=work.items - sum(task.items for task in work.tasks),
         )
@@ -132,12 +137,20 @@ class Session:
     def _end(self, record: StageRecord, failures: Sequence[Outcome], seconds: float) -> None:
         record.seconds = seconds
         record.failed = [outcome.task.name for outcome in failures]
-        record.state = "failed" if failures else "done"
+        record.state, record.waiting = "failed" if failures else "done", []
         self.reporter.finish(seconds)
-        self._write(record)
+        key = status_key(record.stage)
+        # where nothing was left to do, what the stage took when it was done is worth more
+        if record.attempts or not self.store.exists(key):
+            self._write(record)
 
     def _write(self, record: StageRecord) -> None:
-        write_json(self.store, f"{STATUS_FOLDER}/{record.stage}.json", record_to_json(record))
+        write_json(self.store, status_key(record.stage), record_to_json(record))
+
+
+def status_key(stage: str) -> str:
+    """Key of the record of a stage."""
+    return f"{STATUS_FOLDER}/{stage.replace(' ', '_')}.json"
 
 
 def record_to_json(record: StageRecord) -> dict[str, Any]:

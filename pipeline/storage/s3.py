@@ -35,6 +35,7 @@ T = TypeVar("T")
 MAX_PUT_BYTES = 5 * 2**30
 """S3's limit of one PUT; parts of an artifact stay under 100 MB, so no multipart upload is needed."""
 MAX_KEY_BYTES = 1024
+PAGE_KEYS = 1000
 STREAM_CHUNK = 8 * 2**20
 """Bytes per ranged GET of `open`."""
 _honours_if_none_match: dict[tuple[str, str], bool] = {}
@@ -53,7 +54,7 @@ class S3Store:
         return self.place.uri
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Yield objects page by page (1,000 keys), refusing a server that lists out of order.
+        """Yield objects page by page, refusing a server that lists out of order.
 
         Left out: temporary keys and empty objects whose key ends in `/` (folder markers of consoles).
         """
@@ -188,7 +189,7 @@ class S3Store:
         return asked(where, lambda: cast("dict[str, Any]", getattr(self._client(), operation)(**request)))
 
     def _entries(self, where: str, prefix: str) -> Iterator[dict[str, Any]]:
-        arguments: dict[str, Any] = {"Prefix": prefix, "MaxKeys": 1000}
+        arguments: dict[str, Any] = {"Prefix": prefix, "MaxKeys": PAGE_KEYS}
         while True:
             page = self._insist(where, partial(self._page, where, arguments))
             yield from page.get("Contents", [])

@@ -68,9 +68,12 @@ def is_md5(answer: dict[str, Any]) -> bool:
 
 
 def mtime_ns(entry: dict[str, Any]) -> int:
-    """Return LastModified in nanoseconds since 1970, 0 if there is none."""
+    """Return LastModified in nanoseconds since 1970, 0 if there is none.
+
+    Cut to whole seconds: a HEAD has no more, so that a listing and a HEAD agree.
+    """
     modified = entry.get("LastModified")
     if not isinstance(modified, datetime):
         return 0
     span = modified - datetime(1970, 1, 1, tzinfo=timezone.utc)
-    return ((span.days * 86400 + span.seconds) * 10**6 + span.microseconds) * 1000
+    return (span.days * 86400 + span.seconds) * 10**9
