@@ -91,10 +91,10 @@ def test_edits_change_the_pixels_and_keep_the_place(planted: Planted) -> None:
 
 
 def test_photographs_show_something(planted: Planted) -> None:
-    """Plain photographs decode, are at least 70 pixels wide, and are neither flat nor of two levels."""
+    """Plain photographs decode, are at least 60 pixels wide, and are neither flat nor of two levels."""
     for uri in planted.truth.photos:
         pixels = decode(planted.files[uri])
-        assert min(pixels.shape[:2]) >= 70
+        assert min(pixels.shape[:2]) >= 60
         assert pixels.std() > 10
         assert len(np.unique(pixels)) > 60
 
@@ -128,15 +128,21 @@ def test_written_names(tmp_path: Path) -> None:
     assert {Path(uri).name for uri, _ in truth.hostile} == {*HOSTILE_NAMES, *RAW_NAMES}
 
 
+def beyond_gradient(grey: np.ndarray) -> float:
+    """Standard deviation of what the best plane leaves over, grey levels."""
+    y, x = np.indices(grey.shape)
+    plane = np.stack([x.ravel(), y.ravel(), np.ones(grey.size)], axis=1)
+    fitted, *_ = np.linalg.lstsq(plane, grey.ravel(), rcond=None)
+    return float((grey.ravel() - plane @ fitted).std())
+
+
 def test_demo_photos_are_distinct_photographs() -> None:
     """At least 60 photographs in at most 2 MB; no two are equal; none is flat or a smooth gradient."""
     photos = demo_photos()
     assert len({sha(data) for data in photos.values()}) == len(photos) >= 60
     assert sum(map(len, photos.values())) <= 2_000_000
     for name, data in photos.items():
-        grey = decode(data).mean(axis=2)
-        assert grey.std() > 10, name
-        assert np.abs(np.diff(grey, axis=1)).max() > 45, name
+        assert beyond_gradient(decode(data).mean(axis=2)) > 8, name
 
 
 def demo_tables(truth: DemoTruth) -> dict[str, pa.Table]:
