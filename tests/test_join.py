@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
+from pipeline.kernels import hits as hits_module
 from pipeline.kernels import join as join_module
 from pipeline.kernels.hits import Hits, concatenate_hits, empty_hits, stored_threshold
 from pipeline.kernels.join import (
@@ -334,3 +335,10 @@ def test_merging_keeps_one_row_of_a_match_found_twice():
     assert rows_of(merge_hits([lower, hits], JoinParams(k=3, k_cross=1))) == rows_of(hits)
     assert rows_of(merge_hits([hits, lower], JoinParams(k=3, k_cross=1))) == rows_of(hits)
     assert rows_of(concatenate_hits([hits, empty_hits()])) == rows_of(hits)
+
+
+def test_merging_survives_keys_that_share_their_64_bits(monkeypatch):
+    hits = exact_join(images_of(17, 60), JoinParams(k=3, k_cross=1))
+    monkeypatch.setattr(hits_module, "mix", lambda ids, salt=0: np.zeros(len(ids), dtype=np.uint64))
+    shuffled = hits.take(np.random.default_rng(0).permutation(len(hits)))
+    assert rows_of(merge_hits([hits, shuffled], JoinParams(k=3, k_cross=1))) == rows_of(hits)

@@ -184,10 +184,7 @@ def saturated_queries(hits: Hits, params: JoinParams) -> Int64:
 
 
 def recall(exact: Hits, found: Hits) -> Recall:
-    """Return how many of the exact neighbours of a sample of queries were found, with the Wilson 95% interval.
-
-    Source: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212. Without neighbours the interval is 0 to 1.
-    """
+    """Return how many of the exact neighbours of a sample of queries were found, with the Wilson 95% interval."""
     of_sample = found.take(np.isin(found.query_id, exact.query_id))
     both = concatenate_hits([exact, of_sample])
     side = np.arange(len(both)) >= len(exact)
@@ -199,6 +196,10 @@ def recall(exact: Hits, found: Hits) -> Recall:
 
 
 def wilson(found: int, total: int) -> tuple[float, float]:
+    """Return the Wilson 95% interval of a share, found of total; 0 to 1 where total is 0.
+
+    Source: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209-212.
+    """
     if total == 0:
         return 0.0, 1.0
     z = 1.959963984540054
