@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from pipeline.errors import UsageError
 from pipeline.kernels.conflicts import label_conflicts
 from pipeline.kernels.labels import (
+    Confidence,
+    Judgement,
     LabelRule,
     judge,
     label_confidence,
@@ -103,6 +105,23 @@ def test_scores_suggestions_and_ties() -> None:
     np.testing.assert_allclose(result.score, [62.5, 37.5, 25.0, 50.0, 25.0, np.nan])
     assert result.suggested.tolist() == [-1, 0, 0, -1, 0, -1]
     np.testing.assert_allclose(result.other_share, [0.25, 0.5, 0.5, 0.5, 0.5, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("given_share", "other_share", "suggested", "issue"),
+    [
+        pytest.param(0.05, 0.8, 1, True, id="clearly the other"),
+        pytest.param(0.05, 0.69, 1, False, id="under the other's usual 0.7"),
+        pytest.param(0.07, 0.9, 1, False, id="over 0.15 of its own usual 0.4"),
+        pytest.param(0.05, 0.8, -1, False, id="nothing suggested"),
+        pytest.param(0.0, 1.0, 2, False, id="a label that no image with votes has"),
+    ],
+)
+def test_an_issue_needs_a_likely_other_and_an_unlikely_given_label(given_share, other_share, suggested, issue) -> None:
+    usual = Confidence(np.array([400_000, 1_400_000, 0]), np.array([1, 2, 0]))
+    one = Judgement(*(np.array([x]) for x in (given_share, other_share, 1, 10.0, suggested)))
+
+    assert label_issues(one, np.array([0]), usual, RULE).tolist() == [issue]
 
 
 @pytest.mark.parametrize("seed", range(3))

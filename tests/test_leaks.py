@@ -123,6 +123,14 @@ def test_same_bytes_beat_same_pixels_with_a_smaller_id() -> None:
     assert listed(leaks) == [(3, VAL, 2, BYTES, 5, False)]
 
 
+def test_a_missing_label_is_no_conflict() -> None:
+    pair = members([(1, 1, 1, 1, TRAIN, -1), (2, 2, 1, 2, VAL, 3)])
+
+    leaks = expand_matches(pair, edges([(1, 2, NEAR, 0.9)]), np.array([1, 2]))
+
+    assert listed(leaks) == [(1, VAL, 2, NEAR, 4, False), (2, TRAIN, 1, NEAR, 4, False)]
+
+
 @st.composite
 def worlds(draw):
     """Up to 12 images in exact groups inside groups, with edges between representatives of any group."""

@@ -85,6 +85,36 @@ def test_a_picture_of_one_colour_is_not_called_blurry() -> None:
     assert white == {"bright", "low_contrast", "grey", "low_information"}
 
 
+@pytest.mark.parametrize(
+    ("check", "mean", "stdv", "issue"),
+    [
+        pytest.param("dark", 60, 9, True, id="dark all over"),
+        pytest.param("dark", 60, 11, False, id="a night with lights"),
+        pytest.param("bright", 205, 24, True, id="bright all over"),
+        pytest.param("bright", 205, 26, False, id="snow with rocks"),
+        pytest.param("low_contrast", 120, 15.9, True, id="fog"),
+        pytest.param("low_contrast", 120, 16.1, False, id="haze"),
+    ],
+)
+def test_light_is_judged_with_its_spread(check, mean, stdv, issue) -> None:
+    seen = Measured(*(np.array([float(x)]) for x in (100, 100, mean, stdv, 1000, 50, 7)))
+
+    scores = quality_scores(seen, area_histogram(seen.width, seen.height), LIMITS)
+
+    assert quality_issues(scores)[check].tolist() == [issue]
+
+
+def test_the_same_detail_per_pixel_is_sharper_in_a_larger_picture() -> None:
+    width = np.array([100.0, 160.0, 1600.0])
+    level = np.full(3, 50.0)
+    seen = Measured(width, width, level, level, np.full(3, 0.06 * 2501 - 1), level, level)
+
+    scores = quality_scores(seen, area_histogram(width, width), LIMITS)["blurry"]
+
+    assert scores.tolist() == np.round(1 / (1 + (0.06 * width / 8) ** 2), 6).tolist()
+    assert (scores >= 0.5).tolist() == [True, False, False]
+
+
 def sizes(*shapes: tuple[int, int]) -> Measured:
     width, height = np.array(shapes, np.float64).T
     level = np.full(len(shapes), 100.0)
