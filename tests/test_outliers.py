@@ -19,7 +19,6 @@ from pipeline.kernels.outliers import (
     merge_label_counts,
     outlier_fence,
     outlier_scores,
-    score_percentiles,
 )
 from pipeline.schemas import TABLES
 
@@ -180,15 +179,7 @@ def test_label_percentiles_are_mid_ranks_whatever_the_parts(rows, parts) -> None
             continue
         peers = binned[(label == label[i]) & ~np.isnan(score)]
         expected = ((peers < binned[i]).sum() + (peers == binned[i]).sum() / 2) / len(peers)
-        assert result[i] == pytest.approx(100 * expected)
-
-
-def test_percentiles_of_the_data_set_are_mid_ranks() -> None:
-    counts = histogram(np.array([0.1, 0.2, 0.2, 0.9]), SCORE_BINS)
-
-    result = score_percentiles(counts, np.array([0.2, np.nan, 0.9, 0.0]))
-
-    np.testing.assert_allclose(result, [50.0, np.nan, 87.5, 0.0])
+        assert result[i] == pytest.approx(expected)
 
 
 def test_a_label_nobody_counted_has_no_percentile() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
-from pipeline.kernels.histogram import Bins, bin_of, percentile_of, quantile
+from pipeline.kernels.histogram import Bins, bin_of, quantile
 from pipeline.kernels.neighbour_lists import Neighbours, nearest_first
 
 Array = NDArray[Any]
@@ -90,17 +90,6 @@ def outlier_fence(counts: Array, rule: OutlierRule) -> float:
     return float(1.0 - min(fence, third - rule.least_gap))
 
 
-def score_percentiles(counts: Array, score: Array) -> Array:
-    """The percentage of the counted scores (histogram in SCORE_BINS) below each, those of its own bin counting half.
-
-    float64 (n,), 0 to 100; NaN without a score.
-    """
-    result = np.full(len(score), np.nan)
-    scored = ~np.isnan(score)
-    result[scored] = 100.0 * percentile_of(score[scored], counts, SCORE_BINS)
-    return result
-
-
 @dataclass(frozen=True)
 class LabelCounts:
     """Histograms of scores per label, only the bins in use: sorted by label, then bin; count int64, all (m,)."""
@@ -130,9 +119,9 @@ def _sum(label: Array, at: Array, count: Array) -> LabelCounts:
 
 
 def label_percentiles(counts: LabelCounts, label: Array, score: Array) -> Array:
-    """The percentage of its label's scores below each score, those of its own bin counting half.
+    """The share of its label's scores below each score, those of its own bin counting half, as percentile_of has it.
 
-    float64 (n,), 0 to 100; NaN without label or score, and for a label that `counts` does not hold.
+    float64 (n,), 0 to 1; NaN without label or score, and for a label that `counts` does not hold.
     """
     result = np.full(len(label), np.nan)
     asked = np.flatnonzero((label >= 0) & ~np.isnan(score))
@@ -144,5 +133,5 @@ def label_percentiles(counts: LabelCounts, label: Array, score: Array) -> Array:
     below, through = (total[np.searchsorted(key, at, side)] for side in ("left", "right"))
     known = stop > start
     middle = (below + through) / 2 - start
-    result[asked[known]] = 100.0 * (middle[known] / (stop - start)[known])
+    result[asked[known]] = middle[known] / (stop - start)[known]
     return result
