@@ -24,7 +24,6 @@ import boto3
 import pytest
 
 from pipeline.storage import StorageConfig, Store, open_store
-from pipeline.storage.s3_client import forget_clients
 
 RGW_VARIABLE = "IMAGE_AUDIT_RGW"
 """Names the folder that the Debian packages of Ceph RGW were unpacked into (see rgw_port); unset = not tested."""
@@ -36,7 +35,7 @@ def quick(**changes: object) -> StorageConfig:
 
 
 def use_credentials(monkeypatch: pytest.MonkeyPatch, key: str = "testing", secret: str = "testingsecret") -> None:
-    """Set the AWS environment to these keys and nothing else, and drop clients made with others."""
+    """Set the AWS environment to these keys and nothing else. After other keys, call `forget_clients`."""
     for name in list(os.environ):
         if name.startswith("AWS_"):
             monkeypatch.delenv(name)
@@ -45,7 +44,6 @@ def use_credentials(monkeypatch: pytest.MonkeyPatch, key: str = "testing", secre
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    forget_clients()
 
 
 @functools.cache

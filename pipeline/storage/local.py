@@ -225,7 +225,9 @@ def _typed(verb: str, path: Path) -> Iterator[None]:
 
 
 def _translated(verb: str, path: Path, error: OSError) -> StorageError:
-    where = f"{verb} {error.filename if isinstance(error.filename, str) else path}: {error.strerror or error}"
+    named = error.filename if isinstance(error.filename, str) else str(path)
+    at = "" if named == str(path) or TEMPORARY_PREFIX in named else f" (at {named})"
+    where = f"{verb} {path}{at}: {error.strerror or error}"
     if error.errno in _MISSING and not (verb == "write" and error.errno == errno.ENOTDIR):
         return NotFound(f"{where}. Check the path")
     if error.errno in _DENIED:
