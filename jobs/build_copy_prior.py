@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.edits import EDITS, decode, edited_jpeg
 from pipeline.kernels.embed import BATCH, Embedder, embed_for_storage
 from pipeline.kernels.moments import Moments
-from pipeline.kernels.shrink import shrink
+from pipeline.kernels.shrink import fitted_size, shrink
 from pipeline.kernels.signature import signature
 from pipeline.kernels.space import SpaceParams, pair_similarities, project_copy, train_copy_space
 from pipeline.kernels.threshold import CopyPrior, fit_null, null_histogram, prior_to_bytes, recall_curve
@@ -29,6 +29,7 @@ from pipeline.models import default_model
 
 NAME = "copy_prior.npz"
 SIDE = 160
+EDITED_SIDE = 224  # photos are edited at this size, as a data set's thumbnails would be: larger ones lose less
 SEED = 7
 LARGE = 10**6  # the tail is read as deep as for a large data set: varied photos hold few copies
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
@@ -93,7 +94,7 @@ def read_photo(path: Path) -> NDArray[np.uint8] | None:
 
 
 def edited_features(embedder: Embedder, photos: Sequence[NDArray[np.uint8]]) -> dict[str, Features]:
-    """Features of the nine edits of each photo, by edit."""
+    """Features of the nine edits of each photo, by edit. Blur and text are strongest on small photos."""
     return {
         edit: features_of(
             embedder,
@@ -108,8 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="a folder of photos with one subfolder per source")
     parser.add_argument("--out", type=Path, required=True, help="where copy_prior.npz goes")
-    parser.add_argument("--cap", type=int, default=800, help="photos per source for the null (default 800)")
-    parser.add_argument("--edited", type=int, default=80, help="photos per source that are edited (default 80)")
+    parser.add_argument("--cap", type=int, default=300, help="photos per source for the null (default 300)")
+    parser.add_argument("--edited", type=int, default=60, help="photos per source that are edited (default 60)")
     chosen = parser.parse_args(arguments)
     cv2.setNumThreads(1)
     model = default_model()
@@ -117,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit("the default model has no moments: run jobs.build_default_model first")
     embedder = model.load()
     photos = features_of(embedder, _decodable(chosen_photos(chosen.photos, chosen.cap)))
-    originals = list(_decodable(chosen_photos(chosen.photos, chosen.edited)))
+    originals = [_reduced(image) for image in _decodable(chosen_photos(chosen.photos, chosen.edited))]
     moments = model.embedding_moments, model.signature_moments
     clean = features_of(embedder, originals)
     prior = build_prior(moments, photos, clean, edited_features(embedder, originals))
@@ -125,6 +126,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(photos.embeddings)} photos, {len(originals)} x {len(EDITS)} edits; {prior.tail}")
     for threshold in (0.4, 0.5, 0.6, 0.7):
         print(f"misses at {threshold}: {prior.curve.misses_at(threshold)}")
+
+
+def _reduced(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    return shrink(image, *fitted_size(width, height, EDITED_SIDE))
 
 
 def _decodable(paths: Iterable[Path]) -> Iterable[NDArray[np.uint8]]:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.copy_space import score_copies
 from pipeline.errors import ArtifactError, ModelError, UsageError
 from pipeline.kernels.moments import Moments, blend, moments_of
 from pipeline.kernels.space import (
@@ -203,3 +204,19 @@ def test_damaged_bytes_are_an_artifact_error(data):
 def test_params_are_checked(wrong):
     with pytest.raises(UsageError, match="space: "):
         SpaceParams(**wrong)
+
+
+def test_the_copy_scores_of_the_benchmark_equal_a_ranked_list_by_hand():
+    rng = np.random.default_rng(2)
+    database = rng.normal(size=(60, 6))
+    originals = rng.permutation(60)[:25]
+    queries = database[originals] + rng.normal(size=(25, 6)) * rng.uniform(0, 2, size=(25, 1))
+    database /= np.linalg.norm(database, axis=1, keepdims=True)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    is_true = np.zeros((25, 60), dtype=bool)
+    is_true[np.arange(25), originals] = True
+    ranked = is_true.ravel()[np.argsort(-(queries @ database.T).ravel(), kind="stable")]
+    precision = np.cumsum(ranked) / np.arange(1, ranked.size + 1)
+    scores = score_copies(queries, database, originals)
+    assert scores.uap == pytest.approx(precision[ranked].mean())
+    assert scores.recall_at_p90 == pytest.approx(np.cumsum(ranked)[ranked & (precision >= 0.9)].max(initial=0) / 25)

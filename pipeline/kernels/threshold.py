@@ -120,8 +120,10 @@ class CopyPrior:
 def null_histogram(vectors: NDArray[np.float32], labels: NDArray[np.int32] | None) -> NDArray[np.uint64]:
     """Similarities of all pairs of unit vectors (m, d), counted in 65,536 bins over [-1, 1], uint64.
 
-    With labels only pairs of different labels count; a negative label is none and its pairs are left out. Histograms
-    of disjoint sets of pairs add. 8,192 vectors of 320 numbers take about 3 s of one core.
+    With labels only pairs of different labels count; a negative label is none and its pairs are left out. Such a null
+    lacks the look-alikes of one class, which become candidates too: on 14,034 photos of six scene classes it gives
+    .37 where all pairs give .49, and 8 times the candidates. Leave labels out to count candidates.
+    Histograms of disjoint sets of pairs add. 8,192 vectors of 320 numbers take about 3 s of one core.
     """
     counts = np.zeros(HISTOGRAM_BINS, dtype=np.int64)
     for start in range(0, len(vectors), _BLOCK):
