@@ -10,24 +10,27 @@ from numpy.typing import NDArray
 def shrink(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
     """Squash `pixels`, uint8 (h, w) or (h, w, 3), to exactly `width` x `height`: uint8, same channels.
 
-    Each axis is halved by exact 2:1 averages while it is at least twice too long, then one bilinear step does the
-    rest. Below 2:1 a bilinear sample still covers every source pixel, so nothing is skipped, and the path depends on
-    the size alone. INTER_AREA at a fractional ratio runs scalar code: 1.14 ms for 500x375 -> 160x160, this 0.20 ms.
-    An axis that is too short grows bilinearly.
+    Each axis is halved by exact 2:1 averages while it is at least four times too long, brought to twice the wanted
+    length by one bilinear step, which then skips no pixel, and averaged 2:1. The path depends on the size alone. An
+    axis that is too short grows bilinearly.
+
+    It stands in for INTER_AREA, whose fractional ratios run scalar code: 500x375 -> 160x160 in 0.32 instead of 1.13
+    ms. Raw cosine of a photo to itself at 0.25 to 3.3 times its size, worst of 13: area .993, this .988; halving to
+    below 2:1 and bilinear from there .972; plain bilinear .937.
     """
-    while True:
+    h, w = pixels.shape[:2]
+    while w >= 4 * width or h >= 4 * height:
+        pixels = _halve(pixels, 1 + (w >= 4 * width), 1 + (h >= 4 * height))
         h, w = pixels.shape[:2]
-        fx, fy = 1 + (w >= 2 * width), 1 + (h >= 2 * height)
-        if fx == fy == 1:
-            break
-        pixels = _halve(pixels, fx, fy)
-    if (w, h) == (width, height):
-        return np.ascontiguousarray(pixels)
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)  # type: ignore[return-value]
+    fx, fy = 1 + (w > width), 1 + (h > height)
+    grid = (width * fx, height * fy)
+    if (w, h) != grid:
+        pixels = cv2.resize(pixels, grid, interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
+    return np.ascontiguousarray(pixels) if fx == fy == 1 else _halve(pixels, fx, fy)
 
 
 def _halve(pixels: NDArray[np.uint8], fx: int, fy: int) -> NDArray[np.uint8]:
-    """Average blocks of `fx` x `fy` (1 or 2) pixels; an odd last row or column is left out (0.3% at most at 320 px)."""
+    """Average blocks of `fx` x `fy` (1 or 2) pixels; an odd last row or column is left out (under 0.2% of 640)."""
     h, w = pixels.shape[:2]
     even = pixels[: h - h % fy, : w - w % fx]
     how = cv2.INTER_AREA if fx == fy else cv2.INTER_LINEAR  # at exactly 2:1 along one axis both are the average
