@@ -18,7 +18,7 @@ from pipeline.kernels.external_data import external_tensors
 MAX_MODEL_BYTES = 2**31 - 1  # protobuf's own limit; beyond it weights are external
 MAX_SIDE = 4096
 BATCH = 8
-"""Images a run: CPU an image of the default model is 5.5 ms at 1, 4.8 at 4, 4.7 at 8, 4.6 at 16 (busy core, no VNNI)."""
+"""Images a run. CPU per image of the default model at 1, 4, 8 and 16: 5.5, 4.8, 4.7 and 4.6 ms (busy core, no VNNI)."""
 CANARIES = 4
 CANARY_TOLERANCE = 1e-3
 _ORT_ERRORS = (
