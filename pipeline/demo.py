@@ -17,13 +17,10 @@ from pipeline.errors import NotFound, UsageError
 from pipeline.schemas import GROUPING_KINDS, Kind, Status
 from pipeline.storage import Store, open_store
 
-SUBJECTS = {
-    "things": ("astronaut", "camera", "chelsea", "coffee", "rocket"),
-    "stars": ("hubble",),
-    "ground": ("brick", "grass", "gravel"),
-}
+SUBJECTS = {"stars": ("hubble",), "grass": ("grass",), "stone": ("brick", "gravel")}
 """Class folder of the demo -> the photographs whose tiles are in it (see demo_photos/CREDITS.txt)."""
-OUTLIER = "retina_00"
+OUTLIERS = ("astronaut_01", "camera_01", "chelsea_01", "coffee_11", "retina_00", "rocket_11")
+"""Tiles that show something else; the others of their photographs are for the tests alone."""
 SPLITS = ("train", "train", "train", "val", "test")
 JPEG_QUALITY = 90
 
@@ -123,17 +120,17 @@ def _plant_single(files: dict[str, bytes], piles: dict[str, list[str]], photos: 
         files[uri] = change(photos[name])
         return uri
 
-    wrong = [place("train/ground", "stars", ""), place("val/stars", "ground", ""), place("train/stars", "ground", "")]
-    no_image = place("train/things", "things", "_page", lambda _: b"<html>Sign in to see this photo.</html>\n")
-    short = place("val/ground", "ground", "_truncated", lambda data: data[: len(data) * 6 // 10])
-    dark = place("train/things", "things", "_dark", _edit(lambda image: image.point(lambda value: value * 0.06)))
-    blurry = place("test/things", "things", "_blurry", _edit(lambda image: image.filter(ImageFilter.GaussianBlur(6))))
-    grey = place("train/ground", "ground", "_grey", _edit(lambda image: image.convert("L").convert("RGB")))
-    strange = f"train/things/{OUTLIER}.jpg"
-    files[strange] = photos[OUTLIER]
+    wrong = [place("train/stone", "stars", ""), place("val/stars", "grass", ""), place("train/stars", "stone", "")]
+    no_image = place("train/grass", "grass", "_page", lambda _: b"<html>Sign in to see this photo.</html>\n")
+    short = place("val/stone", "stone", "_truncated", lambda data: data[: len(data) * 6 // 10])
+    dark = place("train/stone", "stone", "_dark", _edit(lambda image: image.point(lambda value: value * 0.06)))
+    blurry = place("test/stone", "stone", "_blurry", _edit(lambda image: image.filter(ImageFilter.GaussianBlur(6))))
+    grey = place("train/grass", "grass", "_grey", _edit(lambda image: image.convert("L").convert("RGB")))
+    strange = [f"train/{subject}/{name}.jpg" for name, subject in zip(OUTLIERS, [*SUBJECTS] * 2, strict=True)]
+    files.update({uri: photos[name] for uri, name in zip(strange, OUTLIERS, strict=True)})
     return [
         _single("wrong labels", "labels", "is_label_issue", True, wrong),
-        _single("outliers", "outliers", "is_outlier", True, [strange]),
+        _single("outliers", "outliers", "is_outlier", True, strange),
         _single("files that are no image", "invalid", "status", Status.UNSUPPORTED.value, [no_image]),
         _single("truncated files", "invalid", "status", Status.TRUNCATED.value, [short]),
         _single("dark images", "quality", "is_dark_issue", True, [dark]),
@@ -152,19 +149,19 @@ def _plant_copies(files: dict[str, bytes], piles: dict[str, list[str]], photos: 
         return original, copied
 
     exact = [
-        copy("things", "test/things", "again"),
+        copy("stone", "test/stone", "again"),
         copy("stars", "val/stars", "again"),
-        copy("ground", "train/ground", "again"),
+        copy("grass", "train/grass", "again"),
     ]
-    conflict = [copy("stars", "test/things", "again")]
+    conflict = [copy("stars", "test/stone", "again")]
     edited = [
-        copy("things", "val/things", "small", _edit(lambda image: image.resize((image.width // 2, image.height // 2)))),
+        copy("stone", "val/stone", "small", _edit(lambda image: image.resize((image.width // 2, image.height // 2)))),
         copy("stars", "test/stars", "small", _edit(lambda image: image.resize((image.width // 2, image.height // 2)))),
-        copy("ground", "test/ground", "jpeg", _edit(lambda image: image, quality=25)),
-        copy("things", "train/things", "jpeg", _edit(lambda image: image, quality=25)),
-        copy("things", "test/things", "crop", _edit(_crop)),
-        copy("ground", "val/ground", "crop", _edit(_crop)),
-        copy("things", "val/things", "mirror", _edit(lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))),
+        copy("grass", "test/grass", "jpeg", _edit(lambda image: image, quality=25)),
+        copy("stars", "train/stars", "jpeg", _edit(lambda image: image, quality=25)),
+        copy("stone", "test/stone", "crop", _edit(_crop)),
+        copy("grass", "val/grass", "crop", _edit(_crop)),
+        copy("stars", "val/stars", "mirror", _edit(lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))),
         copy("stars", "train/stars", "mirror", _edit(lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))),
     ]
     crossing = [pair for pair in exact + conflict + edited if pair[0].split("/")[0] != pair[1].split("/")[0]]

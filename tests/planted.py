@@ -1,6 +1,6 @@
 """A seeded set of real photographs with planted faults, and the uris of every planted one.
 
-`plant(seed)` makes about 260 files in memory, `build(folder, seed)` writes them; `Truth` lists what an end-to-end test
+`plant(seed)` makes about 220 files in memory, `build(folder, seed)` writes them; `Truth` lists what an end-to-end test
 must find. Each fault has originals of its own, so that no fact hides another. Uris are relative to the folder.
 """
 
@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from benchmarks.edits import EDITS, SAME_FRAME, Pixels, decode, edited_jpeg, encode_jpeg
-from pipeline.demo import OUTLIER, SUBJECTS, demo_photos
+from pipeline.demo import OUTLIERS, SUBJECTS, demo_photos
 
 Pair = tuple[str, str]
 
@@ -43,8 +43,8 @@ HOSTILE_NAMES = (
 )
 RAW_NAMES = {"latin %E9.jpg": b"latin \xe9.jpg", "%FF%FE.jpg": b"\xff\xfe.jpg"}
 """Uris of names that are not UTF-8, and those names; only a disk can hold them."""
-WHOLE = {"things": 17, "stars": 16, "ground": 13}
-"""Label -> photographs used whole; each of the others is cut into four that share no pixel."""
+WHOLE = {"stars": 21, "grass": 6, "stone": 17}
+"""Label -> photographs used whole; each of the others is cut into two halves."""
 
 
 @dataclass
@@ -150,16 +150,14 @@ def _originals(
         names = [names[i] for i in rng.permutation(len(names))]
         whole[label] = [(name, photos[name]) for name in names[: WHOLE[label]]]
         for name in names[WHOLE[label] :]:
-            small += [(label, f"{name}_q{i}", data) for i, data in enumerate(_quarters(photos[name]))]
+            small += [(label, f"{name}_half{i}", data) for i, data in enumerate(_halves(photos[name]))]
     return whole, [small[i] for i in rng.permutation(len(small))]
 
 
-def _quarters(data: bytes) -> list[bytes]:
-    """The four quarters, without those that show next to nothing: two pieces of empty sky would be a pair."""
+def _halves(data: bytes) -> list[bytes]:
     pixels = decode(data)
-    height, width = (side // 2 for side in pixels.shape[:2])
-    cut = [pixels[y : y + height, x : x + width] for y in (0, height) for x in (0, width)]
-    return [encode_jpeg(quarter, 92) for quarter in cut if quarter.mean(axis=2).std() > 12]
+    middle = pixels.shape[0] // 2
+    return [encode_jpeg(half, 92) for half in (pixels[:middle], pixels[middle:])]
 
 
 def _exact(pen: _Pen) -> None:
@@ -184,7 +182,7 @@ def _edited(pen: _Pen) -> None:
 
 
 def _leaks(pen: _Pen) -> None:
-    others = {"things": "stars", "stars": "ground", "ground": "things"}
+    others = {"stone": "stars", "stars": "grass", "grass": "stone"}
     plan = [("again", "val"), ("again", "test"), ("half", "test"), ("crop", "val"), ("jpeg", "val"), ("mirror", "test")]
     for number, (edit, split) in enumerate(plan):
         label, name, data = pen.take()
@@ -197,21 +195,23 @@ def _leaks(pen: _Pen) -> None:
 
 def _web(pen: _Pen) -> None:
     _, name, data = pen.take()
-    for split, label, edit in (("train", "things", "half"), ("val", "things", "jpeg"), ("test", "ground", "crop")):
+    for split, label, edit in (("train", "stone", "half"), ("val", "stone", "jpeg"), ("test", "grass", "crop")):
         pen.planted.truth.web.append(pen.put(f"{split}/{label}/{name}_web.jpg", data))
         copied = edited_jpeg(edit, decode(data), pen.rng)
         pen.planted.truth.web_edits.append(pen.put(f"{split}/{label}/{name}_web_{edit}.jpg", copied))
 
 
 def _wrong_labels(pen: _Pen) -> None:
-    for given, true in (("ground", "stars"), ("things", "stars"), ("stars", "ground"), ("stars", "ground")):
+    for given, true in (("stone", "stars"), ("grass", "stars"), ("stars", "grass"), ("stars", "stone")):
         name, data = pen.whole[true].pop()
         pen.planted.truth.wrong_labels[pen.put(f"train/{given}/{name}.jpg", data)] = true
 
 
 def _faults(pen: _Pen) -> None:
-    """The outlier, and one image for each quality check."""
-    pen.planted.truth.outliers.append(pen.put(f"train/things/{OUTLIER}.jpg", demo_photos()[OUTLIER]))
+    """The outliers, and one image for each quality check."""
+    photos = demo_photos()
+    for name, label in zip(OUTLIERS, [*SUBJECTS] * 2, strict=True):
+        pen.planted.truth.outliers.append(pen.put(f"train/{label}/{name}.jpg", photos[name]))
     changes: dict[str, Callable[[Pixels], Pixels]] = {
         "dark": lambda pixels: _scaled(pixels, 0.05, 0),
         "bright": lambda pixels: _scaled(pixels, 0.06, 239),
@@ -220,8 +220,8 @@ def _faults(pen: _Pen) -> None:
         "grey": lambda pixels: EDITS["grey"](pixels, pen.rng),
     }
     for check, change in changes.items():
-        name, data = pen.whole["things"].pop()
-        uri = pen.put(f"train/things/{name}_{check}.jpg", encode_jpeg(change(decode(data)), 92))
+        name, data = pen.whole["stone"].pop()
+        uri = pen.put(f"train/stone/{name}_{check}.jpg", encode_jpeg(change(decode(data)), 92))
         pen.planted.truth.quality[check] = [uri]
 
 
@@ -245,7 +245,7 @@ def _invalid(pen: _Pen) -> None:
         ("dot.png", _saved(np.full((1, 1, 3), 90, np.uint8), "png"), frozenset({"too_small"})),
     ]
     for name, content, statuses in broken:
-        pen.planted.truth.invalid[pen.put(f"train/things/{name}", content)] = statuses
+        pen.planted.truth.invalid[pen.put(f"train/stone/{name}", content)] = statuses
 
 
 def _hostile(pen: _Pen) -> None:

@@ -37,7 +37,7 @@ def test_equal_seeds_equal_bytes(planted: Planted) -> None:
 
     assert again == planted
     assert other.truth != planted.truth
-    assert 250 <= len(planted.files) <= 400
+    assert 210 <= len(planted.files) <= 400
 
 
 def test_every_file_is_planted_once(planted: Planted) -> None:
@@ -188,7 +188,7 @@ def test_demo_report(tmp_path: Path) -> None:
     assert lines[1:] == [f"{f.name}: planted {len(f.items)}, found {len(f.items)}" for f in truth.facts]
 
     labels = next(fact for fact in truth.facts if fact.table == "labels")
-    innocent = {"uri": "train/things/innocent.jpg", "is_label_issue": True}
+    innocent = {"uri": "train/stone/innocent.jpg", "is_label_issue": True}
     false = pa.Table.from_pylist([innocent], schema=TABLES["labels"].schema)
     tables["labels"] = pa.concat_tables([tables["labels"].slice(1), false])
     apart = pa.array(range(len(tables["groups"])))
