@@ -12,9 +12,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.kernels.align import Array
+from pipeline.kernels.align import Array, Mask
 
-Mask = npt.NDArray[np.bool_]
 Luminance = npt.NDArray[np.uint8]
 
 CELLS = 20
@@ -120,9 +119,13 @@ def difference(first: Luminance, second: Luminance, inside: Mask) -> float:
 
 
 def covered_share(first: Luminance, second: Luminance, inside: Mask) -> float:
-    """Share of the common area whose 7 x 7 surroundings no gain and offset explains: what an overlay covers."""
-    x, y = first[inside].astype(np.float32), second[inside].astype(np.float32)
-    gain = float(y.std()) / max(float(x.std()), 1e-3)
-    expected = np.clip((first.astype(np.float32) - x.mean()) * gain + y.mean(), 0, 255)
+    """Share of the common area whose 7 x 7 surroundings no tone curve explains: what an overlay covers.
+
+    The curve is the mean of `second` at each of 32 levels of `first`; 30 grey levels off it is unexplained.
+    """
+    level = first >> 3
+    counts = np.bincount(level[inside], minlength=32)
+    sums = np.bincount(level[inside], weights=second[inside], minlength=32)
+    expected = (sums / np.maximum(counts, 1)).astype(np.float32)[level]
     left = cv2.blur((expected - second) * inside, (7, 7))
     return float((np.abs(left[inside]) > 30).mean())

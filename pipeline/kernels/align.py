@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
 Transform = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
 Raster = TypeVar("Raster", npt.NDArray[np.uint8], npt.NDArray[np.float32])
 
 LEVELS = {1.0: 90, 1.25: 70, 1.953: 40}
@@ -140,11 +141,15 @@ def warp(image: Raster, transform: Transform, shape: tuple[int, ...]) -> Raster:
     return cast(Raster, cv2.warpAffine(image, transform, size, flags=FLAGS, borderMode=cv2.BORDER_REFLECT_101))
 
 
-def inside(other: tuple[int, ...], transform: Transform, shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+def inside(other: tuple[int, ...], transform: Transform, shape: tuple[int, ...]) -> Mask:
     """Which pixels of a raster of `shape` fall on a raster of the shape `other`: bool (H, W)."""
+    return hits(np.ones(other[:2], np.uint8), transform, shape)
+
+
+def hits(mask: npt.NDArray[np.uint8], transform: Transform, shape: tuple[int, ...]) -> Mask:
+    """Which pixels of a raster of `shape` fall on a pixel of `mask` that is 1: bool (H, W)."""
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    hit = cv2.warpAffine(np.ones(other[:2], np.uint8), transform, (shape[1], shape[0]), flags=flags)
-    return hit.view(np.bool_)
+    return cv2.warpAffine(mask, transform, (shape[1], shape[0]), flags=flags).view(np.bool_)
 
 
 def _jacobian(template: Array, stride: int) -> tuple[Array, Array]:
@@ -157,23 +162,33 @@ def _jacobian(template: Array, stride: int) -> tuple[Array, Array]:
     return np.stack([gx * x, gx * y, gx, gy * x, gy * y, gy], axis=1), template[::stride, ::stride].ravel()
 
 
-def refine(template: Array, image: Array, start: Transform, steps: int, stride: int = 2) -> Transform:
+def _core(shape: tuple[int, ...], border: int) -> npt.NDArray[np.uint8]:
+    """1 in a raster of `shape` but for its outer `border` pixels, where a band knows only one side: uint8 (H, W)."""
+    core = np.zeros(shape[:2], np.uint8)
+    core[border : shape[0] - border, border : shape[1] - border] = 1
+    return core
+
+
+def refine(template: Array, image: Array, start: Transform, steps: int, seen: Mask | None = None) -> Transform:
     """The affine transform near `start` that lays `image` on `template`: inverse compositional Gauss-Newton.
 
     Both are band-passed float32 rasters; gain is taken out at each step and residuals are weighted down as 1/(1+r^2),
     so that an overlay does not pull. Source: Baker and Matthews, Lucas-Kanade 20 years on (2004). A step that leaves
     the image or does not solve ends the search at the best transform so far.
     """
+    stride, border = 2, max(2, round(max(template.shape) / 40))
     jacobian, values = _jacobian(template, stride)
     height, width = template.shape
     scale = np.array([[1 / width, 0, -0.5], [0, 1 / height, -0.5], [0, 0, 1.0]])
     grid = np.diag([stride, stride, 1.0])
     transform: Transform = start.copy()
     small = (-(-height // stride), -(-width // stride))
+    own = _core(template.shape, border)[::stride, ::stride]
+    other = _core(image.shape, border) if seen is None else seen.view(np.uint8)
     for _ in range(steps):
         at = transform @ grid
         moved = warp(image, at, small)
-        mask = inside(image.shape, at, small).ravel()
+        mask = (hits(other, at, small) & own.view(np.bool_)).ravel()
         if mask.sum() < 64:
             return transform
         sampled = moved.ravel()

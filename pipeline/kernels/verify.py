@@ -16,8 +16,8 @@ import numpy as np
 
 from pipeline.errors import UsageError
 from pipeline.kernels import agreement, align
-from pipeline.kernels.agreement import Agreement, Luminance, Mask
-from pipeline.kernels.align import Array, Geometry, Transform
+from pipeline.kernels.agreement import Agreement, Luminance
+from pipeline.kernels.align import Array, Geometry, Mask, Transform
 from pipeline.schemas import Kind
 
 THUMB = 32
@@ -35,15 +35,18 @@ class VerifyParams:
     side: int = 160
     least_windows: int = 10
     agreement: float = 0.85
-    overlaid_agreement: float = 0.6
+    overlaid_agreement: float = 0.55
     mirrored_agreement: float = 0.6
+    moved: float = 0.985
     one_sided: float = 0.2
     residual: float = 0.33
+    zoomed_residual: float = 0.4
+    exact_residual: float = 0.1
     contained: float = 0.996
-    skew: float = 0.8
+    skew: float = 0.6
     turn: float = 2.0
     flat_difference: float = 2.0
-    overlay: float = 0.003
+    overlay: float = 0.004
     patch_similarity: float = 0.8
     tolerance: float = 3.0
     least_inliers: int = 6
@@ -159,6 +162,11 @@ def prepare(luminance: Luminance, params: VerifyParams) -> PreparedImage:
     return PreparedImage(raster, band, thumb / max(float(np.linalg.norm(thumb)), 1e-6))
 
 
+def _is_scaled(transform: Transform) -> bool:
+    """True from 3% on: then two bands hold frequencies that differ."""
+    return abs(float(np.sqrt(abs(np.linalg.det(transform[:, :2])))) - 1) > 0.03
+
+
 def _lay(
     a: PreparedImage, b: PreparedImage, transform: Transform, params: VerifyParams
 ) -> tuple[Agreement, Luminance, Mask]:
@@ -167,14 +175,15 @@ def _lay(
     moved = align.warp(b.luminance, transform, shape)
     inside = align.inside(b.luminance.shape, transform, shape)
     unit = params.side / 160
-    scale = float(np.sqrt(abs(np.linalg.det(transform[:, :2]))))
-    is_scaled = abs(scale - 1) > 0.03  # then the band of `b` holds other frequencies than that of `a`
-    band = agreement.band(moved.astype(np.float32), unit) if is_scaled else align.warp(b.band, transform, shape)
+    if _is_scaled(transform):
+        band = agreement.band(moved.astype(np.float32), unit)
+    else:
+        band = align.warp(b.band, transform, shape)
     core = agreement.judged(inside, round(4 * unit))
     found = agreement.agreement(a.band, band, agreement.unclipped(a.luminance, moved, core))
     if found.windows < params.least_windows:
         found = agreement.agreement(a.band, band, core)
-    elif found.well < params.agreement and found.half >= params.overlaid_agreement:
+    elif params.overlaid_agreement <= found.half < params.moved:
         # clipping hides white captions, which tell most clearly on which side the detail was added
         found = found._replace(sides=agreement.agreement(a.band, band, core).sides)
     return found, moved, inside
@@ -183,7 +192,7 @@ def _lay(
 def _is_edit_geometry(found: Geometry, params: VerifyParams) -> bool:
     """True where an edit can have made the transform: a contained frame, stretched along its axes or turned."""
     straight = found.skew <= params.skew and found.contained >= params.contained
-    turned = abs(found.rotation) >= params.turn and found.shear <= params.skew
+    turned = abs(found.rotation) >= params.turn and found.shear <= 2 * params.skew
     return straight or (turned and (found.contained >= params.contained or found.centre <= params.skew))
 
 
@@ -196,9 +205,13 @@ def _is_same_photo(laid: _Laid, params: VerifyParams) -> bool:
         return laid.inliers == 0 and apart <= params.flat_difference
     if laid.mirrored:  # no burst holds the mirror image of a frame
         return found.well >= params.mirrored_agreement
-    plain = found.well >= params.agreement and found.residual <= params.residual + (found.well - params.agreement)
-    overlaid = found.half >= params.overlaid_agreement and found.sides >= params.one_sided
-    return plain or (overlaid and found.residual <= params.residual)
+    is_zoomed = abs(laid.geometry.scale - 1) > 0.05  # a hand that zooms also leaves skew
+    if found.residual > (params.zoomed_residual if is_zoomed else params.residual):
+        return False
+    is_exact = found.residual <= params.exact_residual and found.half >= 0.9
+    if found.half < params.moved and found.sides < params.one_sided and not is_exact:
+        return False
+    return found.well >= params.agreement or found.half >= params.overlaid_agreement
 
 
 def _same_frames(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> list[_Laid]:
@@ -222,6 +235,17 @@ def _same_frames(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> li
     return laid
 
 
+def _refined(a: PreparedImage, b: PreparedImage, start: Transform, unit: float) -> Transform:
+    """`start` refined on the bands; where the pictures differ in scale once more, on bands of equal frequencies."""
+    transform = align.refine(a.band, b.band, start, steps=8)
+    if not _is_scaled(transform):
+        return transform
+    moved = align.warp(b.luminance, transform, a.luminance.shape)
+    seen = agreement.judged(align.inside(b.luminance.shape, transform, a.luminance.shape), round(4 * unit))
+    rest = align.refine(a.band, agreement.band(moved.astype(np.float32), unit), np.eye(2, 3), steps=5, seen=seen)
+    return np.asarray(transform @ np.vstack([rest, [0.0, 0.0, 1.0]]), dtype=np.float64)
+
+
 def _by_features(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> _Laid | None:
     """The pair laid by matching corners, plain or mirrored, whichever has more of them; None without enough."""
     unit = params.side / 160
@@ -235,18 +259,25 @@ def _by_features(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> _L
     if inliers < params.least_inliers:
         return None
     view = b.view(0, mirrored)
-    transform = align.refine(a.band, view.band, transform, steps=8)
+    transform = _refined(a, view, transform, unit)
     judged, moved, inside = _lay(a, view, transform, params)
     change = align.geometry(transform, a.luminance.shape, view.luminance.shape)
     units = change._replace(centre=change.centre / unit, skew=change.skew / unit, shear=change.shear / unit)
     return _Laid(judged, units, 0, mirrored, inliers, a.luminance, moved, inside)
 
 
+def _is_in_place(laid: _Laid) -> bool:
+    """True where the frames lie on each other within half a pixel, unturned."""
+    at = laid.geometry
+    is_still = max(at.centre, at.skew, at.shear) < 0.5 and abs(at.scale - 1) < 0.005
+    return is_still and not laid.turns and not laid.mirrored
+
+
 def _kind(laid: _Laid, params: VerifyParams) -> Kind:
     if _is_same_photo(laid, params):
-        in_place = laid.inliers == 0 and not laid.turns and not laid.mirrored
-        overlay = agreement.covered_share(laid.first, laid.second, laid.inside) if in_place else 1.0
-        return Kind.NEAR_IDENTICAL if overlay < params.overlay else Kind.EDITED
+        overlay = agreement.covered_share(laid.first, laid.second, laid.inside) if _is_in_place(laid) else 1.0
+        limit = params.overlay if laid.agreement.half >= params.moved else params.overlay / 8
+        return Kind.NEAR_IDENTICAL if overlay < limit else Kind.EDITED
     scene = laid.agreement.half >= 0.5 and laid.agreement.windows >= params.least_windows
     return Kind.SAME_SCENE if scene or laid.inliers >= params.scene_inliers else Kind.LOOK_ALIKE
 
