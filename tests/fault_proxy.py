@@ -19,7 +19,8 @@ class Rule:
     fault: `status:503:SlowDown` and `err200` (an error document; the server never sees the request), `reset` (the
     connection is dropped, ditto), `drop_after` (the request is carried out, its reply lost), `truncate:N` (N bytes of
     the reply's body, then the connection is dropped), `flip:N` (byte N of the reply's body inverted),
-    `flip_upload:N` (byte N of the request's body), `strip:A` (the request's header A is removed), `stall` (no reply before the client hangs up), `header:A:B` (the
+    `flip_upload:N` (byte N of the request's body), `strip:A` (the request's header A is removed),
+    `stall` (no reply before the client hangs up), `header:A:B` (the
     reply's header A gets the value B).
     """
 

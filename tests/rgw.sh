@@ -55,7 +55,7 @@ ceph-mon -c "$D/ceph.conf" -i a --mkfs --monmap "$D/monmap"
 ceph-mon -c "$D/ceph.conf" -i a
 ceph osd new "$disk"
 echo "$disk" > "$D/osd/fsid" # memstore takes its id from here; without it the disk never comes up
-ceph-osd -c "$D/ceph.conf" -i 0 --mkfs
+ceph-osd -c "$D/ceph.conf" -i 0 --mkfs --osd-uuid "$disk"
 ceph-osd -c "$D/ceph.conf" -i 0
 until_true disk_is_up
 radosgw -c "$D/ceph.conf" -n client.rgw --rgw-frontends="beast endpoint=127.0.0.1:$PORT tcp_nodelay=1"

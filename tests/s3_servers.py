@@ -10,6 +10,7 @@ import atexit
 import functools
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+from moto.server import ThreadedMotoServer
 
 from pipeline.storage import StorageConfig, Store, open_store
 
@@ -69,8 +71,6 @@ def new_store(port: int, prefix: str = "", **changes: object) -> Store:
 @functools.cache
 def moto_port() -> int:
     """Start moto's server on a thread of this process."""
-    from moto.server import ThreadedMotoServer
-
     logging.getLogger("werkzeug").setLevel(logging.WARNING)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
@@ -103,15 +103,15 @@ def rgw_port() -> int:
     settings = {"R": os.environ[RGW_VARIABLE], "D": str(folder), "PORT": str(port), "MONP": str(monitor)}
     with (folder / "start.log").open("wb") as log:  # a pipe would stay open in the daemons
         command = ["bash", str(script)]
+        atexit.register(_terminate, folder / "run")
         subprocess.run(command, env={**os.environ, **settings}, check=True, timeout=120, stdout=log, stderr=log)
-    pids = [int(file.read_text()) for file in (folder / "run").glob("*.pid")]
-    atexit.register(_terminate, pids)
     return port
 
 
-def _terminate(pids: list[int]) -> None:
-    for pid in pids:
-        os.kill(pid, 15)
+def _terminate(folder: Path) -> None:
+    """End the daemons whose process ids are in this folder of ours."""
+    for file in folder.glob("*.pid"):
+        os.kill(int(file.read_text()), signal.SIGTERM)
 
 
 def free_port() -> int:
@@ -135,11 +135,14 @@ def _start(command: list[str], settings: dict[str, str]) -> None:
 
 def _wait_for(url: str, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=2).close()
-            return
-        except (urllib.error.URLError, ConnectionError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
+    while not _answers(url):
+        assert time.monotonic() < deadline, f"{url} does not answer"
+        time.sleep(0.05)
+
+
+def _answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(url, timeout=2).close()
+    except (urllib.error.URLError, ConnectionError):
+        return False
+    return True

@@ -211,7 +211,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _typed(verb: str, path: Path) -> Iterator[None]:
+def _typed(verb: str, path: str | Path) -> Iterator[None]:
     """Turn an OSError into the StorageError of its cause, with verb and path. FileExistsError passes."""
     try:
         yield
@@ -224,7 +224,7 @@ def _typed(verb: str, path: Path) -> Iterator[None]:
     raise failure
 
 
-def _translated(verb: str, path: Path, error: OSError) -> StorageError:
+def _translated(verb: str, path: str | Path, error: OSError) -> StorageError:
     named = error.filename if isinstance(error.filename, str) else str(path)
     at = "" if named == str(path) or TEMPORARY_PREFIX in named else f" (at {named})"
     where = f"{verb} {path}{at}: {error.strerror or error}"

@@ -294,8 +294,8 @@ class _StreamClient:
 
         try:
             answer, body = store._insist(where, attempt)
-        except ConditionFailed as error:
-            failure: Exception = ObjectChanged(f"{error}; it was replaced while it was read")
+        except ConditionFailed:
+            failure: Exception = ObjectChanged(f"{where}: it was replaced while it was read. List again")
         except PastEnd:
             size = str(self._info.size)
             answered: Any = {"Error": {"Code": "InvalidRange", "ActualObjectSize": size}}

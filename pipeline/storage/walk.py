@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipeline.storage.interface import TEMPORARY_PREFIX, ObjectInfo
 
-Typed = Callable[[str, Path], AbstractContextManager[None]]
+Typed = Callable[[str, str], AbstractContextManager[None]]
 _log = logging.getLogger(__name__)
 
 
@@ -33,7 +33,7 @@ def walk(root: Path, prefix: str, typed: Typed) -> Iterator[ObjectInfo]:
     and stat is left out.
     """
     skipped: Counter[str] = Counter()
-    real_root = root.resolve()
+    real_root, base = root.resolve(), str(root).rstrip("/") + "/"
     stack: list[Iterator[_Folder | str]] = [iter([_Folder("", False)])]
     while stack:
         entry = next(stack[-1], None)
@@ -41,9 +41,9 @@ def walk(root: Path, prefix: str, typed: Typed) -> Iterator[ObjectInfo]:
             stack.pop()
         elif isinstance(entry, _Folder):
             if prefix.startswith(entry.key) or entry.key.startswith(prefix):
-                stack.append(iter(_entries(root, real_root, entry, typed, skipped)))
+                stack.append(iter(_entries(base, real_root, entry, typed, skipped)))
         elif entry.startswith(prefix):
-            info = _info(root, entry, typed, skipped)
+            info = _info(base, entry, typed, skipped)
             if info is not None:
                 yield info
     if skipped:
@@ -51,8 +51,8 @@ def walk(root: Path, prefix: str, typed: Typed) -> Iterator[ObjectInfo]:
         _log.warning("list %s: left out %s", root, found)
 
 
-def _entries(root: Path, real_root: Path, folder: _Folder, typed: Typed, skipped: Counter[str]) -> list[_Folder | str]:
-    path = root / folder.key
+def _entries(base: str, real_root: Path, folder: _Folder, typed: Typed, skipped: Counter[str]) -> list[_Folder | str]:
+    path = base + folder.key
     found: list[tuple[bytes, _Folder | str]] = []
     with typed("list", path), os.scandir(path) as entries:
         for entry in entries:
@@ -82,19 +82,19 @@ def _leads_out(link: Path, real_root: Path) -> bool:
     return not (target.is_relative_to(real_root) or real_root.is_relative_to(target))
 
 
-def _info(root: Path, key: str, typed: Typed, skipped: Counter[str]) -> ObjectInfo | None:
-    path = root / key
-    with typed("list", path):
-        try:
-            status = path.stat()
-        except (FileNotFoundError, NotADirectoryError):
-            skipped["dangling links or files that vanished"] += 1
-            return None
-        except OSError:
-            if not path.is_symlink():
+def _info(base: str, key: str, typed: Typed, skipped: Counter[str]) -> ObjectInfo | None:
+    path = base + key
+    try:
+        status = os.stat(path)  # noqa: PTH116 - a Path per file would take longer than the call
+    except (FileNotFoundError, NotADirectoryError):
+        skipped["dangling links or files that vanished"] += 1
+        return None
+    except OSError:
+        if not os.path.islink(path):  # noqa: PTH114 - as above
+            with typed("list", path):
                 raise
-            skipped["links that cannot be followed"] += 1
-            return None
+        skipped["links that cannot be followed"] += 1
+        return None
     if not stat.S_ISREG(status.st_mode):
         skipped["files that are no regular files (FIFO, socket, device)"] += 1
         return None
