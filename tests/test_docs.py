@@ -26,6 +26,11 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"^```\w*\n(.*?)^```", text(page), flags=re.MULTILINE | re.DOTALL)
 
 
+def commands() -> list[str]:
+    """The two commands at the top of the README: the first blocks that make an environment."""
+    return [block for block in blocks("README.md") if block.startswith("python -m venv")][:2]
+
+
 def calls() -> list[str]:
     """Every image-audit command line of the pages, without its comment."""
     lines = [line for page in PAGES for block in blocks(page) for line in block.splitlines()]
@@ -50,8 +55,8 @@ def test_commands_parse(call: str) -> None:
 
 
 def test_readme_is_short_and_begins_with_two_commands() -> None:
-    """At most 150 lines; the first two blocks install and run the demo, and install and pass the tests."""
-    demo, tests = blocks("README.md")[:2]
+    """At most 150 lines; the first blocks install and run the demo, and install and pass the tests."""
+    demo, tests = commands()
 
     assert len(text("README.md").splitlines()) <= 150
     assert len(demo.splitlines()) == len(tests.splitlines()) == 1
@@ -61,7 +66,7 @@ def test_readme_is_short_and_begins_with_two_commands() -> None:
 
 def test_ci_runs_what_the_readme_says() -> None:
     """The README's test command, and the extra that it installs, are those of .ci/run, which the workflow calls."""
-    command = blocks("README.md")[1]
+    command = commands()[1]
     extra, run = re.findall(r"pip install -e (\S+) && \.venv/bin/python (-m pytest)", command)[0]
 
     assert f"pip install --quiet --editable {extra}" in text(".ci/run")
