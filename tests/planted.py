@@ -1,6 +1,6 @@
 """A seeded set of real photographs with planted faults, and the uris of every planted one.
 
-`plant(seed)` makes about 220 files in memory, `build(folder, seed)` writes them; `Truth` lists what an end-to-end test
+`plant(seed)` makes 210 files or so in memory, `build(folder, seed)` writes them; `Truth` lists what an end-to-end test
 must find. Each fault has originals of its own, so that no fact hides another. Uris are relative to the folder.
 """
 
