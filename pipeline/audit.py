@@ -17,7 +17,6 @@ from pipeline.layout.tables import read_table
 from pipeline.schemas import TABLES
 from pipeline.storage import StorageConfig, canonical_uri
 
-
 FINDINGS = (
     "leaks", "duplicates", "groups", "outliers", "labels", "label_conflicts", "quality", "invalid", "images"
 )  # fmt: skip
@@ -142,11 +141,11 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
         f"groups      {duplicates['groups']:,} with {duplicates['grouped_images']:,} images, largest "
         f"{duplicates['largest_group']:,}"
     )
-    for split in facts["leaks"]["splits"]:
-        lines.append(
-            f"leaks       {split['leaking']:,} of {split['images']:,} {split['split']} images "
-            f"({split['share']:.2%}) have a duplicate or near-duplicate in {split['other']}"
-        )
+    lines.extend(
+        f"leaks       {split['leaking']:,} of {split['images']:,} {split['split']} images "
+        f"({split['share']:.2%}) have a duplicate or near-duplicate in {split['other']}"
+        for split in facts["leaks"]["splits"]
+    )
     lines.append(f"outliers    {facts['outliers']['flagged']:,}")
     lines.append(f"labels      {facts['labels']['issues']:,} suspect, {facts['labels']['conflicts']:,} in conflict")
     checks = ", ".join(f"{check} {count:,}" for check, count in facts["quality"].items() if count)

@@ -19,6 +19,7 @@ from pipeline import api, show
 from pipeline.audit import summary_lines
 from pipeline.config import config_from, read_toml
 from pipeline.errors import AuditError, Stopped
+from pipeline.models import parse_description
 from pipeline.progress import BarReporter, LineReporter, Reporter, SilentReporter
 from pipeline.storage import redact
 
@@ -156,7 +157,9 @@ def config_values(options: argparse.Namespace) -> dict[str, Any]:
         ("rule", "table"): options.labels,
         ("rule", "pattern"): options.pattern,
         ("model", "path"): options.model,
-        ("model", "input"): json.loads(api.read_file(options.model_input)) if options.model_input else None,
+        ("model", "input"): parse_description(api.read_file(options.model_input), options.model_input)
+        if options.model_input
+        else None,
         ("neighbours", "space"): options.space,
         ("neighbours", "threshold"): options.threshold,
         ("min_offset",): options.min_offset,

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pipeline.errors import UsageError
-from pipeline.kernels.embed import ModelInput
 from pipeline.kernels.groups import KeeperPolicy
 from pipeline.kernels.hits import JoinParams
 from pipeline.kernels.measure import MeasureParams
@@ -29,10 +28,10 @@ EXACT_LIMIT = 100_000
 
 @dataclass(frozen=True)
 class ModelParams:
-    """Which model embeds. path "" = the default model; input only for a model whose graph does not say it."""
+    """Which model embeds. path "" = the default model; input: what its graph does not say (docs/models.md)."""
 
     path: str = ""
-    input: ModelInput | None = None
+    input: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,6 @@ SECTIONS: dict[str, type[Any]] = {
     "keeper": KeeperPolicy,
 }
 NESTED: dict[type[Any], dict[str, type[Any]]] = {
-    ModelParams: {"input": ModelInput},
     NeighbourParams: {"copy": JoinParams},
 }
 
@@ -154,8 +152,8 @@ def _build(
     kind: type[Any], values: dict[str, Any], sections: Mapping[str, type[Any]], prefix: str, problems: list[str]
 ) -> Any:
     known = {item.name for item in fields(kind)}
-    for name in sorted(set(values) - known):
-        problems.append(f"unknown key {prefix}{name} (known: {', '.join(sorted(known))})")
+    unknown = sorted(set(values) - known)
+    problems.extend(f"unknown key {prefix}{name} (known: {', '.join(sorted(known))})" for name in unknown)
     arguments: dict[str, Any] = {}
     for name in known & set(values):
         value = values[name]

@@ -120,5 +120,5 @@ class BarReporter:
         """Closes the bar."""
         self._bar.stop()
         if self._task is not None:
-            self._bar.update(self._task, visible=False)
+            self._bar.update(self._task, visible=False, description=f"{seconds:.1f} s")
         self._task = None

@@ -95,10 +95,7 @@ def _top(audit: Audit, request: Request, columns: list[str] | None, limit: int) 
     best: pa.Table | None = None
     for part in audit.batches(request.table):
         joined = part if best is None else pa.concat_tables([best, part])
-        if order:
-            best = joined.take(pc.sort_indices(joined, sort_keys=order)[:limit])
-        else:
-            best = joined.slice(0, limit)
+        best = joined.take(pc.sort_indices(joined, sort_keys=order)[:limit]) if order else joined.slice(0, limit)
     found = audit.table(request.table, limit=0) if best is None else best
     return found if columns is None else audit_columns(found, columns, request.table)
 

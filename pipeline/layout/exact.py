@@ -10,7 +10,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.layout.annotations import Codes
-from pipeline.layout.features import FeatureSet, Features, read_feature_rows, read_features
+from pipeline.layout.features import Features, FeatureSet, read_feature_rows, read_features
 from pipeline.layout.tables import read_json, read_table
 from pipeline.schemas import TRANSIENT, Status
 from pipeline.storage import Store
@@ -26,8 +26,8 @@ MEMBER_SCHEMA = pa.schema(
         pa.field("label", pa.int32()),
     ]
 )
-"""Every image of a group of two or more, its representative included. content_id: smallest id with the same bytes; split
-and label: codes of the vocabulary, -1 without one."""
+"""Every image of a group of two or more, its representative included. content_id: smallest id with the same bytes;
+split and label: codes of the vocabulary, -1 without one."""
 
 MAX_SPLITS = 63
 NO_SPLIT_BIT = 63

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +29,7 @@ class ModelRef:
     canary: str = ""
 
 
-def store_model(root: Root, path: str, description: ModelInput | None) -> ModelRef:
+def store_model(root: Root, path: str, description: Mapping[str, Any]) -> ModelRef:
     """The default model, or the one at `path`, checked and copied into the root once.
 
     Raises ModelError for one that cannot be used: external data, an output that is not one vector per image, an
@@ -38,7 +40,7 @@ def store_model(root: Root, path: str, description: ModelInput | None) -> ModelR
         return ModelRef(model.name, model.sha256, model.input, model.dimension)
     folder, slash, name = path.rpartition("/")
     data = opened(folder or slash or ".", root.storage).read(name)
-    model = open_model(data, name, None if description is None else dict(vars(description)))
+    model = open_model(data, name, description)
     store = root.open()
     key = f"{FOLDER}/{model.sha256[:20]}.onnx"
     store.put_if_absent(key, data)

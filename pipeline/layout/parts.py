@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from pipeline.storage import Store
 
@@ -49,7 +50,7 @@ def list_parts(store: Store, folder: str, stem: str) -> list[Part]:
 def cut(lo: int, hi: int, size: int) -> list[tuple[int, int]]:
     """[lo, hi) cut at multiples of `size`, so that a shard is the same whoever asks for it."""
     bounds = [lo, *range((lo // size + 1) * size, hi, size), hi]
-    return [(start, stop) for start, stop in zip(bounds, bounds[1:], strict=False) if start < stop]
+    return [(start, stop) for start, stop in pairwise(bounds) if start < stop]
 
 
 def cover(parts: Iterable[Part], lo: int, hi: int) -> list[Slice]:

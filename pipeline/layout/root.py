@@ -36,8 +36,8 @@ def claim(root: Root) -> None:
     store = root.open()
     if not store.put_if_absent(MARKER, json.dumps({"image-audit root, format": FORMAT}).encode()):
         raise UsageError(
-            f"{store.uri}: its {MARKER} is not of format {FORMAT}: it was made by another version of image-audit, or is "
-            "something else. Choose another --root."
+            f"{store.uri}: its {MARKER} is not of format {FORMAT}: it was made by another version of image-audit, or "
+            "is something else. Choose another --root."
         )
 
 

@@ -139,7 +139,12 @@ def removed_ids(store: Store, snapshot: Snapshot) -> np.ndarray:
     if not snapshot.removed_key:
         return np.empty(0, np.int64)
     key = snapshot.removed_key
-    ids: np.ndarray = kept(store, key, lambda: read_table(store, key)["image_id"].to_numpy())
+    ids: np.ndarray = kept(store, key, lambda: _ids(store, key))
+    return ids
+
+
+def _ids(store: Store, key: str) -> np.ndarray:
+    ids: np.ndarray = read_table(store, key)["image_id"].to_numpy()
     return ids
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
 from pipeline.errors import IncompleteError, UsageError
 from pipeline.kernels.hashing import content_hash
+from pipeline.kernels.measure import MeasureParams
 from pipeline.layout.annotations import STEM, VOCABULARY, Vocabulary, read_vocabulary
 from pipeline.layout.features import FeatureSet, list_features, missing_features, read_feature_rows
 from pipeline.layout.fingerprint import fingerprint
@@ -72,10 +74,15 @@ def annotate_snapshot(session: Session, snapshot: Snapshot) -> str:
 
 def features_folder(session: Session, model: ModelRef) -> str:
     """Folder of the features of this model, preprocessing and decoders."""
-    name = fingerprint(
-        "extract", extract.VERSION, model=model.sha256, input=model.input, measure=session.config.measure, of=versions()
-    )
+    measured = measure_params(session, model)
+    of = {"model": model.sha256, "input": model.input, "measure": measured, "versions": versions()}
+    name = fingerprint("extract", extract.VERSION, **of)
     return f"features/{name}"
+
+
+def measure_params(session: Session, model: ModelRef) -> MeasureParams:
+    """What is measured, for the input size of this model."""
+    return replace(session.config.measure, input_width=model.input.width, input_height=model.input.height)
 
 
 def extract_range(session: Session, snapshot: Snapshot, model: ModelRef, lo: int, hi: int) -> FeatureSet:
@@ -84,7 +91,7 @@ def extract_range(session: Session, snapshot: Snapshot, model: ModelRef, lo: int
     size = session.config.shard_size or shard_size(snapshot.total)
     have = list_features(session.store, folder)
     specs = [
-        extract.ExtractSpec(session.root, snapshot.number, folder, model, session.config.measure, start, stop)
+        extract.ExtractSpec(session.root, snapshot.number, folder, model, measure_params(session, model), start, stop)
         for gap in missing_features(have, lo, hi)
         for start, stop in cut(*gap, size)
     ]
@@ -114,19 +121,11 @@ def _extract_again(
             only = tuple(int(image_id) for image_id in ids[at : at + RETRY_IDS])
             same = [p.attempt for p in features.again if (p.lo, p.hi) == (only[0], only[-1] + 1)]
             attempt = max(same, default=0) + 1
-            specs.append(
-                extract.ExtractSpec(
-                    session.root,
-                    snapshot.number,
-                    folder,
-                    model,
-                    session.config.measure,
-                    only[0],
-                    only[-1] + 1,
-                    only,
-                    attempt,
-                )  # fmt: skip
+            lo_id, hi_id = only[0], only[-1] + 1
+            whole = extract.ExtractSpec(
+                session.root, snapshot.number, folder, model, measure_params(session, model), lo_id, hi_id
             )
+            specs.append(replace(whole, only=only, attempt=attempt))
     if specs:
         items = sum(len(spec.only or ()) for spec in specs)
         session.run(StageWork("extract again", folder, [_extract_task(spec) for spec in specs], items, len(specs)))

@@ -66,10 +66,9 @@ def _certify(
         params.semantic_k, params.recall_sample, folder,
     )  # fmt: skip
     session.run_one("recall", folder, RECALL, Task(folder, certify.measure_recall, recall_spec))
-    tail = "neighbours/" + fingerprint("tail", certify.VERSION, **key, of=rules.outliers)
-    tail_spec = certify.TailSpec(
-        inputs, found.groups, found.neighbours, params.semantic_k, rules.outliers.neighbours, tail
-    )
+    meant = rules.outliers.neighbours_among(summary_of(session, inputs).representatives)
+    tail = "neighbours/" + fingerprint("tail", certify.VERSION, **key, meant=meant)
+    tail_spec = certify.TailSpec(inputs, found.groups, found.neighbours, params.semantic_k, meant, tail)
     session.run_one("outlier tail", tail, TAIL, Task(tail, certify.search_tail, tail_spec))
     value = read_json(session.store, f"{folder}/{RECALL}")
     return {**value, "text": "; ".join(_recall_text(name, value[name]) for name in ("copy", "semantic"))}, tail
@@ -83,16 +82,13 @@ def _recall_text(name: str, found: dict[str, float]) -> str:
 
 
 def _score(session: Session, snapshot: Snapshot, inputs: Inputs, found: Found, tail: str, rules: Rules) -> str:
-    folder = "scores/" + fingerprint(
-        "score", score.VERSION, neighbours=found.neighbours, groups=found.groups, tail=tail, exact=inputs.exact,
-        rules=[rules.outliers, rules.labels],
-    )  # fmt: skip
+    meant = rules.outliers.neighbours_among(summary_of(session, inputs).representatives)
+    of = {"neighbours": found.neighbours, "groups": found.groups, "tail": tail, "exact": inputs.exact}
+    folder = "scores/" + fingerprint("score", score.VERSION, meant=meant, rules=rules.labels, of=of)
     have = {part.key for part in list_parts(session.store, folder, SCORES)}
     tasks = []
     for lo, hi in query_ranges(snapshot.total):
-        spec = score.ScoreSpec(
-            inputs, found.groups, found.neighbours, tail, rules.outliers, rules.labels, folder, lo, hi
-        )
+        spec = score.ScoreSpec(inputs, found.groups, found.neighbours, tail, meant, rules.labels, folder, lo, hi)
         tasks.append(Task(f"{folder}/{part_name(SCORES, lo, hi)}", score.score, spec, hi - lo))
     waiting = [task for task in tasks if task.name not in have]
     session.run(StageWork("score", folder, waiting, snapshot.total, len(tasks)))

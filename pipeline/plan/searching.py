@@ -59,7 +59,7 @@ def search(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSp
     key = {"features": inputs.features, "content": summary.digest, "annotations": inputs.annotations}
     candidates = _join_copy(session, snapshot, inputs, space, key)
     found_pairs = f"pairs/{fingerprint('pairs', pairs.VERSION, candidates=candidates)}"
-    spec = pairs.PairsSpec(inputs, space.folder, candidates, found_pairs)
+    spec = pairs.PairsSpec(inputs, space.folder, candidates, space.threshold, found_pairs)
     session.run_one("pairs", found_pairs, PAIRS, Task(found_pairs, pairs.collect_pairs, spec))
     edges = _verify(session, inputs, found_pairs)
     groups = f"groups/{fingerprint('group', group.VERSION, edges=edges, exact=key)}"

@@ -29,6 +29,7 @@ class PairsSpec:
     inputs: Inputs
     space: str
     candidates: str
+    threshold: float
     folder: str
 
 
@@ -92,7 +93,8 @@ def _against_medoid(spec: PairsSpec, space: CopySpace, members: NDArray[np.int64
         found = pair_similarities(space, embeddings, signatures, block.embeddings, block.signatures)
         ids = np.full(count, sample[medoid])
         columns = [ids, block.ids, found.copy, found.semantic, found.signature]
-        tables.append(pa.table(columns, schema=CANDIDATE_SCHEMA).filter(pa.array(ids != block.ids)))
+        is_candidate = (ids != block.ids) & (found.copy >= spec.threshold)
+        tables.append(pa.table(columns, schema=CANDIDATE_SCHEMA).filter(pa.array(is_candidate)))
     return _smaller_first(pa.concat_tables(tables))
 
 

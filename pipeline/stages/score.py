@@ -23,7 +23,6 @@ from pipeline.kernels.labels import (
 from pipeline.kernels.neighbour_lists import Neighbours
 from pipeline.kernels.outliers import (
     SCORE_BINS,
-    OutlierRule,
     Scores,
     count_by_label,
     merge_label_counts,
@@ -45,13 +44,16 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class ScoreSpec:
-    """Representatives of offsets [lo, hi). tail "" = every neighbour list is exact."""
+    """Representatives of offsets [lo, hi). tail "" = every neighbour list is exact.
+
+    neighbours_meant: the outlier score is 1 minus the mean similarity to so many neighbours.
+    """
 
     inputs: Inputs
     groups: str
     neighbours: str
     tail: str
-    outliers: OutlierRule
+    neighbours_meant: int
     labels: LabelRule
     folder: str
     lo: int
@@ -74,7 +76,7 @@ def score(spec: ScoreSpec) -> Counters:
     table, exact_ids = _neighbour_rows(spec)
     found = _neighbours(spec, ids, table)
     shares = _label_shares(spec.inputs, np.unique(found.ids[found.ids >= 0]))
-    scores, votes = outlier_scores(found, spec.outliers.neighbours), vote(found, shares, spec.labels)
+    scores, votes = outlier_scores(found, spec.neighbours_meant), vote(found, shares, spec.labels)
     is_exact = np.isin(ids, exact_ids) if spec.tail else np.ones(len(ids), bool)
     totals = _totals(spec, ids, scores, votes)
     store.put(f"{spec.folder}/{TOTALS}-{spec.lo:012d}-{spec.hi:012d}.npz", totals_to_bytes(totals))

@@ -55,7 +55,7 @@ def _exact_evidence(count: int) -> dict[str, Any]:
     """Copies agree in everything; they are not aligned."""
     ones = np.ones(count)
     return {
-        **{name: ones for name in MEASURES[:3]},
+        **dict.fromkeys(MEASURES[:3], ones),
         **{name: pa.nulls(count, pa.float64()) for name in MEASURES[3:]},
         "is_mirrored": pa.nulls(count, pa.bool_()),
         "is_verified": np.ones(count, bool),

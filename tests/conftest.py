@@ -1,0 +1,24 @@
+"""Options and session-wide fixtures of the suite."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds --slow: the tier with more seeds, the second S3 server and the opt-in ones."""
+    parser.addoption("--slow", action="store_true", help="run the slow tier as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the slow tier out of the collection unless it is asked for, so that nothing skipped looks green."""
+    if config.getoption("--slow"):
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
