@@ -56,7 +56,7 @@ ceph-mon -c "$D/ceph.conf" -i a
 ceph osd new "$disk"
 echo "$disk" > "$D/osd/fsid" # memstore takes its id from here; without it the disk never comes up
 ceph-osd -c "$D/ceph.conf" -i 0 --mkfs --osd-uuid "$disk"
-ceph-osd -c "$D/ceph.conf" -i 0
+until_true ceph-osd -c "$D/ceph.conf" -i 0 # now and then the first start fails with "wrong fsid"
 until_true disk_is_up
 radosgw -c "$D/ceph.conf" -n client.rgw --rgw-frontends="beast endpoint=127.0.0.1:$PORT tcp_nodelay=1"
 until_true answers

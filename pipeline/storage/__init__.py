@@ -33,7 +33,7 @@ def open_store(uri: str | os.PathLike[str], config: StorageConfig = _DEFAULT) ->
     Raises UsageError for a uri that is no store or that holds a credential.
     """
     if is_remote(uri):
-        from pipeline.storage.s3 import S3Store  # noqa: PLC0415 - boto3 costs 0.3 s that a disk need not wait for
+        from pipeline.storage.s3 import S3Store
 
         return S3Store(parse_bucket(uri, config), config)
     return LocalStore(parse_path(uri))

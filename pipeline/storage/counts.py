@@ -40,39 +40,42 @@ class RequestCounts:
 
 
 _lock = threading.Lock()
-_total = RequestCounts()
+_requests: Counter[str] = Counter()
+_retries: Counter[str] = Counter()
+_bytes: Counter[str] = Counter()
 
 
 def request_counts() -> RequestCounts:
     """Return the counts of this process so far; subtract an earlier one to get those of a task."""
-    return _total
+    with _lock:
+        return RequestCounts(dict(_requests), dict(_retries), _bytes["read"], _bytes["written"])
 
 
 def count_request(operation: str, read: int = 0, written: int = 0) -> None:
     """Add one request and the bytes of its body."""
-    _add(RequestCounts({operation: 1}, {}, read, written))
+    with _lock:
+        _requests[operation] += 1
+        _bytes["read"] += read
+        _bytes["written"] += written
 
 
 def count_bytes_read(read: int) -> None:
     """Add bytes of a body whose request is counted already."""
-    _add(RequestCounts({}, {}, read))
+    with _lock:
+        _bytes["read"] += read
 
 
 def count_retry(cause: str) -> None:
     """Add one retry."""
-    _add(RequestCounts({}, {cause: 1}))
-
-
-def _add(more: RequestCounts) -> None:
-    global _total  # noqa: PLW0603 - the one total of the process
     with _lock:
-        _total += more
+        _retries[cause] += 1
 
 
 def _reset_in_child() -> None:
-    global _total, _lock
-    # a forked worker starts at zero, and its parent's lock may be held
-    _lock, _total = threading.Lock(), RequestCounts()
+    global _lock  # noqa: PLW0603 - the parent's may be held
+    _lock = threading.Lock()
+    for counter in (_requests, _retries, _bytes):
+        counter.clear()
 
 
 os.register_at_fork(after_in_child=_reset_in_child)

@@ -18,7 +18,7 @@ _FINAL: dict[str, type[StorageError]] = {"corrupt": CorruptObject, "credentials"
 _log = logging.getLogger(__name__)
 
 
-class Transient(Exception):  # noqa: N818 - a signal to the retry loop, never seen by a caller
+class Transient(Exception):
     """One attempt failed in a way that another may not.
 
     cause: `throttled`, `connection`, `server`, `corrupt`, `conflict` or `credentials`. wait: seconds asked for by

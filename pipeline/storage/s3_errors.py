@@ -52,11 +52,11 @@ _CAUSES = {
 _STATUS_CAUSES = {429: "throttled", 500: "server", 502: "server", 503: "throttled", 504: "server"}
 
 
-class ConditionFailed(StorageError):  # noqa: N818 - named as its siblings
+class ConditionFailed(StorageError):
     """412: If-Match or If-None-Match did not hold. Internal to the storage package."""
 
 
-class PastEnd(StorageError):  # noqa: N818 - named as its siblings
+class PastEnd(StorageError):
     """416: the range starts behind the object's last byte. Internal to the storage package."""
 
 
