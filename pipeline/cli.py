@@ -21,7 +21,7 @@ from pipeline.config import config_from, read_toml
 from pipeline.errors import AuditError, Stopped
 from pipeline.models import parse_description
 from pipeline.progress import BarReporter, LineReporter, Reporter, SilentReporter
-from pipeline.storage import redact
+from pipeline.storage import RedactingFilter, redact
 
 BUG = 70
 
@@ -225,6 +225,8 @@ def _demo(options: argparse.Namespace, given: list[str]) -> int:
 
 def _reporter(quiet: bool) -> Reporter:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(RedactingFilter())
     if quiet:
         return SilentReporter()
     console = Console(stderr=True)

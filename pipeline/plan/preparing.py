@@ -14,9 +14,9 @@ from pipeline.layout.annotations import STEM, VOCABULARY, Vocabulary, read_vocab
 from pipeline.layout.features import FeatureSet, list_features, missing_features, read_feature_rows
 from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.models import ModelRef
-from pipeline.layout.parts import cut, list_parts, missing, part_name, shard_size
+from pipeline.layout.parts import cover, cut, list_parts, missing, part_name, shard_size
 from pipeline.layout.root import opened, versions
-from pipeline.layout.snapshots import Snapshot, SourceRecord, removed_ids
+from pipeline.layout.snapshots import Snapshot, SourceRecord, latest_snapshot, removed_ids
 from pipeline.plan.session import Session, StageWork
 from pipeline.runner import Task
 from pipeline.schemas import TRANSIENT
@@ -27,6 +27,7 @@ from pipeline.storage import ObjectInfo, canonical_uri
 
 ANNOTATION_ROWS = 131_072
 RETRY_IDS = 1024
+KNOWN_ROWS = 16_384
 
 
 def take_snapshot(session: Session) -> Snapshot:
@@ -178,29 +179,30 @@ class _KnownContent:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._folders: list[FeatureSet] | None = None
+        self._sources = latest_snapshot(session.store).sources
+        self._block = -1
+        self._hashes: list[bytes | None] = []
 
     def __call__(self, image_id: int, source: int, info: ObjectInfo) -> bool:
         known = self._known(image_id)
         if known is None:
             return False
-        return content_hash(self._source(source).read(info.key)) == known
+        store = opened(self._sources[source].uri, self._session.config.storage)
+        return content_hash(store.read(info.key)) == known
 
     def _known(self, image_id: int) -> bytes | None:
+        block = image_id // KNOWN_ROWS
+        if block != self._block:
+            self._block, self._hashes = block, self._read_block(block * KNOWN_ROWS)
+        return self._hashes[image_id - block * KNOWN_ROWS]
+
+    def _read_block(self, lo: int) -> list[bytes | None]:
+        """Content hashes of a block of ids, from whichever model's features hold them."""
         store = self._session.store
-        if self._folders is None:
-            names = sorted({info.key.split("/")[1] for info in store.list("features/")})
-            self._folders = [list_features(store, f"features/{name}") for name in names]
-        for features in self._folders:
-            if not missing_features(features, image_id, image_id + 1):
-                rows = read_feature_rows(store, features, image_id, image_id + 1, ["content_hash"])
-                value: bytes | None = rows["content_hash"][0].as_py()
-                if value is not None:
-                    return value
-        return None
-
-    def _source(self, source: int):  # type: ignore[no-untyped-def]
-        from pipeline.layout.snapshots import latest_snapshot
-
-        record = latest_snapshot(self._session.store).sources[source]
-        return opened(record.uri, self._session.config.storage)
+        found: list[bytes | None] = [None] * KNOWN_ROWS
+        for name in sorted({info.key.split("/")[1] for info in store.list("features/")}):
+            features = list_features(store, f"features/{name}")
+            for piece in cover(features.base, lo, lo + KNOWN_ROWS):
+                rows = read_feature_rows(store, features, piece.lo, piece.hi, ["content_hash"])
+                found[piece.lo - lo : piece.hi - lo] = rows["content_hash"].to_pylist()
+        return found
