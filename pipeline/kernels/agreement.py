@@ -6,6 +6,7 @@ Rasters are as long as `VerifyParams.side`; a window is a tenth of the frame, 19
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import cv2
@@ -62,10 +63,19 @@ def unclipped(first: Luminance, second: Luminance, inside: Mask) -> Mask:
     return cv2.erode(clear.view(np.uint8), np.ones((3, 3), np.uint8)).view(np.bool_)
 
 
+@lru_cache(maxsize=64)
+def _averaging(length: int) -> Array:
+    """Matrix (19, length) that averages `length` pixels over 19 windows, each two of 20 cells long."""
+    edges = np.linspace(0, length, CELLS + 1)
+    pixel = np.arange(length)
+    low, high = edges[:-2, None], edges[2:, None]
+    covered = np.clip(np.minimum(pixel + 1, high) - np.maximum(pixel, low), 0, 1)
+    return np.asarray(covered / covered.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
 def _windows(values: Array) -> Array:
     """Means of (H, W) over overlapping windows, (19, 19)."""
-    small = cv2.resize(values, (CELLS, CELLS), interpolation=cv2.INTER_AREA)
-    return np.asarray(cv2.boxFilter(small, -1, (2, 2))[1:, 1:], dtype=np.float32)
+    return np.asarray(_averaging(values.shape[0]) @ values @ _averaging(values.shape[1]).T, dtype=np.float32)
 
 
 def agreement(first: Array, second: Array, mask: Mask) -> Agreement:

@@ -153,13 +153,13 @@ def hits(mask: npt.NDArray[np.uint8], transform: Transform, shape: tuple[int, ..
 
 
 def _jacobian(template: Array, stride: int) -> tuple[Array, Array]:
-    """Steepest-descent images (n, 6) and the template's own values (n,) at every `stride`-th pixel."""
+    """Steepest-descent images (6, n) and the template's own values (n,) at every `stride`-th pixel."""
     gx = cv2.Sobel(template, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8)[::stride, ::stride].ravel()
     gy = cv2.Sobel(template, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8)[::stride, ::stride].ravel()
     height, width = template.shape
     y, x = np.mgrid[0:height:stride, 0:width:stride].astype(np.float32)
     x, y = x.ravel() / width - 0.5, y.ravel() / height - 0.5
-    return np.stack([gx * x, gx * y, gx, gy * x, gy * y, gy], axis=1), template[::stride, ::stride].ravel()
+    return np.stack([gx * x, gx * y, gx, gy * x, gy * y, gy]), template[::stride, ::stride].ravel()
 
 
 def _core(shape: tuple[int, ...], border: int) -> npt.NDArray[np.uint8]:
@@ -199,9 +199,9 @@ def refine(template: Array, image: Array, start: Transform, steps: int, seen: Ma
         residual = gain * sampled - values
         spread = float(np.abs(residual[mask]).mean()) + 1e-3
         weight = mask / (1.0 + (residual / (2.0 * spread)) ** 2)
-        weighted = jacobian * weight[:, None]
-        hessian = (weighted.T @ jacobian).astype(np.float64) + 1e-6 * np.eye(6)
-        delta = np.linalg.solve(hessian, (weighted.T @ residual).astype(np.float64))
+        weighted = jacobian * weight.astype(np.float32)
+        hessian = (weighted @ jacobian.T).astype(np.float64) + 1e-6 * np.eye(6)
+        delta = np.linalg.solve(hessian, (weighted @ residual).astype(np.float64))
         change = np.eye(3) + np.vstack([delta.reshape(2, 3), np.zeros(3)]) @ scale
         transform = np.asarray(transform @ np.linalg.inv(change), dtype=np.float64)
         if np.abs(delta).max() < 0.03:

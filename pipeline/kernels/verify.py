@@ -38,12 +38,14 @@ class VerifyParams:
     overlaid_agreement: float = 0.55
     mirrored_agreement: float = 0.6
     moved: float = 0.985
-    one_sided: float = 0.2
+    one_sided: float = 0.22
     residual: float = 0.33
+    overlaid_residual: float = 0.29
     zoomed_residual: float = 0.4
     exact_residual: float = 0.1
     contained: float = 0.996
-    skew: float = 0.6
+    skew: float = 0.8
+    clean_skew: float = 0.3
     turn: float = 2.0
     flat_difference: float = 2.0
     overlay: float = 0.004
@@ -65,7 +67,7 @@ class VerifyParams:
             "contained",
             "patch_similarity",
         )
-        positive = ("least_windows", "skew", "turn", "flat_difference", "tolerance", "least_inliers")
+        positive = ("least_windows", "skew", "clean_skew", "turn", "flat_difference", "tolerance", "least_inliers")
         problems = [
             f"{name} is {getattr(self, name)}, wanted 0 to 1"
             for name in (*shares, "skip_similarity", "skip_signature")
@@ -189,29 +191,44 @@ def _lay(
     return found, moved, inside
 
 
-def _is_edit_geometry(found: Geometry, params: VerifyParams) -> bool:
-    """True where an edit can have made the transform: a contained frame, stretched along its axes or turned."""
-    straight = found.skew <= params.skew and found.contained >= params.contained
-    turned = abs(found.rotation) >= params.turn and found.shear <= 2 * params.skew
-    return straight or (turned and (found.contained >= params.contained or found.centre <= params.skew))
+def _is_edit_geometry(found: Geometry, judged: Agreement, params: VerifyParams) -> bool:
+    """True where an edit can have made the transform: a contained frame, stretched along its axes or turned.
+
+    Where the pictures agree cleanly the transform is known to a tenth of a pixel, and a zoom by hand shows.
+    """
+    is_contained = found.contained >= params.contained
+    is_clean = judged.well >= 0.98 and judged.residual < 0.2
+    if found.skew <= (params.clean_skew if is_clean else params.skew) and is_contained:
+        return True
+    # hands roll a camera by a few degrees at most, so that a larger turn needs less exactness
+    if abs(found.rotation) >= 2 * params.turn:
+        return found.shear <= 6 * params.skew and (is_contained or found.centre <= 2.0)
+    return abs(found.rotation) >= params.turn and found.shear <= 1.5 * params.skew and is_contained
 
 
 def _is_same_photo(laid: _Laid, params: VerifyParams) -> bool:
     found = laid.agreement
-    if not _is_edit_geometry(laid.geometry, params):
+    if not _is_edit_geometry(laid.geometry, found, params):
         return False
     if found.windows < params.least_windows:
         apart = agreement.difference(laid.first, laid.second, laid.inside)
         return laid.inliers == 0 and apart <= params.flat_difference
     if laid.mirrored:  # no burst holds the mirror image of a frame
         return found.well >= params.mirrored_agreement
-    is_zoomed = abs(laid.geometry.scale - 1) > 0.05  # a hand that zooms also leaves skew
-    if found.residual > (params.zoomed_residual if is_zoomed else params.residual):
+    return _agrees(found, abs(laid.geometry.scale - 1) > 0.05, params)
+
+
+def _agrees(found: Agreement, is_zoomed: bool, params: VerifyParams) -> bool:
+    """True where the windows agree all over, or all but those under an overlay."""
+    is_overlaid = found.well < params.agreement
+    limit = params.overlaid_residual if is_overlaid else params.residual
+    if found.residual > (max(limit, params.zoomed_residual) if is_zoomed else limit):
+        return False  # a zoom by hand shows in the skew, so that zoomed copies may leave more
+    is_exact = found.residual <= params.exact_residual
+    has_moved = found.sides < (params.one_sided if is_exact else 2 * params.one_sided)
+    if found.half < params.moved and has_moved and not (is_exact and found.half >= 0.9):
         return False
-    is_exact = found.residual <= params.exact_residual and found.half >= 0.9
-    if found.half < params.moved and found.sides < params.one_sided and not is_exact:
-        return False
-    return found.well >= params.agreement or found.half >= params.overlaid_agreement
+    return not is_overlaid or found.half >= params.overlaid_agreement
 
 
 def _same_frames(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> list[_Laid]:
