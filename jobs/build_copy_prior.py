@@ -31,7 +31,6 @@ NAME = "copy_prior.npz"
 SIDE = 160
 EDITED_SIDE = 224  # photos are edited at this size, as a data set's thumbnails would be: larger ones lose less
 SEED = 7
-LARGE = 10**6  # the tail is read as deep as for a large data set: varied photos hold few copies
 PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
 
@@ -52,7 +51,7 @@ def build_prior(
     """
     space = train_copy_space(*moments, SpaceParams())
     histogram = null_histogram(project_copy(space, photos.embeddings, photos.signatures), None)
-    tail = fit_null(histogram, LARGE, "shipped")
+    tail = fit_null(histogram, len(photos.embeddings), "shipped")
     if tail is None:
         raise SystemExit(f"{len(photos.embeddings)} photos are too few for a null tail, want at least 1,000")
     sides = originals.embeddings, originals.signatures
@@ -109,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True, help="a folder of photos with one subfolder per source")
     parser.add_argument("--out", type=Path, required=True, help="where copy_prior.npz goes")
-    parser.add_argument("--cap", type=int, default=300, help="photos per source for the null (default 300)")
-    parser.add_argument("--edited", type=int, default=60, help="photos per source that are edited (default 60)")
+    parser.add_argument("--cap", type=int, default=150, help="photos per source for the null (default 150)")
+    parser.add_argument("--edited", type=int, default=40, help="photos per source that are edited (default 40)")
     chosen = parser.parse_args(arguments)
     cv2.setNumThreads(1)
     model = default_model()
