@@ -31,6 +31,7 @@ split and label: codes of the vocabulary, -1 without one."""
 
 MAX_SPLITS = 63
 NO_SPLIT_BIT = 63
+SIGNATURE_LENGTH = 256
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,12 @@ class Population:
     exact: ExactGroups
     gone: NDArray[np.int64]
     codes: Callable[[int, int], Codes]
+    dimension: int
 
     def read(self, lo: int, hi: int) -> Representatives:
         """The representatives of offsets [lo, hi)."""
+        if lo >= hi:
+            return no_representatives(self.dimension)
         found = read_features(self.store, self.features, lo, hi, ["status"])
         keep = self._keep(found.rows)
         return self._assemble(found, keep, lo, hi)
@@ -164,6 +168,17 @@ class Population:
         return Representatives(
             ids, np.asarray(found.embeddings)[keep], np.asarray(found.signatures)[keep], masks, codes.label[keep]
         )
+
+
+def no_representatives(dimension: int) -> Representatives:
+    """None at all, of vectors of so many numbers."""
+    return Representatives(
+        np.empty(0, np.int64),
+        np.empty((0, dimension), np.float16),
+        np.empty((0, SIGNATURE_LENGTH), np.uint8),
+        np.empty(0, np.uint64),
+        np.empty(0, np.int32),
+    )
 
 
 def concatenate(pieces: list[Representatives]) -> Representatives:

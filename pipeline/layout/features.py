@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,9 @@ import pyarrow as pa
 
 from pipeline.errors import ArtifactError
 from pipeline.layout.parts import Part, cover, list_parts, missing
-from pipeline.layout.tables import parquet_bytes, read_array, read_table
+from pipeline.layout.tables import parquet_bytes, read_array, read_table, way_out
+from pipeline.schemas import TRANSIENT
+from pipeline.schemas import FEATURE_ROWS
 from pipeline.storage import Store
 
 BASE, AGAIN = "rows", "again"
@@ -47,11 +49,16 @@ def missing_features(features: FeatureSet, lo: int, hi: int) -> list[tuple[int, 
     return missing(features.base, lo, hi)
 
 
+def next_attempt(features: FeatureSet, lo: int, hi: int) -> int:
+    """The number of another attempt at rows of [lo, hi): above that of every attempt that it may replace."""
+    return 1 + max((part.attempt for part in features.again if part.lo < hi and lo < part.hi), default=0)
+
+
 def commit_features(store: Store, key: str, features: Features) -> None:
     """Commits a part: vectors first under a name with their hash, then the rows that name them (the done-marker).
 
-    Where the part is there already, keys, statuses and hashes must be equal and embeddings within cosine 1e-3; the
-    first one stays. Raises ArtifactError otherwise.
+    Where the part is there already, the rows that both attempts settled must have equal statuses and hashes and
+    embeddings within cosine 1e-3; the first part stays. Raises ArtifactError otherwise.
     """
     from pipeline.layout.tables import write_array
 
@@ -97,15 +104,22 @@ def read_feature_rows(store: Store, features: FeatureSet, lo: int, hi: int, colu
     for piece in cover(features.base, lo, hi):
         rows = read_table(store, piece.part.key, wanted).replace_schema_metadata(None)
         tables.append(rows.slice(piece.lo - piece.part.lo, piece.hi - piece.lo))
+    if not tables:
+        return FEATURE_ROWS.empty().select(list(columns))
     table = pa.concat_tables(tables).combine_chunks()
-    for part in features.again:
+    for part in _in_order(features.again):
         if part.lo < hi and lo < part.hi:
             table = _replace_rows(table, read_table(store, part.key, wanted).replace_schema_metadata(None), lo, hi)[0]
     return table.select(list(columns))
 
 
+def _in_order(again: Iterable[Part]) -> list[Part]:
+    """Later attempts last: a number is above those of every part that it overlaps (`next_attempt`)."""
+    return sorted(again, key=lambda part: (part.attempt, part.lo, part.hi))
+
+
 def _with_later_attempts(store: Store, features: FeatureSet, found: Features, lo: int, hi: int) -> Features:
-    for part in sorted(features.again, key=lambda part: (part.attempt, part.lo, part.hi)):
+    for part in _in_order(features.again):
         if part.lo < hi and lo < part.hi:
             later = read_table(store, part.key, found.rows.column_names)
             embeddings = _array(store, part.key, later, "embeddings")
@@ -131,8 +145,11 @@ def _replace_rows(
 def _array(store: Store, key: str, rows: pa.Table, which: str) -> np.ndarray[Any, Any]:
     name = (rows.schema.metadata or {}).get(which.encode())
     if name is None:
-        raise ArtifactError(f"{store.uri}/{key}: the part names no {which}. Delete it and run again.")
-    return read_array(store, key.rsplit("/", 1)[0], name.decode())
+        raise ArtifactError(f"{store.uri}/{key}: the part names no {which}. {way_out(key)}")
+    try:
+        return read_array(store, key.rsplit("/", 1)[0], name.decode())
+    except ArtifactError as error:
+        raise ArtifactError(f"{error} Delete {store.uri}/{key}, which names it, and run again.") from error
 
 
 def _stack(arrays: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
@@ -140,18 +157,30 @@ def _stack(arrays: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
 
 
 def _check_same(store: Store, key: str, features: Features) -> None:
+    """Compares the rows that both attempts settled; what one could not read is no property of the image."""
     names = ["image_id", "status", "content_hash", "pixel_hash"]
     rows = read_table(store, key)
-    embeddings = np.asarray(_array(store, key, rows, "embeddings"), np.float64)
-    ours = np.asarray(features.embeddings, np.float64)
-    same = rows.select(names).replace_schema_metadata(None).equals(features.rows.select(names))
+    theirs, ours = rows.select(names).replace_schema_metadata(None), features.rows.select(names)
+    same = theirs["image_id"].equals(ours["image_id"])
     if same:
-        norms = np.linalg.norm(embeddings, axis=1) * np.linalg.norm(ours, axis=1)
-        cosine = np.einsum("ij,ij->i", embeddings, ours)
-        same = bool((np.abs(norms - cosine) <= _SAME * np.maximum(norms, 1e-12)).all())
+        both = np.flatnonzero(_settled(theirs) & _settled(ours))
+        embeddings = _array(store, key, rows, "embeddings")[both]
+        same = theirs.take(both).equals(ours.take(both)) and _are_near(embeddings, features.embeddings[both])
     if not same:
         raise ArtifactError(
             f"{store.uri}/{key}: two attempts of one part differ in ids, statuses, hashes or by more than {_SAME} in "
             "cosine. The images changed between the attempts, or the machines decode differently; the first part "
             "stays. Run again to audit what is there now."
         )
+
+
+def _settled(rows: pa.Table) -> np.ndarray[Any, Any]:
+    transient = [status.value for status in TRANSIENT]
+    return ~np.isin(rows["status"].to_numpy().astype(str), transient)
+
+
+def _are_near(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    norms = np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1)
+    cosine = np.einsum("ij,ij->i", x, y)
+    return bool((np.abs(norms - cosine) <= _SAME * np.maximum(norms, 1e-12)).all())

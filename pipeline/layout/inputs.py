@@ -26,6 +26,7 @@ class Inputs:
     features: str
     annotations: str
     exact: str
+    dimension: int
 
     def opened_snapshot(self) -> Snapshot:
         """The pinned snapshot."""
@@ -79,4 +80,5 @@ def _population(inputs: Inputs) -> Population:
         read_exact(store, inputs.exact),
         removed_ids(store, inputs.opened_snapshot()),
         inputs.codes,
+        inputs.dimension,
     )

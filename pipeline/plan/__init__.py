@@ -77,7 +77,7 @@ def _extract_only(session: Session, snapshot: Snapshot, model: ModelRef, lo: int
 def _audit(session: Session, snapshot: Snapshot, model: ModelRef) -> Published:
     annotations = annotate_snapshot(session, snapshot)
     features = extract_range(session, snapshot, model, 0, snapshot.total)
-    inputs = group_exact(session, snapshot, features, annotations)
+    inputs = group_exact(session, snapshot, features, annotations, model.dimension)
     summary = summary_of(session, inputs)
     require_enough(session, summary.statuses, summary.live)
     space = choose_space(session, inputs, summary, model)

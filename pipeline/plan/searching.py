@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 import pyarrow.parquet as pq
 
-from pipeline.layout.exact import SUMMARY, ExactSummary, read_summary
+from pipeline.layout.exact import MEMBERS, SUMMARY, ExactSummary, read_summary
 from pipeline.layout.features import FeatureSet
 from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.groups import FOREST
 from pipeline.layout.inputs import Inputs
-from pipeline.layout.neighbours import CANDIDATES, EDGES, NEIGHBOURS, PAIRS
-from pipeline.layout.parts import cover, cut, list_parts, part_name
+from pipeline.layout.neighbours import CANDIDATES, EDGES, NEIGHBOURS, PAIRS, SATURATED
+from pipeline.layout.parts import cover, cut, part_name
 from pipeline.layout.root import versions
 from pipeline.layout.snapshots import Snapshot
 from pipeline.layout.tables import read_table
@@ -35,7 +35,9 @@ class Found:
     neighbours: str
 
 
-def group_exact(session: Session, snapshot: Snapshot, features: FeatureSet, annotations: str) -> Inputs:
+def group_exact(
+    session: Session, snapshot: Snapshot, features: FeatureSet, annotations: str, dimension: int
+) -> Inputs:
     """Groups exact copies; returns the inputs that every later stage shares."""
     held = [(piece.part.key, piece.lo, piece.hi) for piece in cover(features.base, 0, snapshot.total)]
     name = fingerprint(
@@ -44,8 +46,8 @@ def group_exact(session: Session, snapshot: Snapshot, features: FeatureSet, anno
     )  # fmt: skip
     folder = f"exact/{name}"
     spec = exact_groups.ExactSpec(session.root, snapshot.number, features.folder, annotations, folder)
-    session.run_one("exact groups", folder, SUMMARY, Task(folder, exact_groups.group_exact, spec, snapshot.live))
-    return Inputs(session.root, snapshot.number, features.folder, annotations, folder)
+    session.run_one("exact groups", folder, (MEMBERS, SUMMARY), Task(folder, exact_groups.group_exact, spec, snapshot.live))
+    return Inputs(session.root, snapshot.number, features.folder, annotations, folder, dimension)
 
 
 def summary_of(session: Session, inputs: Inputs) -> ExactSummary:
@@ -60,11 +62,11 @@ def search(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSp
     candidates = _join_copy(session, snapshot, inputs, space, key)
     found_pairs = f"pairs/{fingerprint('pairs', pairs.VERSION, candidates=candidates)}"
     spec = pairs.PairsSpec(inputs, space.folder, candidates, space.threshold, found_pairs)
-    session.run_one("pairs", found_pairs, PAIRS, Task(found_pairs, pairs.collect_pairs, spec))
+    session.run_one("pairs", found_pairs, (PAIRS,), Task(found_pairs, pairs.collect_pairs, spec))
     edges = _verify(session, inputs, found_pairs)
     groups = f"groups/{fingerprint('group', group.VERSION, edges=edges, exact=key)}"
     task = Task(groups, group.group, group.GroupSpec(inputs, edges, groups))
-    session.run_one("components", groups, FOREST, task)
+    session.run_one("components", groups, (FOREST,), task)
     neighbours = _join_semantic(session, snapshot, inputs, space, groups)
     return Found(candidates, edges, groups, neighbours)
 
@@ -83,9 +85,10 @@ def _join_copy(session: Session, snapshot: Snapshot, inputs: Inputs, space: Chos
 
     def task(lo: int, hi: int) -> Task:
         spec = join.CopyJoinSpec(inputs, space.folder, space.copy, space.threshold, params, folder, lo, hi)
-        return Task(f"{folder}/{part_name(CANDIDATES, lo, hi)}", join.join_copy, spec, hi - lo)
+        beside = (f"{folder}/{part_name(SATURATED, lo, hi)}",)
+        return Task(f"{folder}/{part_name(CANDIDATES, lo, hi)}", join.join_copy, spec, hi - lo, beside=beside)
 
-    _run_ranges(session, "join copy", folder, CANDIDATES, [task(lo, hi) for lo, hi in query_ranges(snapshot.total)])
+    run_ranges(session, "join copy", folder, [task(lo, hi) for lo, hi in query_ranges(snapshot.total)])
     return folder
 
 
@@ -97,7 +100,7 @@ def _join_semantic(session: Session, snapshot: Snapshot, inputs: Inputs, space: 
         spec = join.SemanticJoinSpec(inputs, groups, space.semantic, k, folder, lo, hi)
         return Task(f"{folder}/{part_name(NEIGHBOURS, lo, hi)}", join.join_semantic, spec, hi - lo)
 
-    _run_ranges(session, "join semantic", folder, NEIGHBOURS, [task(lo, hi) for lo, hi in query_ranges(snapshot.total)])
+    run_ranges(session, "join semantic", folder, [task(lo, hi) for lo, hi in query_ranges(snapshot.total)])
     return folder
 
 
@@ -110,13 +113,14 @@ def _verify(session: Session, inputs: Inputs, found_pairs: str) -> str:
         spec = verify.VerifySpec(inputs, found_pairs, folder, params, session.config.measure.max_pixels, lo, hi)
         return Task(f"{folder}/{part_name(EDGES, lo, hi)}", verify.verify, spec, hi - lo)
 
-    _run_ranges(session, "verify", folder, EDGES, [task(lo, hi) for lo, hi in cut(0, count, VERIFY_PAIRS)])
+    run_ranges(session, "verify", folder, [task(lo, hi) for lo, hi in cut(0, count, VERIFY_PAIRS)])
     return folder
 
 
-def _run_ranges(session: Session, name: str, folder: str, stem: str, tasks: list[Task]) -> None:
-    have = {part.key for part in list_parts(session.store, folder, stem)}
-    waiting = [task for task in tasks if task.name not in have]
+def run_ranges(session: Session, name: str, folder: str, tasks: list[Task]) -> None:
+    """Carries those tasks of a stage out whose files are not all there; one listing."""
+    have = {info.key for info in session.store.list(f"{folder}/")}
+    waiting = [task for task in tasks if not have.issuperset((task.name, *task.beside))]
     session.run(StageWork(name, folder, waiting, sum(task.items for task in tasks), len(tasks)))
 
 

@@ -151,13 +151,8 @@ def spread(space: CopySpace, moments: Moments) -> float:
 def _own_tail(spec: SpaceSpec, space: CopySpace) -> NullTail | None:
     rows = sample(spec.inputs, NULL_SAMPLE, 2)
     vectors = project_copy(space, rows.embeddings, rows.signatures)
-    labels, source = _classes(rows.label)
-    return fit_null(null_histogram(vectors, labels), spec.representatives, source)
-
-
-def _classes(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32] | None, str]:
-    """Labels where at least two classes are there, for a null of pairs that cannot be copies; else random pairs."""
-    return (labels, "other class") if len(np.unique(labels[labels >= 0])) > 1 else (None, "random pairs")
+    # pairs of other classes only would leave out the look-alikes of one class, which become candidates too
+    return fit_null(null_histogram(vectors, None), spec.representatives, "random pairs")
 
 
 def _vectors(store: Store, spec: IndexSpec, rows: Representatives) -> NDArray[np.float32]:

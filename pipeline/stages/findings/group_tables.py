@@ -120,7 +120,7 @@ def _feature_rows(found: Range, ids: NDArray[np.int64]) -> pa.Table:
     features = list_features(found.store, found.spec.inputs.features)
     names = ["image_id", "width", "height", "size_bytes"]
     wanted, inverse = np.unique(ids, return_inverse=True)
-    pieces = [read_feature_rows(found.store, features, 0, 0, names)] if not len(wanted) else []
+    pieces = [read_feature_rows(found.store, features, 0, 0, names)]
     for lo in np.unique(wanted // BLOCK) * BLOCK:
         inside = wanted[(wanted >= lo) & (wanted < lo + BLOCK)]
         rows = read_feature_rows(found.store, features, int(inside[0]), int(inside[-1]) + 1, names)
