@@ -18,7 +18,7 @@ Transform = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Raster = TypeVar("Raster", npt.NDArray[np.uint8], npt.NDArray[np.float32])
 
-LEVELS = {1.0: 90, 1.25: 70, 1.953: 40}
+LEVELS = {1.25: 90, 1.5625: 60, 2.4414: 40}
 """Shrinkage of a level -> corners kept there. The ratios of any two cover 1, 1.25, 1.56 and 1.95 with three levels."""
 PATCH = 8
 PATCH_SPACING = 3.0

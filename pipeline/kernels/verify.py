@@ -276,7 +276,9 @@ def _by_features(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> _L
     if inliers < params.least_inliers:
         return None
     view = b.view(0, mirrored)
-    transform = _refined(a, view, transform, unit)
+    rough = align.geometry(transform, a.luminance.shape, view.luminance.shape)
+    if rough.contained > 0.85 and min(rough.skew, rough.shear) < 12 * unit:  # else no refinement makes it an edit
+        transform = _refined(a, view, transform, unit)
     judged, moved, inside = _lay(a, view, transform, params)
     change = align.geometry(transform, a.luminance.shape, view.luminance.shape)
     units = change._replace(centre=change.centre / unit, skew=change.skew / unit, shear=change.shear / unit)
