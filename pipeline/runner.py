@@ -26,8 +26,9 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True)
 class Task:
-    """A unit of work, retry and commit: `function(spec)` commits the part `name` and returns counters.
+    """A unit of work, retry and commit: `function(spec)` commits the part `name` last and returns counters.
 
+    `beside`: keys of what else it commits; the task is done when all of them are there too.
     `halves(spec)` cuts a task whose process died twice; `quarantine(spec, cause)` settles a task that cannot be cut.
     """
 
@@ -37,6 +38,7 @@ class Task:
     items: int = 1
     halves: Callable[[Any], list[Any]] | None = None
     quarantine: Callable[[Any, str], Counters] | None = None
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

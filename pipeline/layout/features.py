@@ -12,8 +12,7 @@ import pyarrow as pa
 from pipeline.errors import ArtifactError
 from pipeline.layout.parts import Part, cover, list_parts, missing
 from pipeline.layout.tables import parquet_bytes, read_array, read_table, way_out
-from pipeline.schemas import TRANSIENT
-from pipeline.schemas import FEATURE_ROWS
+from pipeline.schemas import FEATURE_ROWS, TRANSIENT
 from pipeline.storage import Store
 
 BASE, AGAIN = "rows", "again"

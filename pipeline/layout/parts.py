@@ -54,23 +54,27 @@ def cut(lo: int, hi: int, size: int) -> list[tuple[int, int]]:
 
 
 def cover(parts: Iterable[Part], lo: int, hi: int) -> list[Slice]:
-    """The slices that together hold [lo, hi) once each, as far as the parts reach.
+    """The slices that together hold [lo, hi) once each, as far as the parts reach; one pass over the sorted parts.
 
-    Overlapping parts (of runs over unaligned ranges) hold equal rows; the one that starts first and reaches
-    furthest is taken, so the choice depends on the names alone.
+    Overlapping parts (of runs over unaligned ranges) hold equal rows; of those that hold an offset the one that
+    reaches furthest is taken, then the one that starts first, so the choice depends on the names alone.
     """
     slices: list[Slice] = []
-    at = lo
-    ordered = sorted(parts, key=lambda part: (part.lo, -part.hi))
+    ordered = sorted(parts)
+    at, following, best = lo, 0, None
     while at < hi:
-        reaching = [part for part in ordered if part.lo <= at < part.hi]
-        if reaching:
-            best = max(reaching, key=lambda part: (part.hi, -part.lo))
+        while following < len(ordered) and ordered[following].lo <= at:
+            if best is None or ordered[following].hi > best.hi:
+                best = ordered[following]
+            following += 1
+        if best is not None and best.hi > at:
             stop = min(best.hi, hi)
             slices.append(Slice(best, at, stop))
+            at = stop
+        elif following < len(ordered):
+            at = ordered[following].lo
         else:
-            stop = min((part.lo for part in ordered if part.lo > at), default=hi)
-        at = stop
+            break
     return slices
 
 

@@ -13,7 +13,7 @@ from pipeline.kernels.moments import Moments
 from pipeline.kernels.space import CopySpace, space_from_bytes
 from pipeline.kernels.threshold import NullTail
 from pipeline.layout.root import kept
-from pipeline.layout.tables import read_json
+from pipeline.layout.tables import read_json, read_object
 from pipeline.storage import Store
 
 FOLDER = "spaces"
@@ -42,9 +42,11 @@ class SpaceRecord:
 
 
 def list_spaces(store: Store) -> list[SpaceRecord]:
-    """Every trained space of a root."""
-    keys = [info.key for info in store.list(f"{FOLDER}/") if info.key.endswith(f"/{SPACE}")]
-    return [read_space_record(store, key.rsplit("/", 1)[0]) for key in keys]
+    """Every trained space of a root that has both of its files."""
+    keys = {info.key for info in store.list(f"{FOLDER}/")}
+    folders = sorted({key.rsplit("/", 1)[0] for key in keys})
+    whole = [folder for folder in folders if {f"{folder}/{SPACE}", f"{folder}/{COPY_SPACE}"} <= keys]
+    return [read_space_record(store, folder) for folder in whole]
 
 
 def read_space_record(store: Store, folder: str) -> SpaceRecord:
@@ -57,13 +59,12 @@ def read_space_record(store: Store, folder: str) -> SpaceRecord:
 def read_space(store: Store, folder: str) -> CopySpace:
     """The copy space of a spaces folder, read once per process."""
     key = f"{folder}/{COPY_SPACE}"
-    return kept(store, key, lambda: space_from_bytes(store.read(key)))
+    return kept(store, key, lambda: read_object(store, key, space_from_bytes))
 
 
 def read_centroids(store: Store, key: str) -> NDArray[np.float32]:
     """Centroids float32 (nlist, d)."""
-    centroids: NDArray[np.float32] = np.load(io.BytesIO(store.read(key)), allow_pickle=False)
-    return centroids
+    return read_object(store, key, _load_array)
 
 
 def data_moments_to_bytes(moments: DataMoments) -> bytes:
@@ -77,8 +78,17 @@ def data_moments_to_bytes(moments: DataMoments) -> bytes:
 
 def read_data_moments(store: Store, folder: str) -> DataMoments:
     """The moments of a folder."""
-    with np.load(io.BytesIO(store.read(f"{folder}/{MOMENTS}")), allow_pickle=False) as arrays:
+    return read_object(store, f"{folder}/{MOMENTS}", _data_moments_from_bytes)
+
+
+def _data_moments_from_bytes(data: bytes) -> DataMoments:
+    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return DataMoments(_moments(arrays, "embedding"), _moments(arrays, "signature"))
+
+
+def _load_array(data: bytes) -> NDArray[np.float32]:
+    array: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
+    return array
 
 
 _FIELDS = ("count", "mean", "cov")

@@ -5,17 +5,27 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Sequence
-from typing import Any
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ArtifactError
+from pipeline.errors import ArtifactError, NotFound
 from pipeline.storage import Store
 
+T = TypeVar("T")
+
 ROW_GROUP = 8192
+_DAMAGE = (
+    OSError, ValueError, KeyError, EOFError, NotImplementedError, struct.error, zlib.error, zipfile.BadZipFile,
+    pa.ArrowException,
+)  # fmt: skip
+"""What readers of Parquet, npy and npz raise on bytes that are not what was written."""
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
@@ -36,12 +46,23 @@ def write_table(store: Store, key: str, table: pa.Table) -> None:
     if store.put_if_absent(key, parquet_bytes(table)):
         return
     present = read_table(store, key)
-    if not present.equals(table.cast(present.schema)):
+    if not _hold_same_rows(present, table):
         raise ArtifactError(
             f"{store.uri}/{key}: two attempts of one part differ ({present.num_rows} rows there, {table.num_rows} "
             "now, or other values). Parts of one artifact must come from one type of CPU and one version; "
             "delete that folder and run again."
         )
+
+
+def _hold_same_rows(present: pa.Table, table: pa.Table) -> bool:
+    """Whether names and values are equal, NaN to NaN; types that read back differently are cast first."""
+    if present.column_names != table.column_names or present.num_rows != table.num_rows:
+        return False
+    try:
+        cast = table.cast(present.schema).replace_schema_metadata(None)
+    except pa.ArrowInvalid:
+        return False
+    return present.equals(cast) or parquet_bytes(present.replace_schema_metadata(None)) == parquet_bytes(cast)
 
 
 def read_table(store: Store, key: str, columns: Sequence[str] | None = None) -> pa.Table:
@@ -55,11 +76,9 @@ def read_table(store: Store, key: str, columns: Sequence[str] | None = None) -> 
         with pq.ParquetFile(source, page_checksum_verification=True, memory_map=path is not None) as file:
             return file.read(columns=None if columns is None else list(columns), use_threads=False)
     except FileNotFoundError as error:
-        raise ArtifactError(f"{store.uri}/{key}: the part is gone. Run again to make it anew.") from error
-    except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(
-            f"{store.uri}/{key}: the part is damaged ({error}). Delete that file and run again: only it is made anew."
-        ) from error
+        raise ArtifactError(f"{store.uri}/{key}: the part is gone. {way_out(key, is_there=False)}") from error
+    except _DAMAGE as error:
+        raise damaged(store, key, error) from error
 
 
 def read_rows(store: Store, key: str, lo: int, hi: int, columns: Sequence[str] | None = None) -> pa.Table:
@@ -71,8 +90,10 @@ def read_rows(store: Store, key: str, lo: int, hi: int, columns: Sequence[str] |
             first, last = lo // ROW_GROUP, max(lo, hi - 1) // ROW_GROUP
             groups = [g for g in range(first, last + 1) if g < file.num_row_groups]
             table = file.read_row_groups(groups, columns=None if columns is None else list(columns), use_threads=False)
-    except (OSError, pa.ArrowException) as error:
-        raise ArtifactError(f"{store.uri}/{key}: the part is damaged ({error}). Delete it and run again.") from error
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{store.uri}/{key}: the part is gone. {way_out(key, is_there=False)}") from error
+    except _DAMAGE as error:
+        raise damaged(store, key, error) from error
     return table.slice(lo - first * ROW_GROUP, hi - lo)
 
 
@@ -87,7 +108,10 @@ def write_array(store: Store, folder: str, stem: str, array: np.ndarray[Any, Any
 
 
 def read_array(store: Store, folder: str, name: str) -> np.ndarray[Any, Any]:
-    """A committed array, memory-mapped where the store is a disk; its hash is checked where bytes travel."""
+    """A committed array, memory-mapped where the store is a disk; its hash is checked where bytes travel.
+
+    Raises ArtifactError, without a way out: who reads it knows which part names it.
+    """
     key = f"{folder}/{name}"
     path = store.local_path(key)
     try:
@@ -99,10 +123,18 @@ def read_array(store: Store, folder: str, name: str) -> np.ndarray[Any, Any]:
             raise ValueError("its hash is not the one in its name")
         array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
         return array
-    except (OSError, ValueError, EOFError) as error:
-        raise ArtifactError(
-            f"{store.uri}/{key}: the array is damaged ({error}). Delete the part that names it and run again."
-        ) from error
+    except (NotFound, *_DAMAGE) as error:
+        raise ArtifactError(f"{store.uri}/{key}: the array is gone or damaged ({error}).") from error
+
+
+def read_object(store: Store, key: str, parse: Callable[[bytes], T]) -> T:
+    """What `parse` makes of a committed object (npz, npy). Raises ArtifactError where it is gone or damaged."""
+    try:
+        return parse(store.read(key))
+    except NotFound as error:
+        raise ArtifactError(f"{store.uri}/{key}: it is gone. {way_out(key, is_there=False)}") from error
+    except (ArtifactError, *_DAMAGE) as error:
+        raise damaged(store, key, error) from error
 
 
 def write_json(store: Store, key: str, value: Any) -> None:
@@ -120,7 +152,21 @@ def read_json(store: Store, key: str) -> Any:
     try:
         return json.loads(store.read(key))
     except ValueError as error:
-        raise ArtifactError(f"{store.uri}/{key}: not JSON ({error}). Delete it and run again.") from error
+        raise damaged(store, key, error) from error
+
+
+def damaged(store: Store, key: str, cause: Exception) -> ArtifactError:
+    """The error of a committed file that cannot be read, with the way out."""
+    return ArtifactError(f"{store.uri}/{key}: it is damaged ({cause}). {way_out(key)}")
+
+
+def way_out(key: str, *, is_there: bool = True) -> str:
+    """What makes a file anew. Ids come from the catalog alone, so a lost piece of it cannot be made from anything."""
+    if key.startswith("catalog/"):
+        return "Ids hang on the catalog: restore that file from a backup, or audit into another --root."
+    if is_there:
+        return "Delete that file and run again: only it is made anew."
+    return "Run again to make it anew."
 
 
 def _digest(data: bytes) -> str:

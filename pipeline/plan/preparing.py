@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.errors import IncompleteError, UsageError
+from pipeline.errors import AccessDenied, CorruptObject, IncompleteError, NotFound, ObjectChanged, UsageError
 from pipeline.kernels.hashing import content_hash
 from pipeline.kernels.measure import MeasureParams
 from pipeline.layout.annotations import STEM, VOCABULARY, Vocabulary, read_vocabulary
-from pipeline.layout.features import FeatureSet, list_features, missing_features, read_feature_rows
+from pipeline.layout.features import FeatureSet, list_features, missing_features, next_attempt, read_feature_rows
 from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.models import ModelRef
-from pipeline.layout.parts import cover, cut, list_parts, missing, part_name, shard_size
+from pipeline.layout.parts import Slice, cover, cut, list_parts, missing, part_name, shard_size
 from pipeline.layout.root import opened, versions
 from pipeline.layout.snapshots import Snapshot, SourceRecord, latest_snapshot, removed_ids
 from pipeline.plan.session import Session, StageWork
@@ -68,7 +68,9 @@ def annotate_snapshot(session: Session, snapshot: Snapshot) -> str:
     ]
     session.run(StageWork("annotate", folder, tasks, snapshot.total, len(have) + len(tasks)))
     spec = annotate.VocabularySpec(session.root, snapshot.number, folder)
-    session.run_one("vocabulary", folder, VOCABULARY, Task(f"{folder}/{VOCABULARY}", annotate.count_vocabulary, spec))
+    session.run_one(
+        "vocabulary", folder, (VOCABULARY,), Task(f"{folder}/{VOCABULARY}", annotate.count_vocabulary, spec)
+    )
     _say_rule(session, snapshot, read_vocabulary(session.store, folder))
     return folder
 
@@ -98,35 +100,27 @@ def extract_range(session: Session, snapshot: Snapshot, model: ModelRef, lo: int
     ]
     parts = len(have.base) + len(specs)
     session.run(StageWork("extract", folder, [_extract_task(spec) for spec in specs], hi - lo, parts))
-    fresh = {(spec.lo, spec.hi) for spec in specs}
-    _extract_again(session, snapshot, model, lo, hi, fresh)
+    _extract_again(session, snapshot, model, cover(have.base, lo, hi))
     return list_features(session.store, folder)
 
 
-def _extract_again(
-    session: Session, snapshot: Snapshot, model: ModelRef, lo: int, hi: int, fresh: set[tuple[int, int]]
-) -> None:
-    """Tries the images again whose status was a property of an attempt in an earlier session."""
+def _extract_again(session: Session, snapshot: Snapshot, model: ModelRef, earlier: list[Slice]) -> None:
+    """Tries the images of earlier sessions again whose status was a property of the attempt."""
     folder = features_folder(session, model)
     features = list_features(session.store, folder)
     gone = removed_ids(session.store, snapshot)
     transient = [status.value for status in TRANSIENT]
     specs = []
-    for part in features.base:
-        if (part.lo, part.hi) in fresh or part.hi <= lo or hi <= part.lo:
-            continue
-        rows = read_feature_rows(session.store, features, part.lo, part.hi, ["image_id", "status"])
+    for piece in earlier:
+        rows = read_feature_rows(session.store, features, piece.lo, piece.hi, ["image_id", "status"])
         failed = rows["image_id"].to_numpy()[np.isin(rows["status"].to_numpy().astype(str), transient)]
         ids = np.setdiff1d(failed, gone)
         for at in range(0, len(ids), RETRY_IDS):
             only = tuple(int(image_id) for image_id in ids[at : at + RETRY_IDS])
-            same = [p.attempt for p in features.again if (p.lo, p.hi) == (only[0], only[-1] + 1)]
-            attempt = max(same, default=0) + 1
-            lo_id, hi_id = only[0], only[-1] + 1
-            whole = extract.ExtractSpec(
-                session.root, snapshot.number, folder, model, measure_params(session, model), lo_id, hi_id
-            )
-            specs.append(replace(whole, only=only, attempt=attempt))
+            lo, hi = only[0], only[-1] + 1
+            measured = measure_params(session, model)
+            whole = extract.ExtractSpec(session.root, snapshot.number, folder, model, measured, lo, hi)
+            specs.append(replace(whole, only=only, attempt=next_attempt(features, lo, hi)))
     if specs:
         items = sum(len(spec.only or ()) for spec in specs)
         session.run(StageWork("extract again", folder, [_extract_task(spec) for spec in specs], items, len(specs)))
@@ -179,7 +173,7 @@ class _KnownContent:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._sources = latest_snapshot(session.store).sources
+        self._sources: tuple[SourceRecord, ...] = ()
         self._block = -1
         self._hashes: list[bytes | None] = []
 
@@ -188,12 +182,16 @@ class _KnownContent:
         if known is None:
             return False
         store = opened(self._sources[source].uri, self._session.config.storage)
-        return content_hash(store.read(info.key)) == known
+        try:
+            return content_hash(store.read(info.key)) == known
+        except (NotFound, AccessDenied, ObjectChanged, CorruptObject):  # a new row, whose status extraction finds
+            return False
 
     def _known(self, image_id: int) -> bytes | None:
         block = image_id // KNOWN_ROWS
         if block != self._block:
             self._block, self._hashes = block, self._read_block(block * KNOWN_ROWS)
+            self._sources = latest_snapshot(self._session.store).sources
         return self._hashes[image_id - block * KNOWN_ROWS]
 
     def _read_block(self, lo: int) -> list[bytes | None]:
@@ -204,5 +202,6 @@ class _KnownContent:
             features = list_features(store, f"features/{name}")
             for piece in cover(features.base, lo, lo + KNOWN_ROWS):
                 rows = read_feature_rows(store, features, piece.lo, piece.hi, ["content_hash"])
-                found[piece.lo - lo : piece.hi - lo] = rows["content_hash"].to_pylist()
+                for at, value in enumerate(rows["content_hash"].to_pylist(), piece.lo - lo):
+                    found[at] = value or found[at]
         return found

@@ -15,13 +15,13 @@ from pipeline.layout.audits import RUN, Published, audit_folder, published_to_js
 from pipeline.layout.fingerprint import fingerprint, plain
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import RECALL, TAIL
-from pipeline.layout.parts import cut, list_parts, part_name
+from pipeline.layout.parts import cut, part_name
 from pipeline.layout.root import versions
 from pipeline.layout.scores import SCORES, SUMMED
 from pipeline.layout.snapshots import Snapshot
 from pipeline.layout.tables import read_json, write_json
-from pipeline.plan.searching import Found, query_ranges, summary_of
-from pipeline.plan.session import Session, StageWork, record_to_json
+from pipeline.plan.searching import Found, query_ranges, run_ranges, summary_of
+from pipeline.plan.session import Session, record_to_json
 from pipeline.plan.spaces import ChosenSpace
 from pipeline.runner import Task, peak_resident_bytes
 from pipeline.stages import certify, score
@@ -45,7 +45,7 @@ def publish(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenS
         session, snapshot, FindingsSpec(inputs, space.folder, found.edges, found.groups, scores, rules, folder, 0, 0)
     )
     task = Task(folder, findings.summarise, findings.SummarySpec(inputs, folder))
-    session.run_one("summary", folder, findings.FINDINGS, task)
+    session.run_one("summary", folder, (findings.FINDINGS,), task)
     facts = _facts(session, inputs, space, recall, folder)
     published = Published(audit_id, snapshot.number, _recorded(session), facts, _session_record(session))
     write_json(session.store, f"{folder}/{RUN}", published_to_json(published))
@@ -65,11 +65,11 @@ def _certify(
         inputs, space.folder, found.groups, found.candidates, found.neighbours, params.copy, space.threshold,
         params.semantic_k, params.recall_sample, folder,
     )  # fmt: skip
-    session.run_one("recall", folder, RECALL, Task(folder, certify.measure_recall, recall_spec))
+    session.run_one("recall", folder, (RECALL,), Task(folder, certify.measure_recall, recall_spec))
     meant = rules.outliers.neighbours_among(summary_of(session, inputs).representatives)
     tail = "neighbours/" + fingerprint("tail", certify.VERSION, **key, meant=meant)
     tail_spec = certify.TailSpec(inputs, found.groups, found.neighbours, params.semantic_k, meant, tail)
-    session.run_one("outlier tail", tail, TAIL, Task(tail, certify.search_tail, tail_spec))
+    session.run_one("outlier tail", tail, (TAIL,), Task(tail, certify.search_tail, tail_spec))
     value = read_json(session.store, f"{folder}/{RECALL}")
     return {**value, "text": "; ".join(_recall_text(name, value[name]) for name in ("copy", "semantic"))}, tail
 
@@ -85,31 +85,26 @@ def _score(session: Session, snapshot: Snapshot, inputs: Inputs, found: Found, t
     meant = rules.outliers.neighbours_among(summary_of(session, inputs).representatives)
     of = {"neighbours": found.neighbours, "groups": found.groups, "tail": tail, "exact": inputs.exact}
     folder = "scores/" + fingerprint("score", score.VERSION, meant=meant, rules=rules.labels, of=of)
-    have = {part.key for part in list_parts(session.store, folder, SCORES)}
     tasks = []
     for lo, hi in query_ranges(snapshot.total):
         spec = score.ScoreSpec(inputs, found.groups, found.neighbours, tail, meant, rules.labels, folder, lo, hi)
-        tasks.append(Task(f"{folder}/{part_name(SCORES, lo, hi)}", score.score, spec, hi - lo))
-    waiting = [task for task in tasks if task.name not in have]
-    session.run(StageWork("score", folder, waiting, snapshot.total, len(tasks)))
-    session.run_one("totals", folder, SUMMED, Task(folder, score.sum_scores, score.SumSpec(inputs, folder)))
+        beside = (score.totals_key(folder, lo, hi),)
+        tasks.append(Task(f"{folder}/{part_name(SCORES, lo, hi)}", score.score, spec, hi - lo, beside=beside))
+    run_ranges(session, "score", folder, tasks)
+    session.run_one("totals", folder, (SUMMED,), Task(folder, score.sum_scores, score.SumSpec(inputs, folder)))
     return folder
 
 
 def _tables(session: Session, snapshot: Snapshot, whole: FindingsSpec) -> None:
     ranges = query_ranges(snapshot.total) if snapshot.total < 16 * TABLE_ROWS else cut(0, snapshot.total, TABLE_ROWS)
-    folder = f"{whole.folder}/tables/{findings.MARKER}"
-    have = {part.key for part in list_parts(session.store, folder, findings.PART)}
     tasks = []
     for lo, hi in ranges:
         spec = FindingsSpec(
             whole.inputs, whole.space, whole.edges, whole.groups, whole.scores, whole.rules, whole.folder, lo, hi
         )
-        tasks.append(
-            Task(findings.table_key(whole.folder, findings.MARKER, lo, hi), findings.publish_range, spec, hi - lo)
-        )
-    waiting = [task for task in tasks if task.name not in have]
-    session.run(StageWork("findings", whole.folder, waiting, snapshot.total, len(tasks)))
+        *beside, marker = (findings.table_key(whole.folder, name, lo, hi) for name in findings.WRITTEN)
+        tasks.append(Task(marker, findings.publish_range, spec, hi - lo, beside=tuple(beside)))
+    run_ranges(session, "findings", whole.folder, tasks)
 
 
 def _facts(session: Session, inputs: Inputs, space: ChosenSpace, recall: dict[str, Any], folder: str) -> dict[str, Any]:

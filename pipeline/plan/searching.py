@@ -35,9 +35,7 @@ class Found:
     neighbours: str
 
 
-def group_exact(
-    session: Session, snapshot: Snapshot, features: FeatureSet, annotations: str, dimension: int
-) -> Inputs:
+def group_exact(session: Session, snapshot: Snapshot, features: FeatureSet, annotations: str, dimension: int) -> Inputs:
     """Groups exact copies; returns the inputs that every later stage shares."""
     held = [(piece.part.key, piece.lo, piece.hi) for piece in cover(features.base, 0, snapshot.total)]
     name = fingerprint(
@@ -46,7 +44,9 @@ def group_exact(
     )  # fmt: skip
     folder = f"exact/{name}"
     spec = exact_groups.ExactSpec(session.root, snapshot.number, features.folder, annotations, folder)
-    session.run_one("exact groups", folder, (MEMBERS, SUMMARY), Task(folder, exact_groups.group_exact, spec, snapshot.live))
+    session.run_one(
+        "exact groups", folder, (MEMBERS, SUMMARY), Task(folder, exact_groups.group_exact, spec, snapshot.live)
+    )
     return Inputs(session.root, snapshot.number, features.folder, annotations, folder, dimension)
 
 

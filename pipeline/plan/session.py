@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.config import AuditConfig
-from pipeline.errors import IncompleteError
+from pipeline.errors import ArtifactError, IncompleteError
 from pipeline.layout.root import Root
 from pipeline.layout.tables import write_json
 from pipeline.progress import Reporter
@@ -71,7 +71,8 @@ class Session:
     def run(self, work: StageWork) -> dict[str, float]:
         """Carries the missing tasks of a stage out; returns the sums of their counters.
 
-        Raises a fatal cause at once, else IncompleteError after every other part was tried.
+        Raises a fatal cause at once; else, after every other part was tried, ArtifactError where a damaged file must
+        be dealt with first, IncompleteError where running again may be enough.
         """
         record = self._begin(work)
         started = time.perf_counter()
@@ -94,13 +95,15 @@ class Session:
         if fatal is not None and fatal.error is not None:
             raise fatal.error
         if failures:
-            raise IncompleteError(_failure_message(work, failures, self.resume_command))
+            message = _failure_message(work, failures, self.resume_command)
+            is_damage = any(isinstance(outcome.error, ArtifactError) for outcome in failures)
+            raise ArtifactError(message) if is_damage else IncompleteError(message)
         return dict(counters)
 
-    def run_one(self, name: str, folder: str, marker: str, task: Task) -> None:
-        """Carries a stage of one task out unless its marker is there."""
-        key = f"{folder}/{marker}"
-        tasks = [] if self.store.exists(key) else [replace(task, name=key)]
+    def run_one(self, name: str, folder: str, files: Sequence[str], task: Task) -> None:
+        """Carries a stage of one task out unless all of its files are there; the last one is written last."""
+        keys = [f"{folder}/{file}" for file in files]
+        tasks = [] if all(self.store.exists(key) for key in keys) else [replace(task, name=keys[-1])]
         self.run(StageWork(name, folder, tasks, task.items, 1))
 
     def timed(self, name: str, folder: str) -> StageRecord:

@@ -14,6 +14,7 @@ from pipeline.layout.models import ModelRef
 from pipeline.layout.searching import Index
 from pipeline.layout.spaces import (
     CENTROIDS,
+    COPY_SPACE,
     MOMENTS,
     SPACE,
     SpaceRecord,
@@ -56,7 +57,7 @@ def choose_space(session: Session, inputs: Inputs, summary: ExactSummary, model:
     key = {"features": inputs.features, "content": summary.digest, "annotations": inputs.annotations}
     moments = f"moments/{fingerprint('moments', train.VERSION, of=key)}"
     spec = train.MomentsSpec(inputs, moments)
-    session.run_one("moments", moments, MOMENTS, Task(moments, train.take_moments, spec))
+    session.run_one("moments", moments, (MOMENTS,), Task(moments, train.take_moments, spec))
     record, said = _kept(session, inputs, moments, summary.representatives)
     if record is None:
         record = _trained(session, inputs, moments, summary, model)
@@ -99,7 +100,7 @@ def _trained(session: Session, inputs: Inputs, moments: str, summary: ExactSumma
     params = session.config.space
     name = fingerprint("space", train.VERSION, moments=moments, params=params, model=model.sha256)
     spec = train.SpaceSpec(inputs, moments, model, params, f"spaces/{name}", summary.representatives)
-    session.run_one("train", spec.folder, SPACE, Task(spec.folder, train.train_space, spec))
+    session.run_one("train", spec.folder, (COPY_SPACE, SPACE), Task(spec.folder, train.train_space, spec))
     return read_space_record(session.store, spec.folder)
 
 
@@ -117,6 +118,6 @@ def _index(session: Session, inputs: Inputs, record: SpaceRecord, representative
     folder = f"indexes/{name}"
     spec = train.IndexSpec(inputs, record.folder, is_copy, folder, record.representatives)
     stage = "train lists (copy)" if is_copy else "train lists (semantic)"
-    session.run_one(stage, folder, CENTROIDS, Task(folder, train.train_index, spec))
+    session.run_one(stage, folder, (CENTROIDS,), Task(folder, train.train_index, spec))
     probes = params.copy_probes if is_copy else params.semantic_probes
     return Index(f"{folder}/{CENTROIDS}", probes)

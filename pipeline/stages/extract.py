@@ -22,7 +22,7 @@ from pipeline.errors import (
 )
 from pipeline.kernels.embed import Embedder, embed_for_storage
 from pipeline.kernels.measure import Measured, MeasureParams, measure
-from pipeline.layout.features import AGAIN, BASE, Features, commit_features
+from pipeline.layout.features import AGAIN, BASE, Features, commit_features, list_features, read_feature_rows
 from pipeline.layout.images import ImageObject, image_object
 from pipeline.layout.models import ModelRef, load_model
 from pipeline.layout.parts import part_name
@@ -71,6 +71,8 @@ def extract(spec: ExtractSpec) -> Counters:
     rows = _wanted_rows(spec, snapshot)
     model = load_model(store, spec.model)
     found = [*_measure_all(spec, snapshot, rows, model)]
+    if spec.only is not None and _is_as_before(spec, [item.status for item, _ in found]):
+        return {"images": len(found), "transient": len(found)}
     return _commit(spec, rows, found, model.dimension)
 
 
@@ -103,6 +105,14 @@ def _wanted_rows(spec: ExtractSpec, snapshot: Snapshot) -> pa.Table:
     if spec.only is None:
         return catalog_rows(store, snapshot, spec.lo, spec.hi)
     return catalog_rows_of(store, snapshot, np.array(spec.only, np.int64))
+
+
+def _is_as_before(spec: ExtractSpec, statuses: list[Status]) -> bool:
+    """Whether another attempt met the same causes again: a part of it would only make later stages look stale."""
+    store = spec.root.open()
+    before = read_feature_rows(store, list_features(store, spec.folder), spec.lo, spec.hi, ["image_id", "status"])
+    known = dict(zip(before["image_id"].to_pylist(), before["status"].to_pylist(), strict=True))
+    return all(known[image_id] == status.value for image_id, status in zip(spec.only or (), statuses, strict=True))
 
 
 def _measure_all(

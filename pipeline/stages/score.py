@@ -36,7 +36,7 @@ from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import NEIGHBOURS, TAIL
 from pipeline.layout.parts import list_parts, part_name
 from pipeline.layout.scores import SCHEMA, SCORES, SUMMED, TOTALS, Totals, totals_from_bytes, totals_to_bytes
-from pipeline.layout.tables import read_table, write_table
+from pipeline.layout.tables import read_object, read_table, write_table
 from pipeline.runner import Counters
 
 VERSION = 1
@@ -79,16 +79,21 @@ def score(spec: ScoreSpec) -> Counters:
     scores, votes = outlier_scores(found, spec.neighbours_meant), vote(found, shares, spec.labels)
     is_exact = np.isin(ids, exact_ids) if spec.tail else np.ones(len(ids), bool)
     totals = _totals(spec, ids, scores, votes)
-    store.put(f"{spec.folder}/{TOTALS}-{spec.lo:012d}-{spec.hi:012d}.npz", totals_to_bytes(totals))
+    store.put(totals_key(spec.folder, spec.lo, spec.hi), totals_to_bytes(totals))
     write_table(store, f"{spec.folder}/{part_name(SCORES, spec.lo, spec.hi)}", _table(ids, scores, votes, is_exact))
     return {"images": len(ids)}
+
+
+def totals_key(folder: str, lo: int, hi: int) -> str:
+    """Key of the sums of a range."""
+    return f"{folder}/{TOTALS}-{lo:012d}-{hi:012d}.npz"
 
 
 def sum_scores(spec: SumSpec) -> Counters:
     """Commits the sums over all ranges."""
     store = spec.inputs.root.open()
     keys = [info.key for info in store.list(f"{spec.folder}/{TOTALS}-")]
-    parts = [totals_from_bytes(store.read(key)) for key in keys]
+    parts = [read_object(store, key, totals_from_bytes) for key in keys]
     labels = len(spec.inputs.vocabulary().labels)
     totals = Totals(
         merge_histograms((part.outliers for part in parts), SCORE_BINS),

@@ -11,7 +11,7 @@ from pipeline.kernels.leaks import LEAKING
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.parts import part_name
 from pipeline.layout.scores import SUMMED, totals_from_bytes
-from pipeline.layout.tables import json_bytes, read_table, write_table
+from pipeline.layout.tables import json_bytes, read_object, read_table, write_table
 from pipeline.runner import Counters
 from pipeline.schemas import CHECKS, KIND_ORDER
 from pipeline.stages.findings.context import FindingsSpec, Range
@@ -30,6 +30,9 @@ VERSION = 1
 PART = "part"
 MARKER = "images"
 """The table that is written last: its part marks the range as done."""
+WRITTEN = (
+    "duplicates", "leaks", "groups", "label_conflicts", "outliers", "labels", "quality", "invalid", MARKER
+)  # fmt: skip
 FINDINGS = "findings.json"
 
 
@@ -44,7 +47,7 @@ class SummarySpec:
 def publish_range(spec: FindingsSpec) -> Counters:
     """Commits every table of a range."""
     found = Range(spec)
-    totals = totals_from_bytes(found.store.read(f"{spec.scores}/{SUMMED}"))
+    totals = read_object(found.store, f"{spec.scores}/{SUMMED}", totals_from_bytes)
     members = Members(found)
     tables = {
         "duplicates": duplicates_table(found),
@@ -57,8 +60,8 @@ def publish_range(spec: FindingsSpec) -> Counters:
         "invalid": invalid_table(found),
         MARKER: images_table(found),
     }
-    for name, table in tables.items():
-        write_table(found.store, table_key(spec.folder, name, spec.lo, spec.hi), table)
+    for name in WRITTEN:
+        write_table(found.store, table_key(spec.folder, name, spec.lo, spec.hi), tables[name])
     return {"images": tables[MARKER].num_rows}
 
 
