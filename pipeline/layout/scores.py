@@ -84,8 +84,8 @@ class Scored:
     def votes(self) -> Votes:
         """The votes as the kernel takes them."""
         labels = self.rows["vote_label"].combine_chunks()
-        size = np.diff(np.r_[0, np.cumsum([len(item) if item is not None else 0 for item in labels.to_pylist()])])
-        start = np.r_[0, np.cumsum(size)]
+        size = labels.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+        start = np.concatenate([np.zeros(1, np.int64), np.cumsum(size)])
         flat_label = labels.flatten().to_numpy()
         flat_share = self.rows["vote_share"].combine_chunks().flatten().to_numpy()
         return Votes(start, flat_label, flat_share, self.column("vote_count"))
