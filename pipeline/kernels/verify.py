@@ -68,9 +68,14 @@ class VerifyParams:
             "agreement",
             "overlaid_agreement",
             "mirrored_agreement",
+            "moved",
             "one_sided",
             "residual",
+            "overlaid_residual",
+            "pinned_residual",
+            "exact_residual",
             "contained",
+            "overlay",
             "patch_similarity",
         )
         positive = ("least_windows", "skew", "clean_skew", "turn", "flat_difference", "tolerance", "least_inliers")
