@@ -1,0 +1,249 @@
+"""The catalog against a naive model: ids are never reused, kept ones stay, what is gone is listed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import ArtifactError, NotFound, UsageError
+from pipeline.layout.root import Root, claim
+from pipeline.layout.snapshots import (
+    EMPTY,
+    Snapshot,
+    SourceRecord,
+    catalog_chunks,
+    catalog_rows,
+    catalog_rows_of,
+    latest_snapshot,
+    read_snapshot,
+    removed_ids,
+)
+from pipeline.sources.folder import decode_key
+from pipeline.stages import catalog
+from pipeline.stages.catalog import update_catalog
+from pipeline.storage import ObjectInfo, StorageConfig
+
+NAMES = [b"a.jpg", b"b.jpg", b"b/a.jpg", b"b0.png", b"Z.JPEG", b"\xff.jpg", b"%FF.jpg", b"\xe9/x.webp", b"note.txt"]
+IMAGES = [name for name in NAMES if not name.endswith(b".txt")]
+Name = tuple[int, bytes]
+
+
+@dataclass
+class World:
+    """Two folders, their root, and what a naive catalog would hold: (source, raw name) -> (id, bytes, mtime)."""
+
+    folder: Path
+    files: dict[Name, tuple[bytes, int]] = field(default_factory=dict)
+    listed: dict[Name, tuple[int, bytes, int]] = field(default_factory=dict)
+    contents: dict[int, bytes] = field(default_factory=dict)
+    gone: set[int] = field(default_factory=set)
+    total: int = 0
+    sources: int = 1
+
+    def __post_init__(self) -> None:
+        claim(self.root)
+
+    @property
+    def root(self) -> Root:
+        return Root(str(self.folder / "root"), StorageConfig())
+
+    def path(self, name: Name) -> bytes:
+        return os.fsencode(self.folder / f"source{name[0]}") + b"/" + name[1]
+
+    def write(self, name: Name, content: bytes, mtime: int) -> None:
+        os.makedirs(os.path.dirname(self.path(name)), exist_ok=True)  # noqa: PTH103, PTH120 - names are bytes
+        with open(self.path(name), "wb") as file:  # noqa: PTH123
+            file.write(content)
+        os.utime(self.path(name), ns=(mtime, mtime))
+        self.files[name] = (content, mtime)
+
+    def remove(self, name: Name) -> None:
+        os.unlink(self.path(name))  # noqa: PTH108
+        del self.files[name]
+
+    def update(self) -> Snapshot:
+        records = tuple(SourceRecord(str(self.folder / f"source{i}"), "") for i in range(self.sources))
+        for record in records:
+            Path(record.uri).mkdir(exist_ok=True)
+        return update_catalog(self.root, records, self.same_content)
+
+    def same_content(self, image_id: int, source: int, info: ObjectInfo) -> bool:
+        return self.contents[image_id] == self.files[source, os.fsencode(info.key)][0]
+
+    def expect(self) -> None:
+        """The rule of the design on dictionaries: unchanged rows stay, new and changed ones get the next ids."""
+        visible = {
+            name: held for name, held in sorted(self.files.items()) if name[0] < self.sources and name[1] in IMAGES
+        }
+        for name, (image_id, content, _) in list(self.listed.items()):
+            if name not in visible or visible[name][0] != content:
+                self.gone.add(image_id)
+                del self.listed[name]
+        for name, (content, mtime) in visible.items():
+            if name not in self.listed:
+                self.contents[self.total] = content
+                self.listed[name] = (self.total, content, mtime)
+                self.total += 1
+
+
+def seen_in(world: World, snapshot: Snapshot) -> dict[Name, int]:
+    """Live (source, raw name) -> id, as stored."""
+    store = world.root.open()
+    gone = set(removed_ids(store, snapshot).tolist())
+    found: dict[Name, int] = {}
+    for chunk in catalog_chunks(store, snapshot, 3):
+        for row in chunk.to_pylist():
+            if row["image_id"] not in gone:
+                name = (row["source"], os.fsencode(decode_key(row["uri"], row["raw_key"])))
+                assert name not in found
+                found[name] = row["image_id"]
+    return found
+
+
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), st.integers(0, 1), st.sampled_from(NAMES), st.sampled_from([b"1", b"2", b"33"])),
+        st.tuples(st.just("touch"), st.integers(0, 1), st.sampled_from(NAMES), st.just(b"")),
+        st.tuples(st.just("remove"), st.integers(0, 1), st.sampled_from(NAMES), st.just(b"")),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps=st.lists(operations, min_size=1, max_size=4), second_from=st.integers(0, 3), rows=st.integers(1, 5))
+def test_catalog_equals_a_model(
+    tmp_path_factory: pytest.TempPathFactory,
+    steps: list[list[tuple[str, int, bytes, bytes]]],
+    second_from: int,
+    rows: int,
+) -> None:
+    """Any sequence of writes, touches and removals over two sources, cut into parts of any size."""
+    world, clock = World(tmp_path_factory.mktemp("world")), 1_000
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog, "PART_ROWS", rows)
+        for number, step in enumerate(steps):
+            world.sources = 2 if number >= second_from else 1
+            for what, source, raw, content in step:
+                clock += 1
+                name = (source, raw)
+                if what == "write":
+                    world.write(name, content, clock)
+                elif name in world.files and what == "touch":
+                    world.write(name, world.files[name][0], clock)
+                elif name in world.files:
+                    world.remove(name)
+            _check_update(world)
+
+
+def _check_update(world: World) -> None:
+    before, start = latest_snapshot(world.root.open()), world.total
+    held = seen_in(world, before)
+    snapshot = world.update()
+    world.expect()
+    store = world.root.open()
+
+    assert seen_in(world, snapshot) == {name: image_id for name, (image_id, _, _) in world.listed.items()}
+    assert removed_ids(store, snapshot).tolist() == sorted(world.gone)
+    assert (snapshot.total, snapshot.live) == (world.total, len(world.listed))
+    added = [name for name, (image_id, _, _) in world.listed.items() if image_id >= start]
+    assert sorted(added, key=lambda name: world.listed[name][0]) == sorted(added)
+    assert all(
+        world.listed[name][0] == image_id
+        for name, image_id in held.items()
+        if name in world.listed and name not in added
+    )
+    ids = catalog_rows(store, snapshot, 0, snapshot.total)["image_id"].to_pylist()
+    assert ids == list(range(snapshot.total))
+    assert world.update() == snapshot
+    assert seen_in(world, before) == held
+    assert read_snapshot(store, snapshot.number) == snapshot
+
+
+def test_rows_of_ids_come_in_any_order(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    for name in IMAGES:
+        world.write((0, name), b"1", 5)
+    snapshot, store = world.update(), world.root.open()
+    every = catalog_rows(store, snapshot, 0, snapshot.total)["uri"].to_pylist()
+    ids = np.array([5, 0, 5, 3])
+
+    assert catalog_rows_of(store, snapshot, ids)["uri"].to_pylist() == [every[i] for i in ids]
+    assert catalog_rows_of(store, snapshot, np.empty(0, np.int64)).num_rows == 0
+    with pytest.raises(NotFound, match="pass the end of snapshot 1"):
+        catalog_rows(store, snapshot, 0, snapshot.total + 1)
+
+
+def test_empty_folder_is_a_snapshot(tmp_path: Path) -> None:
+    snapshot = World(tmp_path).update()
+    assert (snapshot.number, snapshot.total) == (1, 0)
+
+
+def test_dropped_source_is_named(tmp_path: Path) -> None:
+    """A source that is left out is an error with its name, and the catalog stays as it is."""
+    world = World(tmp_path, sources=2)
+    world.write((1, b"a.jpg"), b"1", 5)
+    snapshot = world.update()
+    world.sources = 1
+    with pytest.raises(UsageError, match=rf"leaves out: {tmp_path}/source1\. Name them too"):
+        world.update()
+
+    assert latest_snapshot(world.root.open()) == snapshot
+
+
+@pytest.mark.parametrize("theirs", [0, 1, 3])
+def test_lost_race_lists_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, theirs: int) -> None:
+    """Another audit appends its own files between our listing and our snapshot: ours follow, no id is given twice."""
+    world = World(tmp_path)
+    for name in IMAGES[:3]:
+        world.write((0, name), b"1", 5)
+    world.update()
+    world.expect()
+    world.write((0, IMAGES[4]), b"1", 6)
+    world.write((0, IMAGES[0]), b"other", 6)
+    other = World(tmp_path, sources=world.sources)
+    flush, raced = catalog._flush, []
+
+    def race(*arguments: object) -> None:
+        """Runs the other audit to its end, once, when ours has listed but not committed."""
+        if not raced:
+            raced.append(True)
+            for name in IMAGES[5 : 5 + theirs]:
+                other.write((0, name), b"1", 6)
+            world.files |= other.files
+            other.contents, other.files = world.contents, world.files
+            raced.append(other.update())
+        flush(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(catalog, "_flush", race)
+    ours = world.update()
+    world.expect()
+
+    first = raced[1]
+    assert isinstance(first, Snapshot)
+    assert ours == first  # it lists what is there now, ours included: there is nothing left to add
+    assert seen_in(world, ours).keys() == world.listed.keys()
+    ids = catalog_rows(world.root.open(), ours, 0, ours.total)["image_id"].to_pylist()
+    assert ids == list(range(world.total))
+
+
+def test_damaged_snapshot_is_never_made_anew(tmp_path: Path) -> None:
+    """Making a snapshot anew could give old ids to other images: the error asks for a backup or another root."""
+    world = World(tmp_path)
+    world.write((0, b"a.jpg"), b"1", 5)
+    world.update()
+    (tmp_path / "root/catalog/snapshot-000001.json").write_bytes(b'{"number": 1')
+    with pytest.raises(ArtifactError, match=r"snapshot-000001\.json: .*restore that file from a backup"):
+        world.update()
+
+
+def test_no_snapshot_is_empty(tmp_path: Path) -> None:
+    root = Root(str(tmp_path), StorageConfig())
+    assert latest_snapshot(root.open()) == EMPTY
+    assert catalog_rows(root.open(), EMPTY, 0, 0).num_rows == 0
