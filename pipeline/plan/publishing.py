@@ -82,8 +82,11 @@ def _recall_text(name: str, found: dict[str, float]) -> str:
 
 
 def _score(session: Session, snapshot: Snapshot, inputs: Inputs, found: Found, tail: str, rules: Rules) -> str:
-    meant = rules.outliers.neighbours_among(summary_of(session, inputs).representatives)
-    of = {"neighbours": found.neighbours, "groups": found.groups, "tail": tail, "exact": inputs.exact}
+    summary = summary_of(session, inputs)
+    meant = rules.outliers.neighbours_among(summary.representatives)
+    # the folder of the exact groups names the parts that it read: a shard size must not make another audit
+    exact = {"content": summary.digest, "annotations": inputs.annotations}
+    of = {"neighbours": found.neighbours, "groups": found.groups, "tail": tail, "exact": exact}
     folder = "scores/" + fingerprint("score", score.VERSION, meant=meant, rules=rules.labels, of=of)
     tasks = []
     for lo, hi in query_ranges(snapshot.total):

@@ -128,7 +128,7 @@ def _is_kept(known: _Known, source: int, info: ObjectInfo, changes: _Changes, sa
         return False
     if info.etag or known.mtime_ns == info.mtime_ns:
         return True
-    if not same_content(known.image_id, source, info):
+    if info.size and not same_content(known.image_id, source, info):  # without bytes there is no hash to compare
         return False
     changes.restamped[known.image_id] = (info.etag, info.mtime_ns)
     return True
