@@ -113,7 +113,7 @@ def test_extrapolation_from_a_sample_predicts_what_all_pairs_show():
 @given(st.floats(0.0, 0.5), st.floats(0.005, 0.1), st.integers(2, 10**9), st.floats(1e-4, 1.0))
 def test_the_value_solves_the_rule_or_stands_at_a_limit(anchor, scale, n, budget):
     tail = NullTail(anchor, scale, 10**6, "random pairs")
-    params = ThresholdParams(false_per_image=budget)
+    params = ThresholdParams(false_per_image=budget, false_in_all=0.0)
     threshold = threshold_for(tail, n, params)
     assert params.floor <= threshold.value <= params.ceiling
     if threshold.floor_hit:
@@ -123,6 +123,16 @@ def test_the_value_solves_the_rule_or_stands_at_a_limit(anchor, scale, n, budget
     else:
         assert threshold.expected_false == pytest.approx(budget, rel=1e-3)
     assert threshold_for(tail, 10 * n, params).value >= threshold.value
+
+
+def test_small_sets_may_compare_more():
+    tail = NullTail(0.5, 0.06, 10**6, "random pairs")
+    strict = ThresholdParams(false_in_all=0.0)
+    allowed = {n: threshold_for(tail, n, ThresholdParams()).expected_false * (n - 1) for n in (300, 1000, 2000)}
+    assert allowed == pytest.approx(dict.fromkeys(allowed, 300), rel=1e-3)
+    assert threshold_for(tail, 168, ThresholdParams()).value < threshold_for(tail, 168, strict).value - 0.1
+    for n in (3002, 14_034, 10**6):
+        assert threshold_for(tail, n, ThresholdParams()) == threshold_for(tail, n, strict)
 
 
 def test_small_folders_lean_on_the_shipped_tail():
@@ -178,7 +188,9 @@ def test_the_prior_reads_back_and_equal_priors_have_equal_bytes():
         prior_from_bytes(data[:300])
 
 
-@pytest.mark.parametrize("wrong", [{"false_per_image": 0}, {"floor": 0.9, "ceiling": 0.5}, {"ceiling": 1.5}])
+@pytest.mark.parametrize(
+    "wrong", [{"false_per_image": 0}, {"false_in_all": -1}, {"floor": 0.9, "ceiling": 0.5}, {"ceiling": 1.5}]
+)
 def test_params_are_checked(wrong):
     with pytest.raises(UsageError, match="threshold: "):
         ThresholdParams(**wrong)
