@@ -1,0 +1,106 @@
+"""Audits that are killed and run again: the tables of an undisturbed one, and nothing done twice."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from audited import assert_equal_tables, run, small_set, write_files
+from dying import Life, committed, live, outcomes
+
+import pipeline
+from pipeline.audit import Audit
+
+STAGES = (
+    "catalog", "annotate", "vocabulary", "extract", "exact groups", "moments", "train", "join copy", "pairs", "verify",
+    "components", "join semantic", "score", "totals", "findings", "summary",
+)  # fmt: skip
+OF_MANY_PARTS = ("annotate", "extract", "join copy", "verify", "join semantic", "score", "findings")
+KILLED = -9
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return run(write_files(folder / "photos", small_set()), root=folder / "audit")
+
+
+@pytest.fixture
+def life(undisturbed: Audit, tmp_path: Path) -> Life:
+    photos = Path(undisturbed.root.uri).parent / "photos"
+    return Life(str(photos), str(tmp_path / "audit"), str(tmp_path / "log"))
+
+
+def assert_kept(before: dict[str, tuple[int, int, int]], root: Path) -> dict[str, tuple[int, int, int]]:
+    """What was committed is the same file still; returns what is committed now."""
+    now = committed(root)
+    assert {key: now.get(key) for key in before} == before
+    return now
+
+
+def digests(root: Path) -> dict[str, str]:
+    """Every committed file -> hash of its bytes."""
+    return {key: hashlib.sha256((root / key).read_bytes()).hexdigest() for key in committed(root)}
+
+
+def lives_until_done(life: Life) -> int:
+    """Lets one life after the other work on the root until one comes to its end; returns how many were killed.
+
+    No committed file ever holds other bytes, and no task that ended well is done again.
+    """
+    root, before = Path(life.root), {}
+    for number in range(1000):
+        code = live(life)
+        now = digests(root)
+        assert {key: now.get(key) for key in before} == before
+        before = now
+        if code == 0:
+            parts_of = {stage["stage"]: stage["parts"] for stage in pipeline.open(root).published.session["stages"]}
+            assert not {
+                stage: count for stage, count in outcomes(Path(life.log)).items() if count > parts_of.get(stage, 1)
+            }
+            return number
+        assert code == KILLED
+    raise AssertionError("no life came to its end")
+
+
+def test_killed_after_each_stage_and_its_first_part(undisturbed: Audit, life: Life) -> None:
+    """One root, killed 23 times: each task ends well exactly once over all runs, and every file stays as committed."""
+    root, before = Path(life.root), {}
+    points = [(stage, parts) for stage in STAGES for parts in ((1, 0) if stage in OF_MANY_PARTS else (0,))]
+    for stage, parts in points:
+        assert live(replace(life, stage=stage, parts=parts)) == KILLED, (stage, parts)
+        before = assert_kept(before, root)
+        assert not (root / "audits").exists() or not list((root / "audits").glob("*/run.json"))
+    assert live(life) == 0
+    assert_kept(before, root)
+
+    audit = pipeline.open(root)
+    assert_equal_tables(audit, undisturbed)
+    assert audit.summary()["duplicates"] == undisturbed.summary()["duplicates"]
+    parts_of = {stage["stage"]: stage["parts"] for stage in audit.published.session["stages"]}
+    done = outcomes(Path(life.log))
+    assert done == {stage: parts_of.get(stage, 1) for stage in STAGES if stage != "catalog"}  # a kept space: no "train"
+    assert min(done[stage] for stage in OF_MANY_PARTS) >= 3
+    assert [stage["attempts"] for stage in audit.published.session["stages"] if stage["attempts"]] == [1]  # the listing
+
+
+@pytest.mark.parametrize("is_after", [False, True], ids=["before", "after"])
+def test_killed_around_every_fourth_commit(undisturbed: Audit, life: Life, is_after: bool) -> None:
+    """Right before or after a file becomes visible: no half part is taken as done, at most one task is done twice."""
+    killed = lives_until_done(replace(life, commit=4, is_after=is_after))
+
+    assert killed > 8
+    assert_equal_tables(pipeline.open(life.root), undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_after", [False, True], ids=["before", "after"])
+def test_killed_around_every_commit(undisturbed: Audit, life: Life, is_after: bool) -> None:
+    """Each run commits one new file."""
+    killed = lives_until_done(replace(life, commit=1 if is_after else 2, is_after=is_after))
+
+    assert killed > 50
+    assert_equal_tables(pipeline.open(life.root), undisturbed)
