@@ -8,15 +8,15 @@ import statistics
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.errors import UsageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.runner import ATTEMPTS, Execution, Outcome, Task, TaskError, execute, may_retry
 from pipeline.storage import StorageConfig, open_store
 
@@ -32,6 +32,9 @@ WORKER_ENVIRONMENT = {
     "RAY_task_oom_retries": "0",  # the budget is the driver's; Ray's default is endless
 }
 OBJECT_STORE_BYTES = 80_000_000  # Ray's minimum is 75 MiB; only specs and counters pass through
+NODE_LOST = (exceptions.NodeDiedError, exceptions.ObjectLostError)
+PROCESS_LOST = (exceptions.WorkerCrashedError, exceptions.OutOfMemoryError, exceptions.TaskCancelledError)
+LOOK_SECONDS = 5.0
 STRAGGLER_SECONDS = 600.0
 STRAGGLER_FACTOR = 6.0
 
@@ -96,8 +99,10 @@ def _execute(function: Callable[..., Any], *arguments: Any) -> Execution:
 
 
 def _read_token(root: str, storage: StorageConfig, key: str) -> bytes:
-    store = open_store(root, storage)
-    return store.read(key) if store.exists(key) else b""
+    try:
+        return open_store(root, storage).read(key)
+    except StorageError:  # whatever the cause: this node does not see what the others write
+        return b""
 
 
 class RayRunner:
@@ -116,7 +121,7 @@ class RayRunner:
         book = _Book(deque((task, 1) for task in tasks))
         while book.waiting or book.running:
             self._submit(book)
-            ready, _ = ray.wait(list(book.running), num_returns=1, timeout=5)
+            ready, _ = ray.wait(list(book.running), num_returns=1, timeout=LOOK_SECONDS) if book.running else ([], [])
             for reference in ready:
                 yield from self._settle(book, reference)
             self._watch(book)
@@ -153,10 +158,14 @@ class RayRunner:
         limit = 2 * self.workers + 2
         while book.waiting and len(book.running) < limit:
             task, number = book.waiting.popleft()
+            if task.name in book.finished:  # its twin was faster
+                continue
             self._start(book, _Attempt(task, number, time.monotonic()))
 
     def _start(self, book: _Book, attempt: _Attempt) -> None:
-        reference = self._remote.options(name=attempt.task.name, num_cpus=1, max_retries=0).remote(attempt.task.function, attempt.task.spec)
+        reference = self._remote.options(name=attempt.task.name, num_cpus=1, max_retries=0).remote(
+            attempt.task.function, attempt.task.spec
+        )
         book.running[reference] = attempt
 
     def _settle(self, book: _Book, reference: Any) -> Iterator[Outcome]:
@@ -164,27 +173,31 @@ class RayRunner:
         task = attempt.task
         try:
             done: Execution = ray.get(reference)
-        except (exceptions.NodeDiedError, exceptions.ObjectLostError):
-            if task.name not in book.finished:
-                log.warning("%s: its node died; trying again elsewhere", task.name)
-                book.waiting.append((task, attempt.number))
+        except NODE_LOST:
+            log.warning("%s: its node died; trying again elsewhere", task.name)
+            book.waiting.append((task, attempt.number))
             return
-        except exceptions.RayTaskError as error:
-            book.finished.add(task.name)
-            yield Outcome(task, error=TaskError(str(error)), attempts=attempt.number)
+        except PROCESS_LOST as error:
+            yield from self._after_crash(book, attempt, error)
             return
         except exceptions.RayError as error:
-            if task.name not in book.finished:
-                yield from self._after_crash(book, attempt, error)
-            return
-        if task.name in book.finished:
+            self._finish(book, task)
+            yield Outcome(task, error=TaskError(str(error)), attempts=attempt.number)
             return
         if done.error is not None and may_retry(done.error) and attempt.number < ATTEMPTS:
             book.waiting.append((task, attempt.number + 1))
             return
-        book.finished.add(task.name)
+        self._finish(book, task)
         book.seconds.append(done.seconds)
         yield Outcome(task, done.counters, done.error, done.seconds, done.cpu_seconds, done.peak_bytes, attempt.number)
+
+    def _finish(self, book: _Book, task: Task) -> None:
+        """Closes the account of a task; an attempt that still runs is ended, so that a hung one holds nothing up."""
+        book.finished.add(task.name)
+        for reference, attempt in list(book.running.items()):
+            if attempt.task.name == task.name:
+                book.running.pop(reference)
+                ray.cancel(reference, force=True)
 
     def _after_crash(self, book: _Book, attempt: _Attempt, error: exceptions.RayError) -> Iterator[Outcome]:
         task = attempt.task
@@ -192,16 +205,17 @@ class RayRunner:
         if attempt.number < 2:
             book.waiting.append((task, attempt.number + 1))
             return
-        book.finished.add(task.name)
+        self._finish(book, task)
         pieces = task.halves(task.spec) if task.halves else []
         if len(pieces) > 1:
             # a piece has one attempt already: its whole died twice
-            book.waiting.extend((_piece(task, spec, index), 1) for index, spec in enumerate(pieces))
+            book.waiting.extend((_piece(task, pieces, index), 1) for index in range(len(pieces)))
         elif task.quarantine is not None:
             done = execute(task.quarantine, task.spec, "timeout" if attempt.is_twin else "crashed")
             yield Outcome(task, done.counters, done.error, done.seconds, done.cpu_seconds, done.peak_bytes, 2)
         else:
-            cause = TaskError(f"its process died twice: {str(error).splitlines()[0]}")
+            first_line = next(iter(str(error).splitlines()), type(error).__name__)
+            cause = TaskError(f"its process died or hung twice: {first_line}")
             yield Outcome(task, error=cause, attempts=attempt.number)
 
     def _watch(self, book: _Book) -> None:
@@ -224,5 +238,6 @@ class RayRunner:
                 self._start(book, _Attempt(attempt.task, attempt.number, time.monotonic(), is_twin=True))
 
 
-def _piece(task: Task, spec: Any, index: int) -> Task:
-    return Task(f"{task.name}/{index}", task.function, spec, task.items // 2, task.halves, task.quarantine)
+def _piece(task: Task, pieces: Sequence[Any], index: int) -> Task:
+    items = task.items * (index + 1) // len(pieces) - task.items * index // len(pieces)
+    return replace(task, name=f"{task.name}/{index}", spec=pieces[index], items=items)

@@ -91,6 +91,8 @@ def quarantine(spec: ExtractSpec, cause: str) -> Counters:
     store = spec.root.open()
     rows = _wanted_rows(spec, read_snapshot(store, spec.snapshot))
     status = Status(cause)
+    if spec.only is not None and _is_as_before(spec, [status] * rows.num_rows):
+        return {"images": rows.num_rows, "transient": rows.num_rows}
     found = [_failed(status, "its process died or hung twice while it was decoded")] * rows.num_rows
     return _commit(spec, rows, [(item, None) for item in found], load_model(store, spec.model).dimension)
 

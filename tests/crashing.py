@@ -1,0 +1,138 @@
+"""Tasks that crash, hang and fail: a spec is (folder, lo, hi), and a task that ends well leaves a file per range.
+
+A module of its own, so that Ray's workers can import it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import BadCredentials, StorageUnavailable, UsageError
+from pipeline.runner import Counters
+from pipeline.stages import extract
+from pipeline.stages.extract import ExtractSpec
+
+Spec = tuple[str, int, int]
+POISON = 7
+real_extract = extract.extract
+
+
+def commit(spec: Spec) -> Counters:
+    """Ends well."""
+    folder, lo, hi = spec
+    Path(folder, f"done-{lo}-{hi}").write_text(str(os.getpid()))
+    return {"items": hi - lo}
+
+
+def is_first(spec: Spec, what: str = "tried") -> bool:
+    """Whether no attempt came here before."""
+    try:
+        Path(spec[0], f"{what}-{spec[1]}-{spec[2]}").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def die() -> None:
+    """Ends this process at once."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_once(spec: Spec) -> Counters:
+    """The first attempt's process dies."""
+    if is_first(spec):
+        die()
+    return commit(spec)
+
+
+def poisoned(spec: Spec) -> Counters:
+    """Every process that has the poison in its range dies."""
+    if spec[1] <= POISON < spec[2]:
+        with Path(spec[0], "deaths").open("a") as log:
+            log.write(f"{spec[1]}-{spec[2]}\n")
+        die()
+    return commit(spec)
+
+
+def hung(spec: Spec) -> Counters:
+    """Every process that has the poison in its range waits for ever."""
+    if spec[1] <= POISON < spec[2]:
+        wait_for_ever(spec[0])
+    return commit(spec)
+
+
+def first_hangs(spec: Spec) -> Counters:
+    """The first attempt waits for ever."""
+    if is_first(spec):
+        wait_for_ever(spec[0])
+    return commit(spec)
+
+
+def wait_for_ever(folder: str) -> None:
+    """Opens a pipe that nobody writes to."""
+    Path(folder, f"waiting-{os.getpid()}").touch()
+    Path(folder, "pipe").read_bytes()
+
+
+def halves(spec: Spec) -> list[Spec]:
+    """The range cut in two."""
+    folder, lo, hi = spec
+    middle = (lo + hi) // 2
+    return [(folder, *cut) for cut in ((lo, middle), (middle, hi)) if cut[0] < cut[1]]
+
+
+def quarantine(spec: Spec, cause: str) -> Counters:
+    """Notes the cause."""
+    Path(spec[0], f"{cause}-{spec[1]}-{spec[2]}").touch()
+    return {"quarantined": spec[2] - spec[1]}
+
+
+def fails(spec: tuple[str, int, str]) -> Counters:
+    """Raises the named error in the first `times` attempts."""
+    folder, times, kind = spec
+    tried = len(list(Path(folder).glob(f"{kind}-*")))
+    if tried < times:
+        Path(folder, f"{kind}-{tried}").touch()
+        errors: dict[str, Any] = {
+            "away": StorageUnavailable("the store is away"),
+            "usage": UsageError("a wrong call"),
+            "secret": BadCredentials("no such key"),
+            "bug": ZeroDivisionError("a bug"),
+            "memory": MemoryError(),
+        }
+        raise errors[kind]
+    return {"tried": tried + 1}
+
+
+def no_pickle(spec: Spec) -> Counters:
+    """Gives what cannot be sent back."""
+    return {"items": lambda: 1}  # type: ignore[dict-item]
+
+
+def poisoned_extract(spec: ExtractSpec) -> Counters:
+    """Extract, but the image with the id of the poison kills its process."""
+    ids = range(spec.lo, spec.hi) if spec.only is None else spec.only
+    if POISON in ids:
+        die()
+    return real_extract(spec)
+
+
+def extract_dying_once(spec: ExtractSpec) -> Counters:
+    """Extract, but the first process that has the poison in its range dies after it committed a half of it."""
+    folder = str(Path(spec.root.uri).parent)
+    if spec.lo <= POISON < spec.hi and is_first((folder, spec.lo, spec.hi)):
+        real_extract(replace(spec, hi=POISON))
+        die()
+    return real_extract(spec)
+
+
+def held_extract(spec: ExtractSpec) -> Counters:
+    """Extract, but the shard with the poison waits once while somebody holds the pipe beside the root open."""
+    pipe = Path(spec.root.uri).parent / "pipe"
+    if spec.lo <= POISON < spec.hi and pipe.exists():
+        pipe.read_bytes()
+    return real_extract(spec)

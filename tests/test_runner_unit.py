@@ -1,0 +1,265 @@
+"""Runners: an outcome per task, whatever fails, crashes or hangs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import crashing
+import psutil
+import pytest
+from audited import assert_equal_tables, run, small_set, write_files
+
+import pipeline
+from pipeline import cluster
+from pipeline.config import config_from
+from pipeline.errors import BadCredentials, IncompleteError, StorageUnavailable, UsageError
+from pipeline.plan import Call, preparing, run_audit
+from pipeline.progress import SilentReporter
+from pipeline.runner import ATTEMPTS, LocalRunner, Outcome, Runner, Task, TaskError
+
+
+class KeptRunner:
+    """A Ray runner that several audits of this module share: closing it is left to the fixture."""
+
+    name, workers = "ray", 2
+
+    def __init__(self, runner: cluster.RayRunner) -> None:
+        self.run = runner.run
+
+    def close(self) -> None:
+        """Stays open."""
+
+
+@pytest.fixture(scope="module")
+def ray_runner() -> Iterator[cluster.RayRunner]:
+    folders = [str(Path(__file__).parent), str(Path(__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(":")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", ":".join(folder for folder in folders if folder))  # workers import `crashing`
+        runner = cluster.start_ray(2)
+        yield runner
+        runner.close()
+
+
+@pytest.fixture(params=["local", "ray"])
+def runner(request: pytest.FixtureRequest) -> Runner:
+    if request.param == "local":
+        return LocalRunner()
+    found: Runner = request.getfixturevalue("ray_runner")
+    return found
+
+
+def task(function: Any, spec: Any, items: int = 1, **more: Any) -> Task:
+    return Task(f"{function.__name__}-{spec[1]}-{spec[2]}", function, spec, items, **more)
+
+
+def ended(runner: Runner, *tasks: Task) -> dict[str, Outcome]:
+    """Name -> outcome; each name came once."""
+    outcomes = list(runner.run(iter(tasks)))
+    found = {outcome.task.name: outcome for outcome in outcomes}
+    assert len(found) == len(outcomes)
+    return found
+
+
+def test_each_task_has_one_outcome(runner: Runner, tmp_path: Path) -> None:
+    tasks = [task(crashing.commit, (str(tmp_path), at, at + 2), items=2) for at in range(0, 24, 2)]
+    found = ended(runner, *tasks)
+
+    assert found.keys() == {item.name for item in tasks}
+    assert all(outcome.error is None and outcome.counters == {"items": 2} for outcome in found.values())
+    assert all((outcome.attempts, outcome.task.items) == (1, 2) for outcome in found.values())
+    assert all(outcome.peak_bytes > 1e6 for outcome in found.values())
+    assert len(list(tmp_path.glob("done-*"))) == 12
+
+
+def test_no_tasks(runner: Runner) -> None:
+    assert list(runner.run([])) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "times", "error", "attempts"),
+    [
+        ("away", ATTEMPTS - 1, None, ATTEMPTS),
+        ("away", 99, StorageUnavailable, ATTEMPTS),
+        ("bug", 99, TaskError, ATTEMPTS),
+        ("memory", 1, None, 2),
+        ("usage", 99, UsageError, 1),
+        ("secret", 99, BadCredentials, 1),
+    ],
+)
+def test_budget_of_attempts(
+    runner: Runner, tmp_path: Path, kind: str, times: int, error: type[Exception] | None, attempts: int
+) -> None:
+    """What another attempt can help is tried three times, what it cannot help once; the others go on."""
+    spec = (str(tmp_path), times, kind)
+    found = ended(runner, task(crashing.fails, spec), task(crashing.commit, (str(tmp_path), 0, 1)))
+    outcome = found[f"fails-{times}-{kind}"]
+
+    assert outcome.error is None if error is None else type(outcome.error) is error
+    assert outcome.attempts == attempts
+    assert found["commit-0-1"].error is None
+    if kind == "bug":
+        assert "raise errors[kind]" in str(outcome.error)
+        assert "ZeroDivisionError: a bug" in str(outcome.error)
+
+
+def test_result_that_cannot_be_sent_is_an_outcome(ray_runner: cluster.RayRunner, tmp_path: Path) -> None:
+    spec = (str(tmp_path), 0, 1)
+    found = ended(ray_runner, task(crashing.no_pickle, spec), task(crashing.commit, spec))
+
+    assert found["commit-0-1"].error is None
+
+
+def test_dead_worker_is_replaced(ray_runner: cluster.RayRunner, tmp_path: Path) -> None:
+    """kill -9 of a worker costs its task one attempt and the others nothing."""
+    folder = str(tmp_path)
+    found = ended(
+        ray_runner,
+        *(task(crashing.die_once, (folder, at, at + 1)) for at in range(2)),
+        *(task(crashing.commit, (folder, at, at + 1)) for at in range(2, 8)),
+    )
+
+    assert {name: (outcome.error, outcome.attempts) for name, outcome in found.items()} == {
+        **{f"die_once-{at}-{at + 1}": (None, 2) for at in range(2)},
+        **{f"commit-{at}-{at + 1}": (None, 1) for at in range(2, 8)},
+    }
+    assert all(int(path.read_text()) != os.getpid() for path in tmp_path.glob("done-*"))
+
+
+def test_task_that_kills_twice_is_cut_down(ray_runner: cluster.RayRunner, tmp_path: Path) -> None:
+    """Halves are tried; the single one is quarantined, all others are done; items and outcomes add up."""
+    folder = str(tmp_path)
+    with_halves = {"halves": crashing.halves, "quarantine": crashing.quarantine}
+    found = ended(
+        ray_runner,
+        task(crashing.poisoned, (folder, 0, 11), items=11, **with_halves),
+        task(crashing.poisoned, (folder, 11, 20), items=9, **with_halves),
+    )
+    done = [path.name.split("-")[1:] for path in tmp_path.glob("done-*")]
+
+    assert sorted(at for lo, hi in done for at in range(int(lo), int(hi))) == [at for at in range(20) if at != 7]
+    assert [path.name for path in tmp_path.glob("crashed-*")] == ["crashed-7-8"]
+    assert all(outcome.error is None for outcome in found.values())
+    assert sum(outcome.task.items for outcome in found.values()) == 20
+    assert sum(outcome.counters.get("items", 0) for outcome in found.values()) == 19
+    deaths = (tmp_path / "deaths").read_text().split()
+    assert deaths == [at for at in ("0-11", "5-11", "5-8", "6-8", "7-8") for _ in range(2)]
+
+
+def test_task_that_kills_twice_and_cannot_be_cut_fails(ray_runner: cluster.RayRunner, tmp_path: Path) -> None:
+    found = ended(
+        ray_runner,
+        task(crashing.poisoned, (str(tmp_path), 7, 8)),
+        task(crashing.commit, (str(tmp_path), 0, 1)),
+    )
+
+    assert isinstance(found["poisoned-7-8"].error, TaskError)
+    assert "its process died or hung twice" in str(found["poisoned-7-8"].error)
+    assert found["commit-0-1"].error is None
+
+
+@pytest.fixture
+def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every attempt is late as soon as all that run are known to wait for ever, and none before."""
+    watch = cluster.RayRunner._watch
+    os.mkfifo(tmp_path / "pipe")
+
+    def watch_all(self: cluster.RayRunner, book: Any) -> None:
+        waiting = [path for path in tmp_path.glob("waiting-*") if psutil.pid_exists(int(path.name[8:]))]
+        monkeypatch.setattr(cluster, "STRAGGLER_SECONDS", 0.0 if len(waiting) == len(book.running) else 1e9)
+        watch(self, book)
+
+    monkeypatch.setattr(cluster.RayRunner, "_watch", watch_all)
+    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.1)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_twin_of_a_straggler_ends_its_task(ray_runner: cluster.RayRunner, tmp_path: Path) -> None:
+    """The first attempt never answers: its twin does, the task ends once, and nothing waits for the first."""
+    found = ended(ray_runner, task(crashing.first_hangs, (str(tmp_path), 0, 1)))
+
+    assert [(outcome.error, outcome.counters) for outcome in found.values()] == [(None, {"items": 1})]
+    with pytest.raises(OSError, match="No such device"):  # nobody reads: the first attempt was ended
+        _open_until_nobody_reads(tmp_path / "pipe")
+
+
+def _open_until_nobody_reads(pipe: Path) -> None:
+    while True:
+        os.close(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_task_that_hangs_twice_is_cut_down(ray_runner: cluster.RayRunner, tmp_path: Path) -> None:
+    """Neither the task nor its twin answers: both are ended, halves are tried, the single one has timed out."""
+    more = {"halves": crashing.halves, "quarantine": crashing.quarantine}
+    found = ended(ray_runner, task(crashing.hung, (str(tmp_path), 6, 8), items=2, **more))
+
+    names = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(("waiting", "pipe")))
+    assert names == ["done-6-7", "timeout-7-8"]
+    assert sum(outcome.task.items for outcome in found.values()) == 2
+
+
+@pytest.mark.usefixtures("impatient")
+def test_task_that_hangs_twice_and_cannot_be_cut_fails(ray_runner: cluster.RayRunner, tmp_path: Path) -> None:
+    (outcome,) = ended(ray_runner, task(crashing.hung, (str(tmp_path), 7, 8))).values()
+
+    assert isinstance(outcome.error, TaskError)
+    assert "died or hung twice" in str(outcome.error)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_files(tmp_path_factory.mktemp("small") / "photos", small_set())
+
+
+def audit_with(runner: cluster.RayRunner, photos: Path, root: Path, **config: Any) -> None:
+    values = {"sources": (str(photos),), "root": str(root), "shard_size": 4, **config}
+    run_audit(config_from(values), Call(lambda images, _: KeptRunner(runner), SilentReporter(), "the same command"))
+
+
+def test_image_that_kills_its_process_is_quarantined(
+    ray_runner: cluster.RayRunner, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its shard goes on; over 1% ends the run as incomplete; the next run tries it again and is like any other."""
+    monkeypatch.setattr(preparing.extract, "extract", crashing.poisoned_extract)
+    with pytest.raises(IncompleteError, match=r"1 of 27 images could not be read \(1 crashed\)(.|\n)*Resume with"):
+        audit_with(ray_runner, photos, tmp_path / "audit")
+    audit_with(ray_runner, photos, tmp_path / "audit", max_failed_share=0.1)
+    (row,) = pipeline.open(tmp_path / "audit").invalid(filter=pipeline_status("crashed")).to_pylist()
+    monkeypatch.undo()
+    undisturbed = run(photos, root=tmp_path / "other")
+    again = run(photos, root=tmp_path / "audit", shard_size=9, neighbours={"space": "new"})
+
+    assert row["image_id"] == crashing.POISON
+    assert "died or hung twice" in row["message"]
+    assert_equal_tables(again, undisturbed)
+
+
+def pipeline_status(status: str) -> Any:
+    import pyarrow.compute as pc
+
+    return pc.field("status") == status
+
+
+def test_worker_killed_inside_a_shard_changes_nothing(
+    ray_runner: cluster.RayRunner, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker dies after a part of its shard was committed: the tables are those of an undisturbed run."""
+    monkeypatch.setattr(preparing.extract, "extract", crashing.extract_dying_once)
+    audit_with(ray_runner, photos, tmp_path / "audit")
+    monkeypatch.undo()
+
+    assert list(tmp_path.glob("tried-*"))
+    assert_equal_tables(pipeline.open(tmp_path / "audit"), run(photos, root=tmp_path / "other"))
+
+
+def test_local_runner_lets_a_signal_through() -> None:
+    """Ctrl-C is no failure of a part."""
+
+    def interrupted(spec: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(LocalRunner().run([Task("a", interrupted, None)]))
