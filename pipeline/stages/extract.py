@@ -143,6 +143,7 @@ def _embed(pending: list[Measured], model: Embedder) -> Iterator[tuple[Measured,
             continue
         vector, is_finite = embedded.vectors[at], embedded.is_finite[at]
         at += 1
+        item = item._replace(model_input=None)  # noqa: PLW2901 - 77 KB each: a shard of 16,384 would hold 1.3 GB
         if is_finite and vector.any():
             yield item, vector
         else:
