@@ -9,21 +9,22 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
 
 from rich.console import Console
 
 import pipeline
 from pipeline import api, show
 from pipeline.audit import summary_lines
-from pipeline.config import config_from, read_toml
-from pipeline.errors import AuditError, Stopped
+from pipeline.config import AuditConfig, config_from, read_toml
+from pipeline.errors import AuditError, Stopped, UsageError
 from pipeline.models import parse_description
 from pipeline.progress import BarReporter, LineReporter, Reporter, SilentReporter
 from pipeline.storage import RedactingFilter, redact
 
 BUG = 70
+Made = TypeVar("Made")
 
 EXAMPLES = """examples:
   image-audit run photos/ --root audit/
@@ -186,13 +187,17 @@ def storage_values(options: argparse.Namespace) -> dict[str, Any]:
 def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for name in path[:-1]:
         values = values.setdefault(name, {})
+        if not isinstance(values, dict):  # no table of keys: the check of the whole configuration says so
+            return
     values[path[-1]] = value
 
 
 def _run(options: argparse.Namespace, given: list[str]) -> int:
-    config = config_from(config_values(options))
-    where = api.Where(options.runner, options.address, options.workers)
-    audit = api.run_config(config, where, _reporter(options.quiet), _resume_command(given, config.is_range))
+    config, where = _checked(options)
+    resume = _resume_command(given, config.is_range)
+    audit = api.run_config(config, where, _reporter(options.quiet), resume)
+    if audit is None:
+        _print(f"nothing was published; when every range is extracted, finish with: {resume}")
     if audit is not None:
         summary = audit.summary()
         _print(json.dumps(summary, indent=1) if options.json else "\n".join(summary_lines(summary)))
@@ -201,6 +206,24 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
                 f"tables      {audit.tables_uri}\nshow them   image-audit show leaks --root {shlex.quote(config.root)}"
             )
     return 0
+
+
+def _checked(options: argparse.Namespace) -> tuple[AuditConfig, api.Where]:
+    """What a command line asks for. Raises UsageError with all of its problems in one message."""
+    problems: list[str] = []
+    config = _or_problem(lambda: config_from(config_values(options)), problems)
+    where = _or_problem(lambda: api.Where(options.runner, options.address, options.workers), problems)
+    if config is None or where is None:
+        raise UsageError("; ".join(problems))
+    return config, where
+
+
+def _or_problem(make: Callable[[], Made], problems: list[str]) -> Made | None:
+    try:
+        return make()
+    except UsageError as error:
+        problems.append(str(error))
+        return None
 
 
 def _show(options: argparse.Namespace, _: list[str]) -> int:

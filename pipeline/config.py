@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import MISSING, dataclass, field, fields
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pipeline.errors import UsageError
 from pipeline.kernels.groups import KeeperPolicy
@@ -32,6 +35,10 @@ class ModelParams:
 
     path: str = ""
     input: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.input and not self.path:
+            raise UsageError("model: its input is described and no model is named; name one or drop the description")
 
 
 @dataclass(frozen=True)
@@ -151,22 +158,55 @@ def read_toml(data: bytes, where: str) -> dict[str, Any]:
 def _build(
     kind: type[Any], values: dict[str, Any], sections: Mapping[str, type[Any]], prefix: str, problems: list[str]
 ) -> Any:
+    hints = get_type_hints(kind)
     known = {item.name for item in fields(kind)}
     unknown = sorted(set(values) - known)
     problems.extend(f"unknown key {prefix}{name} (known: {', '.join(sorted(known))})" for name in unknown)
     arguments: dict[str, Any] = {}
-    for name in known & set(values):
-        value = values[name]
-        section = sections.get(name)
+    for name in sorted(known & set(values)):
+        value, section = _plain(values[name]), sections.get(name)
         if section is not None and isinstance(value, Mapping):
-            value = _build(section, dict(value), NESTED.get(section, {}), f"{prefix}{name}.", problems)
-        elif isinstance(value, list):
-            value = tuple(value)
-        arguments[name] = value
+            arguments[name] = _build(section, dict(value), NESTED.get(section, {}), f"{prefix}{name}.", problems)
+        elif _fits(hints[name], value):
+            arguments[name] = value
+        else:
+            problems.append(f"{prefix}{name} is {value!r}, want {_wanted(hints[name])}")
+    required = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
+    if required - set(arguments):  # its own line above, or a caller's mistake
+        problems.extend(f"{prefix}{name} is missing" for name in sorted(required - set(values)))
+        return None
     try:
         return kind(**arguments)
     except UsageError as error:
         problems.append(str(error))
-    except TypeError as error:
-        problems.append(f"{prefix or 'audit'}: {error}")
     return None
+
+
+def _plain(value: Any) -> Any:
+    """A list of TOML as a tuple, a path as text."""
+    if isinstance(value, list):
+        return tuple(_plain(item) for item in value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether a value is of an annotated type; a whole number is a number, true and false are neither."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(arm, value) for arm in arguments)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(arguments[0], item) for item in value)
+    if origin is not None:
+        keyed = isinstance(value, Mapping)
+        return keyed and (arguments[1] is Any or all(_fits(arguments[1], item) for item in value.values()))
+    if hint in (int, float):
+        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _wanted(hint: Any) -> str:
+    arms = (
+        [arm for arm in get_args(hint) if arm is not type(None)] if get_origin(hint) in (Union, UnionType) else [hint]
+    )
+    words = {int: "a whole number", float: "a number", str: "text"}
+    return words.get(arms[0], "a list of texts" if get_origin(arms[0]) is tuple else "a table of keys")

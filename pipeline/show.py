@@ -56,6 +56,8 @@ def show(audit: Audit, request: Request) -> None:
     if request.top is not None and request.top < 1:
         raise UsageError(f"--top {request.top}: want at least 1")
     if request.table == "summary":
+        if request.format not in ("text", "json"):
+            raise UsageError(f"--{request.format}: the summary is no table; take --json, or name a table")
         text = (
             json.dumps(audit.summary(), indent=1)
             if request.format == "json"

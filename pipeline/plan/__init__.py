@@ -70,7 +70,7 @@ def _extract_only(session: Session, snapshot: Snapshot, model: ModelRef, lo: int
     extract_range(session, snapshot, model, lo, hi)
     session.reporter.say(
         f"offsets [{lo}, {hi}) of snapshot {snapshot.number} ({snapshot.total:,} images) are extracted; nothing was "
-        f"published. When all ranges are, finish with: {session.resume_command}"
+        "published"
     )
 
 
