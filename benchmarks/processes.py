@@ -14,8 +14,8 @@ import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 INTERVAL = 0.25
-RAYS_OWN = ("gcs_server", "raylet", "ray/dashboard", "log_monitor", "monitor.py", "runtime_env")
-WORKER = ("ray::", "default_worker.py")
+WORKER = ("default_worker.py", "ray::")
+RAYS_OWN = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "gcs_server", "raylet", "ray/dashboard", "monitor.py")
 
 
 class CommandFailed(RuntimeError):
@@ -95,9 +95,11 @@ def _sample(pid: int, ended: threading.Event, seen: dict[tuple[int, float], tupl
 
 
 def _role(command: str) -> str:
-    if any(word in command for word in WORKER) and "raylet/raylet" not in command:
-        return "workers"
-    return "ray" if any(word in command for word in RAYS_OWN) else "other"
+    """Ray renames its processes: an agent and a worker that runs a task are both `ray::<name>`."""
+    program = command.partition(" --")[0]
+    if any(word in program for word in RAYS_OWN):
+        return "ray"
+    return "workers" if any(word in program for word in WORKER) else "other"
 
 
 def _by_role(seen: Mapping[tuple[int, float], tuple[str, float, int]]) -> dict[str, Usage]:
