@@ -48,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AuditError as error:
         sys.stderr.write(f"image-audit: {redact(str(error))}\n")
         return error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
         sys.stderr.write(f"image-audit: stopped; finished parts are kept. Resume with: {_command(given)}\n")
-        return Stopped.exit_code
+        return int(stop.code or 0) if isinstance(stop, SystemExit) else Stopped.exit_code
     except BrokenPipeError:
         sys.stderr.close()
         return 0
@@ -278,7 +278,6 @@ def _print(text: str) -> None:
 
 
 def _terminate(number: int, _: Any) -> NoReturn:
-    sys.stderr.write("image-audit: stopped by SIGTERM; finished parts are kept. Run the same command to resume.\n")
     raise SystemExit(128 + number)
 
 

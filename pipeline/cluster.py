@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import statistics
+import threading
 import time
 import uuid
 from collections import deque
@@ -63,7 +65,7 @@ def start_ray(workers: int | None = None) -> RayRunner:
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     started = time.perf_counter()
-    ray.init(
+    _init(
         address="local",
         num_cpus=workers or os.cpu_count() or 1,
         include_dashboard=False,
@@ -76,10 +78,18 @@ def start_ray(workers: int | None = None) -> RayRunner:
     return RayRunner(owns_cluster=True)
 
 
+def _init(**options: Any) -> None:
+    """Starts or joins Ray, which answers SIGTERM with exit code 15; the handler of the command line is put back."""
+    handler = signal.getsignal(signal.SIGTERM)
+    ray.init(**options)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
 def join_ray(address: str) -> RayRunner:
     """Joins the cluster at `address` ("auto", host:port or ray://...)."""
     try:
-        ray.init(
+        _init(
             address=address,
             logging_level=logging.ERROR,
             log_to_driver=False,

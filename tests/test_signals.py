@@ -1,0 +1,131 @@
+"""A real `image-audit run` that is stopped by a signal while a shard is in flight, and run again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from audited import assert_equal_tables, run, small_set, write_files
+from dying import committed
+
+from pipeline.api import status
+from pipeline.audit import Audit
+
+HELD = """
+import sys
+import crashing
+from pipeline import cli
+from pipeline.plan import preparing
+preparing.extract.extract = crashing.held_extract
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """How a stopped run ended: its exit code, what it said, and its root."""
+
+    code: int
+    said: str
+    root: Path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return run(write_files(folder / "photos", small_set()), root=folder / "audit")
+
+
+def photos_of(audit: Audit) -> Path:
+    return Path(audit.root.uri).parent / "photos"
+
+
+def stopped_by(number: signal.Signals, runner: str, photos: Path, folder: Path) -> Stopped:
+    """Starts a run, waits until the second shard is in a worker, and sends the signal to the group, as Ctrl-C does.
+
+    The shard waits at the other end of a pipe, so nothing depends on how fast either side is.
+    """
+    pipe, root = folder / "pipe", folder / "audit"
+    os.mkfifo(pipe)
+    here = Path(__file__).parent
+    path = ":".join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]).rstrip(":")
+    options = ["run", str(photos), "--root", str(root), "--runner", runner, "--shard-size", "5"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HELD, *options, *(["--workers", "2"] if runner == "ray" else [])],
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    held = _writer_of(pipe, process)
+    if number is signal.SIGINT:
+        os.killpg(process.pid, number)
+    else:
+        os.kill(process.pid, number)
+    _, said = process.communicate()
+    os.close(held)
+    pipe.unlink()
+    return Stopped(process.returncode, said, root)
+
+
+def _writer_of(pipe: Path, process: subprocess.Popen[str]) -> int:
+    """The pipe opened for writing, once a worker reads from it."""
+    while process.poll() is None:
+        with suppress(OSError):  # nobody reads yet
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.02)
+    raise AssertionError(process.communicate()[1])
+
+
+CASES = [
+    ("local", signal.SIGINT, 130),
+    ("local", signal.SIGTERM, 143),
+    ("local", signal.SIGKILL, -9),
+    ("ray", signal.SIGINT, 130),
+    ("ray", signal.SIGTERM, 143),
+    ("ray", signal.SIGKILL, -9),
+]
+
+
+@pytest.mark.parametrize(("runner", "number", "code"), CASES)
+def test_stopped_run_goes_on(
+    undisturbed: Audit, tmp_path: Path, runner: str, number: signal.Signals, code: int
+) -> None:
+    """The exit code and the command that resumes; finished shards stay, and the next run ends in the same tables."""
+    stopped = stopped_by(number, runner, photos_of(undisturbed), tmp_path)
+    kept = {key: at for key, at in committed(stopped.root).items() if key.startswith("features/") and "/rows-" in key}
+
+    assert stopped.code == code
+    if number is not signal.SIGKILL:
+        assert (
+            f"stopped; finished parts are kept. Resume with: image-audit run {photos_of(undisturbed)}" in stopped.said
+        )
+        assert "--shard-size 5" in stopped.said.splitlines()[-1]
+        assert "Traceback" not in stopped.said
+    assert kept
+    assert "features" not in "".join(key for key in kept if "-000000000005-" in key)
+    audit = run(photos_of(undisturbed), root=stopped.root, shard_size=5)
+    assert {key: at for key, at in committed(stopped.root).items() if key in kept} == kept
+    assert_equal_tables(audit, undisturbed)
+    (extract,) = [stage for stage in audit.published.session["stages"] if stage["stage"] == "extract"]
+    assert extract["parts_done_before"] >= len(kept)
+
+
+def test_status_of_a_stopped_run(undisturbed: Audit, tmp_path: Path) -> None:
+    """The stage in flight is unfinished and says how many parts are missing."""
+    stopped = stopped_by(signal.SIGKILL, "local", photos_of(undisturbed), tmp_path)
+    stages = {row["stage"]: row for row in status(str(stopped.root), {})}
+
+    assert (stages["annotate"]["state"], stages["annotate"]["missing"]) == ("done", 0)
+    assert (stages["extract"]["state"], stages["extract"]["parts"], stages["extract"]["missing"]) == (
+        "unfinished",
+        6,
+        5,
+    )
