@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,9 +118,11 @@ class Audit:
         return f"<Audit {self.audit_id} in {self.root.uri}>\n" + "\n".join(summary_lines(self.published.facts))
 
 
-def open_audit(root: str, audit_id: str | None = None, storage: StorageConfig | None = None) -> Audit:
-    """The latest audit of a root, or the one of that id. Raises NotFound where there is none."""
-    config = storage or StorageConfig()
+def open_audit(
+    root: str | os.PathLike[str], audit_id: str | None = None, storage: StorageConfig | Mapping[str, Any] | None = None
+) -> Audit:
+    """The latest audit of a root, or the one of that id; `storage` as in `run`. Raises NotFound where there is none."""
+    config = storage if isinstance(storage, StorageConfig) else StorageConfig(**(storage or {}))
     place = Root(canonical_uri(root, config), config)
     store = place.open()
     if not is_root(store):
