@@ -194,10 +194,9 @@ def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 def _run(options: argparse.Namespace, given: list[str]) -> int:
     config, where = _checked(options)
-    resume = _resume_command(given, config.is_range)
-    audit = api.run_config(config, where, _reporter(options.quiet), resume)
+    audit = api.run_config(config, where, _reporter(options.quiet), _command(given))
     if audit is None:
-        _print(f"nothing was published; when every range is extracted, finish with: {resume}")
+        _print(f"nothing was published; when every range is extracted, finish with: {_finishing_command(given)}")
     if audit is not None:
         summary = audit.summary()
         _print(json.dumps(summary, indent=1) if options.json else "\n".join(summary_lines(summary)))
@@ -260,16 +259,16 @@ def _command(given: Sequence[str]) -> str:
     return f"image-audit {shlex.join(given)}"
 
 
-def _resume_command(given: Sequence[str], is_range: bool) -> str:
-    """The same command; after a range, the one that finishes the whole audit."""
-    if not is_range:
-        return _command(given)
-    kept, skip = [], False
-    for word in given:
-        if skip or word.startswith(("--min-offset", "--max-offset")):
-            skip = not skip and word in ("--min-offset", "--max-offset")
-            continue
-        kept.append(word)
+def _finishing_command(given: Sequence[str]) -> str:
+    """The command without its range: it extracts what is left and publishes the audit."""
+    kept: list[str] = []
+    words = iter(given)
+    for word in words:
+        flag, sign, _ = word.partition("=")
+        if len(flag) < 4 or not any(name.startswith(flag) for name in ("--min-offset", "--max-offset")):
+            kept.append(word)
+        elif not sign:
+            next(words, "")
     return _command(kept)
 
 

@@ -67,6 +67,12 @@ def _range(config: AuditConfig, snapshot: Snapshot) -> tuple[int, int]:
 
 
 def _extract_only(session: Session, snapshot: Snapshot, model: ModelRef, lo: int, hi: int) -> None:
+    if lo == hi:
+        session.reporter.say(
+            f"no offset from {session.config.min_offset} on: snapshot {snapshot.number} ends at {snapshot.total:,}; "
+            "nothing was extracted or published"
+        )
+        return
     extract_range(session, snapshot, model, lo, hi)
     session.reporter.say(
         f"offsets [{lo}, {hi}) of snapshot {snapshot.number} ({snapshot.total:,} images) are extracted; nothing was "

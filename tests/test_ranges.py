@@ -1,0 +1,120 @@
+"""Ranges of offsets, extracted by processes of their own: together they end in the tables of one run."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from audited import assert_equal_tables, run, small_set, write_files
+from dying import committed
+
+import pipeline
+from pipeline.audit import Audit
+from pipeline.layout.features import list_features
+from pipeline.layout.parts import cover
+from pipeline.storage import open_store
+
+TOTAL = 27
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return run(write_files(folder / "photos", small_set()), root=folder / "audit")
+
+
+def photos_of(audit: Audit) -> str:
+    return str(Path(audit.root.uri).parent / "photos")
+
+
+def started(words: list[str]) -> subprocess.Popen[str]:
+    """An image-audit of its own."""
+    path = ":".join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": path}
+    command = [sys.executable, "-m", "pipeline.cli", *words]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL
+    )
+
+
+def ended(process: subprocess.Popen[str], code: int = 0) -> str:
+    """What the process said; it ended with this code."""
+    said = process.communicate()[0]
+    assert process.returncode == code, said
+    return said
+
+
+def in_range(photos: str, root: Path, *options: str) -> list[str]:
+    return ["run", photos, "--root", str(root), "--runner", "local", *options]
+
+
+def finishing_command(said: str) -> list[str]:
+    """The command that the run printed, without the name of the program."""
+    (line,) = [line for line in said.splitlines() if "image-audit run" in line]
+    return shlex.split(line[line.index("image-audit run") :])[1:]
+
+
+def features_folder(root: Path) -> str:
+    (folder,) = {path.name for path in (root / "features").iterdir()}
+    return f"features/{folder}"
+
+
+def test_three_overlapping_ranges_at_once_are_one_run(undisturbed: Audit, tmp_path: Path) -> None:
+    """Unaligned, overlapping, of three shard sizes, the last beyond the end; then the printed command finishes."""
+    root, photos = tmp_path / "audit", photos_of(undisturbed)
+    ranges = [("0", "13", "5"), ("9", "22", "4"), ("17", "99", "6")]
+    processes = [
+        started(in_range(photos, root, f"--min-offset={lo}", "--max-o", hi, "--shard-size", size))
+        for lo, hi, size in ranges
+    ]
+    said = [ended(process) for process in processes]
+    parts = list_features(open_store(root), features_folder(root)).base
+
+    assert sum(piece.hi - piece.lo for piece in cover(parts, 0, TOTAL)) == TOTAL
+    assert not (root / "audits").exists()
+    assert len(list((root / "catalog").glob("snapshot-*.json"))) == 1
+    assert all("nothing was published" in text for text in said)
+    assert "offsets [17, 27)" in said[2]
+    extracted = {key: at for key, at in committed(root).items() if key.startswith("features/")}
+    finish = finishing_command(said[1])
+    assert not [word for word in finish if word.startswith(("--min", "--max"))]
+    ended(started(finish))
+    assert {key: at for key, at in committed(root).items() if key.startswith("features/")} == extracted
+    assert_equal_tables(pipeline.open(root), undisturbed)
+
+
+def test_finish_extracts_what_no_range_had(undisturbed: Audit, tmp_path: Path) -> None:
+    """The plain command after a single range from the middle: that range stays as it is, the rest is added."""
+    root, photos = tmp_path / "audit", photos_of(undisturbed)
+    assert pipeline.run(photos, root=root, min_offset=5, max_offset=11, shard_size=4) is None
+    extracted = {key: at for key, at in committed(root).items() if key.startswith("features/")}
+    audit = run(photos, root=root)
+
+    assert {key: at for key, at in committed(root).items() if key in extracted} == extracted
+    parts = list_features(audit.root.open(), features_folder(root)).base
+    assert [(part.lo, part.hi) for part in parts] == [(0, 5), (5, 8), (8, 11), (11, 27)]
+    assert_equal_tables(audit, undisturbed)
+
+
+def test_range_beyond_the_end_does_nothing(undisturbed: Audit, tmp_path: Path) -> None:
+    """One process too many of a job that was cut by a guess is no error: it says where the snapshot ends."""
+    said = ended(started(in_range(photos_of(undisturbed), tmp_path / "audit", "--min-offset", "40")))
+
+    assert "no offset from 40 on: snapshot 1 ends at 27" in said
+    assert not (tmp_path / "audit/features").exists()
+    assert not (tmp_path / "audit/audits").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [("--min-offset", "5", "--max-offset", "5"), ("--min-offset", "-1"), ("--max-offset", "0")]
+)
+def test_empty_range_is_a_wrong_call(undisturbed: Audit, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """It fails before any work."""
+    said = ended(started(in_range(photos_of(undisturbed), tmp_path / "audit", *options)), code=2)
+
+    assert "want 0 <= min_offset < max_offset" in said
+    assert not (tmp_path / "audit").exists()
