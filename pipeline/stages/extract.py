@@ -30,6 +30,7 @@ from pipeline.layout.root import Root
 from pipeline.layout.snapshots import Snapshot, catalog_rows, catalog_rows_of, read_snapshot, removed_ids
 from pipeline.runner import Counters
 from pipeline.schemas import FEATURE_ROWS, TRANSIENT, Status
+from pipeline.sources.folder import encode_key
 from pipeline.storage import StorageConfig, is_remote
 
 VERSION = 1
@@ -180,7 +181,8 @@ def _read_one(wanted: ImageObject | None, storage: StorageConfig) -> tuple[bytes
     try:
         return wanted.read(storage), None
     except tuple(CAUSES) as error:
-        return b"", _failed(next(CAUSES[cause] for cause in type(error).__mro__ if cause in CAUSES), str(error))
+        message, _ = encode_key(str(error))  # it names the file, and the name may be no UTF-8
+        return b"", _failed(next(CAUSES[cause] for cause in type(error).__mro__ if cause in CAUSES), message)
 
 
 def _commit(
