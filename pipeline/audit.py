@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 
 from pipeline.errors import NotFound, UsageError
 from pipeline.layout.audits import Published, audit_folder, latest_audit, read_audit, table_keys
@@ -75,7 +74,7 @@ class Audit:
             if filter is None:
                 yield read_table(store, key, columns)
             else:
-                part = ds.dataset(read_table(store, key)).to_table(filter=filter)
+                part = read_table(store, key).filter(filter)  # not pyarrow.dataset: it imports pandas, 0.3 s
                 yield part if columns is None else part.select(list(columns))
 
     def leaks(self, **options: Any) -> pa.Table:

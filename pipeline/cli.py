@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 from rich.console import Console
 
 import pipeline
+import pipeline.blas  # before numpy is loaded by any of the following
 from pipeline import api, show
 from pipeline.audit import summary_lines
 from pipeline.config import AuditConfig, config_from, read_toml

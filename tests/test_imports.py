@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.kernels",),
     ("pipeline.schemas",),
     ("pipeline.errors",),
+    ("pipeline.blas",),
 )
 """Top to bottom: a module imports from its own place and from lines below it, never from beside or above."""
 
