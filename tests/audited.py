@@ -22,7 +22,7 @@ from planted import Truth, build
 import pipeline
 from pipeline.api import Where
 from pipeline.audit import FINDINGS, Audit
-from pipeline.demo import demo_photos
+from pipeline.demo import SUBJECTS, demo_photos
 
 LOCAL = Where("local")
 Rows = list[dict[str, Any]]
@@ -98,20 +98,20 @@ def _as_bytes(table: pa.Table) -> bytes:
 def small_set(count: int = 24) -> dict[str, bytes]:
     """Uri -> bytes of `count` photographs of two classes in three splits, and of three planted faults.
 
-    The first of stars has an exact copy in test, the first of stone one at half size in val; `train/stone/cut.jpg` is
+    `train/a/a00.jpg` has an exact copy in test, `train/b/b00.jpg` one at half size in val; `train/b/cut.jpg` is
     truncated.
     """
     photos = demo_photos()
     files = {}
-    for label, stem in (("stars", "hubble"), ("stone", "gravel")):
-        names = [name for name in photos if name.rpartition("_")[0] == stem][: count // 2]
+    for label, sources in zip("ab", list(SUBJECTS.values())[:2], strict=True):
+        names = [name for name in photos if name.rpartition("_")[0] in sources][: count // 2]
+        assert len(names) == count // 2
         for position, name in enumerate(names):
             split = ("train", "train", "train", "val", "test")[position % 5]
-            files[f"{split}/{label}/{name}.jpg"] = photos[name]
-    stars, stone = (min(uri for uri in files if uri.startswith(f"train/{label}/")) for label in ("stars", "stone"))
-    files["test/stars/copy.jpg"] = files[stars]
-    files["val/stone/half.jpg"] = _half(files[stone])
-    files["train/stone/cut.jpg"] = files[stone][: len(files[stone]) // 2]
+            files[f"{split}/{label}/{label}{position:02}.jpg"] = photos[name]
+    files["test/a/copy.jpg"] = files["train/a/a00.jpg"]
+    files["val/b/half.jpg"] = _half(files["train/b/b00.jpg"])
+    files["train/b/cut.jpg"] = files["train/b/b00.jpg"][: len(files["train/b/b00.jpg"]) // 2]
     return dict(sorted(files.items()))
 
 

@@ -127,12 +127,12 @@ def test_wrong_config_file_is_2(text: str, problem: str, tmp_path: Path, capsys:
 def test_config_file_and_flags_give_the_audit_of_keywords(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Sources, rule and shard size from TOML, the threshold by a flag over it: the tables of the same keywords."""
     photos = write_files(tmp_path / "photos", small_set(12))
-    config = f'sources = ["{photos}"]\nshard_size = 4\n[rule]\npattern = "(?P<label>st[a-z]+)/"\n'
+    config = f'sources = ["{photos}"]\nshard_size = 4\n[rule]\npattern = "(?P<label>[a-b])/"\n'
     (tmp_path / "c.toml").write_text(config + "[neighbours]\nthreshold = 0.9\n")
     root = str(tmp_path / "audit")
     assert main(["run", "--config", str(tmp_path / "c.toml"), "--root", root, "--threshold", "0.5", *QUIET]) == 0
     assert "copy threshold 0.5 as given" in capsys.readouterr().out
-    same = run(photos, root=tmp_path / "b", rule={"pattern": "(?P<label>st[a-z]+)/"}, neighbours={"threshold": 0.5})
+    same = run(photos, root=tmp_path / "b", rule={"pattern": "(?P<label>[a-b])/"}, neighbours={"threshold": 0.5})
 
     assert_equal_tables(pipeline.open(root), same)
 
@@ -167,7 +167,7 @@ def test_run_prints_the_summary_and_where_the_tables_are(
     command = re.search(r"image-audit (show leaks .+)", printed.out)
     assert command
     assert main(shlex.split(command[1])) == 0
-    assert "train/stars/hubble_00.jpg" in capsys.readouterr().out
+    assert "train/a/a00.jpg" in capsys.readouterr().out
     assert main(["run", str(photos), "--root", root, "--json", *QUIET]) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out) == pipeline.open(root).summary()
@@ -269,7 +269,9 @@ def test_wrong_show_is_2(planted: Audited, capsys: pytest.CaptureFixture[str]) -
 def test_summary_is_shown(planted: Audited, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     """As text and as JSON."""
     show = ["show", "summary", "--root", str(planted.root)]
-    assert b"images      210 (198 ok, 12 invalid)" in shown(capfdbinary, *show)
+    counts = planted.audit.summary()["images"]
+    line = f"images      {counts['live']} ({counts['ok']} ok, {len(planted.truth.invalid)} invalid)"
+    assert line in shown(capfdbinary, *show).decode()
     assert json.loads(shown(capfdbinary, *show, "--json")) == planted.audit.summary()
 
 
@@ -281,7 +283,7 @@ def test_status_lists_every_stage(planted: Audited, capfdbinary: pytest.CaptureF
     order = ["catalog", "annotate", "extract", "exact groups", "train", "join copy", "verify", "components", "summary"]
     assert [row["stage"] for row in listed if row["stage"] in order] == order
     assert all((row["state"], row["missing"], row["failed"]) == ("done", 0, []) for row in listed)
-    assert stages["extract"]["items"] == 210
+    assert stages["extract"]["items"] == planted.audit.summary()["images"]["live"]
     assert stages["extract"]["items_per_second"] > 0
     text = shown(capfdbinary, "status", "--root", str(planted.root)).decode().splitlines()
     assert text[0].split()[:4] == ["stage", "state", "parts", "missing"]
@@ -322,10 +324,12 @@ def test_the_command_runs_as_a_process(tmp_path: Path) -> None:
 def test_demo_finds_everything(tmp_path: Path) -> None:
     """The demo says what was planted and finds all of it; what it made can be shown."""
     ended = process("demo", "--into", str(tmp_path / "demo"), "--runner", "local", "--quiet")
-    counts = re.findall(r"^(.+): planted (\d+), found (\d+)$", ended.stdout, re.MULTILINE)
+    counts = re.findall(
+        r"^(.+): planted (\d+), found (\d+)(?:, and \d+ images? not planted)?$", ended.stdout, re.MULTILINE
+    )
 
     assert ended.returncode == 0, ended.stderr
-    assert len(counts) == 11
+    assert len(counts) == ended.stdout.count(": planted ") >= 10
     assert [(name, planted) for name, planted, _ in counts] == [(name, found) for name, _, found in counts]
     audit = pipeline.open(tmp_path / "demo/audit")
     assert isinstance(audit, Audit)
@@ -341,7 +345,7 @@ def process(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_python_takes_what_the_command_takes(tmp_path: Path) -> None:
     """Paths as text or Path, for every argument that names one."""
     photos = write_files(tmp_path / "photos", small_set(4))
-    held_out = write_files(tmp_path / "held out", {"a.jpg": small_set(4)["test/stars/copy.jpg"]})
+    held_out = write_files(tmp_path / "held out", {"a.jpg": small_set(4)["test/a/copy.jpg"]})
     one = pipeline.run(photos, root=tmp_path / "a", test=held_out, where=LOCAL)
     other = pipeline.run(str(photos), root=str(tmp_path / "b"), test=str(held_out), where=LOCAL)
 

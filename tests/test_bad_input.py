@@ -1,0 +1,398 @@
+"""Bad input: each gets right tables or one clear error with the right exit code, and nothing that was done is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from audited import (
+    assert_equal_tables,
+    by_uri,
+    jpeg,
+    noise_jpeg,
+    onnx_bytes,
+    projection_model,
+    rows,
+    run,
+    scratch,
+    small_set,
+    write_files,
+)
+from onnx import helper
+from PIL import Image
+
+import pipeline
+from benchmarks.edits import decode
+from pipeline.audit import FINDINGS, Audit
+from pipeline.cli import main
+from pipeline.demo import demo_photos
+
+QUIET = ["--runner", "local", "--quiet"]
+COPIES = 500
+PLAIN_INPUT = {
+    "width": 32,
+    "height": 32,
+    "layout": "NCHW",
+    "channel_order": "RGB",
+    "scale": 1 / 255,
+    "mean": [0.0, 0.0, 0.0],
+    "std": [1.0, 1.0, 1.0],
+}
+
+
+def refused(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str:
+    """The one message of a run that ends with `code`."""
+    capsys.readouterr()
+    assert main(["run", *arguments, *QUIET]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("image-audit: ")
+    assert "Traceback" not in printed.err
+    return printed.err
+
+
+def assert_consistent(audit: Audit, live: int, ok: int) -> None:
+    """Counts that hold for any set; every table can be read and shown."""
+    facts = audit.summary()
+    assert (facts["images"]["live"], facts["images"]["ok"]) == (live, ok)
+    sizes = {name: audit.table(name).num_rows for name in FINDINGS}
+    assert sizes["images"] == live
+    assert sizes["outliers"] == sizes["quality"] == ok
+    assert sizes["invalid"] == live - ok
+    assert "images  " in repr(audit)
+    for name in FINDINGS:
+        assert main(["show", name, "--root", audit.root.uri]) == 0
+
+
+def test_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    """Empty tables and a line that says so; files that are no images by name count as nothing."""
+    write_files(tmp_path / "photos", {"notes.txt": b"no image", ".hidden.jpg": b"x"})
+    with caplog.at_level("INFO"):
+        assert main(["run", str(tmp_path / "photos"), "--root", str(tmp_path / "audit"), "--runner", "local"]) == 0
+
+    assert f"no images found in {tmp_path / 'photos'}: every table is empty" in caplog.text
+    assert "images      0 (0 ok, 0 invalid)" in capsys.readouterr().out
+    assert_consistent(pipeline.open(tmp_path / "audit"), 0, 0)
+
+
+def test_a_folder_that_fills_and_empties(tmp_path: Path) -> None:
+    """Empty, then images, then empty again, on one root."""
+    (tmp_path / "photos").mkdir()
+    assert_consistent(run(tmp_path / "photos", root=tmp_path / "audit"), 0, 0)
+    write_files(tmp_path / "photos", {"a.jpg": noise_jpeg(1), "b.jpg": noise_jpeg(1)})
+    filled = run(tmp_path / "photos", root=tmp_path / "audit")
+    assert_consistent(filled, 2, 2)
+    assert filled.summary()["duplicates"]["pairs"] == {"same_bytes": 1}
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "photos" / name).unlink()
+    assert_consistent(run(tmp_path / "photos", root=tmp_path / "audit"), 0, 0)
+
+
+def test_one_image(tmp_path: Path) -> None:
+    """It is in every table of single images, without score, label or group."""
+    audit = run(write_files(tmp_path / "photos", {"only.jpg": noise_jpeg(1)}), root=tmp_path / "audit")
+
+    assert_consistent(audit, 1, 1)
+    (outlier,) = rows(audit, "outliers")
+    assert (outlier["score"], outlier["percentile"], outlier["nearest_id"]) == (None, None, None)
+    assert not outlier["is_outlier"]
+    assert audit.table("duplicates").num_rows == audit.table("labels").num_rows == 0
+
+
+@pytest.mark.parametrize("count", [2, 9])
+def test_a_few_images(count: int, tmp_path: Path) -> None:
+    """An edited copy among two and among nine is found, and nothing else."""
+    files, pair = small_set(10), ["train/b/b00.jpg", "val/b/half.jpg"]
+    others = [uri for uri in files if uri not in (*pair, "test/a/copy.jpg", "train/b/cut.jpg")]
+    chosen = [*pair, *others][:count]
+    audit = run(write_files(tmp_path / "photos", {uri: files[uri] for uri in chosen}), root=tmp_path / "audit")
+
+    assert_consistent(audit, count, count)
+    grouped = {row["uri"] for row in rows(audit, "groups")}
+    assert grouped == set(pair)
+    assert {row["uri"] for row in rows(audit, "leaks") if row["severity"] >= 3} == grouped
+    assert not any(row["is_outlier"] for row in rows(audit, "outliers"))
+
+
+def test_all_images_identical(tmp_path: Path) -> None:
+    """500 copies in three splits and two labels: one group, a leak for every copy into both other splits."""
+    data, splits = noise_jpeg(4, 48), ("train", "val", "test")
+    files = {f"{splits[i % 3]}/{'ab'[i % 7 == 0]}/{i:03}.jpg": data for i in range(COPIES)}
+    audit = run(write_files(tmp_path / "photos", files), root=tmp_path / "audit")
+
+    assert_consistent(audit, COPIES, COPIES)
+    facts = audit.summary()
+    assert facts["images"]["representatives"] == 1
+    assert facts["duplicates"]["pairs"] == {"same_bytes": COPIES - 1}
+    assert (facts["duplicates"]["groups"], facts["duplicates"]["largest_group"]) == (1, COPIES)
+    leaks = rows(audit, "leaks")
+    sides = {(row["uri"], row["match_split"]) for row in leaks}
+    assert sides == {(uri, other) for uri in files for other in splits if other != uri.split("/")[0]}
+    assert {row["severity"] for row in leaks} == {5}
+    assert all(split["share"] == 1 for split in facts["leaks"]["splits"])
+    assert audit.table("label_conflicts").num_rows == COPIES
+    assert sum(row["is_keeper"] for row in rows(audit, "groups")) == 1
+    assert not any(row["is_outlier"] for row in rows(audit, "outliers"))
+    assert not any(row["is_label_issue"] for row in rows(audit, "labels"))
+
+
+def test_every_file_is_corrupt(tmp_path: Path) -> None:
+    """A row in invalid for each; equal bytes of broken files are no duplicates; exit 0."""
+    broken = noise_jpeg(1)[:400]
+    files = {"train/a/1.jpg": b"", "train/a/2.jpg": broken, "val/b/3.jpg": broken, "val/b/4.png": b"text" * 20}
+    audit = run(write_files(tmp_path / "photos", files), root=tmp_path / "audit")
+
+    assert_consistent(audit, 4, 0)
+    assert {uri: row["status"] for uri, row in by_uri(audit, "invalid").items()} == {
+        "train/a/1.jpg": "empty",
+        "train/a/2.jpg": "truncated",
+        "val/b/3.jpg": "truncated",
+        "val/b/4.png": "unsupported",
+    }
+    assert audit.table("duplicates").num_rows == audit.table("leaks").num_rows == 0
+
+
+def test_flat_images(tmp_path: Path) -> None:
+    """Images of one colour have no signature: they are ok, and no pair of different colours is called a copy."""
+    files = {f"{i}.jpg": jpeg(Image.new("RGB", (64, 64), (40 * i, 10, 255 - 40 * i))) for i in range(6)}
+    audit = run(write_files(tmp_path / "photos", files), root=tmp_path / "audit")
+
+    assert_consistent(audit, 6, 6)
+    assert all(row["is_low_information_issue"] for row in rows(audit, "quality"))
+
+
+def test_a_path_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """3 and the path; a file where a folder is wanted too; the root can be used afterwards."""
+    root = str(tmp_path / "audit")
+    assert str(tmp_path / "nowhere") in refused(capsys, 3, str(tmp_path / "nowhere"), "--root", root)
+    (tmp_path / "file.jpg").write_bytes(noise_jpeg(1))
+    assert "it is a file; wanted a folder" in refused(capsys, 3, str(tmp_path / "file.jpg"), "--root", root)
+    write_files(tmp_path / "photos", {"a.jpg": noise_jpeg(1)})
+    assert_consistent(run(tmp_path / "photos", root=root), 1, 1)
+
+
+def test_a_source_that_vanishes_keeps_the_audit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unmounted disk is an error, not a thousand removed images."""
+    photos, root = write_files(tmp_path / "photos", {"a.jpg": noise_jpeg(1)}), str(tmp_path / "audit")
+    first = run(photos, root=root)
+    photos.rename(tmp_path / "elsewhere")
+    assert str(photos) in refused(capsys, 3, str(photos), "--root", root)
+    (tmp_path / "elsewhere").rename(photos)
+
+    again = run(photos, root=root)
+    assert again.published.snapshot == first.published.snapshot
+    assert again.audit_id == first.audit_id
+
+
+AS_NOBODY = """
+import os, sys
+from pipeline.cli import main
+assert main(["run", sys.argv[1], "--root", sys.argv[2], "--runner", "local", "--quiet"]) == 0  # imports everything
+if os.geteuid() == 0:
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+os.environ["HOME"] = "/nonexistent"
+sys.exit(main(sys.argv[3:]))
+"""
+
+
+def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A run as a user whom permissions bind."""
+    warm = write_files(scratch() / "warm", {"a.jpg": noise_jpeg(1), "b.jpg": noise_jpeg(1)})
+    command = [sys.executable, "-c", AS_NOBODY, str(warm), f"{warm}-root", "run", *arguments, *QUIET]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_no_permission(world: Path) -> None:
+    """A root that may not be written: 3. A folder that may not be listed: 3. A file: a status, 4 over 1%."""
+    photos = write_files(world / "photos", {"open/a.jpg": noise_jpeg(1), "open/b.jpg": noise_jpeg(2)})
+    for path in (world, photos, photos / "open"):
+        path.chmod(0o755)
+    (world / "closed").mkdir(mode=0o700)
+    unwritable = as_nobody(str(photos), "--root", str(world / "closed/audit"))
+    assert unwritable.returncode == 3, unwritable.stderr
+    assert str(world / "closed") in unwritable.stderr
+    assert f"uid {os.geteuid() or 65534}" in unwritable.stderr
+
+    (world / "roots").mkdir()
+    (world / "roots").chmod(0o777)
+    root = str(world / "roots/audit")
+    (photos / "open/b.jpg").chmod(0)
+    unreadable = as_nobody(str(photos), "--root", root)
+    assert unreadable.returncode == 4, unreadable.stderr
+    assert "1 of 2 images could not be read (1 denied)" in unreadable.stderr
+    (photos / "open").chmod(0)
+    unlisted = as_nobody(str(photos), "--root", root)
+    assert unlisted.returncode == 3
+    assert str(photos / "open") in unlisted.stderr
+    (photos / "open").chmod(0o755)
+    (photos / "open/b.jpg").chmod(0o644)
+    finished = as_nobody(str(photos), "--root", root)
+    assert finished.returncode == 0, finished.stderr
+    assert_consistent(pipeline.open(root), 2, 2)
+
+
+@pytest.fixture
+def world() -> Path:
+    """A folder that every user may reach, unlike pytest's own."""
+    scratch().chmod(0o755)
+    folder = scratch() / "world"
+    folder.mkdir()
+    return folder
+
+
+def test_root_of_other_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One added is appended; one left out is an error that names it and changes nothing."""
+    one = write_files(tmp_path / "one", {"train/a/1.jpg": noise_jpeg(1), "train/a/2.jpg": noise_jpeg(2)})
+    two = write_files(tmp_path / "two", {"train/a/1.jpg": noise_jpeg(1), "val/a/3.jpg": noise_jpeg(3)})
+    root = tmp_path / "audit"
+    run(one, root=root)
+    both = run(two, one, root=root)
+
+    uris = [row["uri"] for row in rows(both, "images")]
+    assert uris == [f"{one}/train/a/1.jpg", f"{one}/train/a/2.jpg", f"{two}/train/a/1.jpg", f"{two}/val/a/3.jpg"]
+    assert [row["source"] for row in rows(both, "images")] == [0, 0, 1, 1]
+    (pair,) = [row for row in rows(both, "duplicates") if row["kind"] == "same_bytes"]
+    assert (pair["uri"], pair["match_uri"]) == (uris[0], uris[2])
+    message = refused(capsys, 2, str(two), "--root", str(root))
+    assert f"leaves out: {one}. Name them too" in message
+    assert_equal_tables(pipeline.open(root), both)
+    assert_equal_tables(run(one, two, root=root), both)
+
+
+def test_sources_inside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A source in another, twice the same, or the root itself: 2, with the names; nothing would be listed twice."""
+    photos = write_files(tmp_path / "photos", {"train/a.jpg": noise_jpeg(1)})
+    root = ["--root", str(tmp_path / "audit")]
+    assert f"{photos}/train lies inside {photos}" in refused(capsys, 2, str(photos), str(photos / "train"), *root)
+    assert f"{photos}/train lies inside" in refused(capsys, 2, str(photos), "--test", f"{photos}/train/", *root)
+    assert "named twice" in refused(capsys, 2, str(photos), f"{photos}/../photos", *root)
+    assert "is a source" in refused(capsys, 2, str(photos), "--root", str(photos))
+
+
+def test_root_inside_the_source_is_not_audited(tmp_path: Path) -> None:
+    """Images below the root are no part of the source, on the first run and on later ones."""
+    photos = write_files(tmp_path / "photos", {"a.jpg": noise_jpeg(1), "audit2/b.jpg": noise_jpeg(2)})
+    first = run(photos, root=photos / "audit")
+    write_files(photos / "audit/report", {"thumbnail.jpg": noise_jpeg(1)})
+    second = run(photos, root=photos / "audit")
+
+    assert [row["uri"] for row in rows(first, "images")] == ["a.jpg", "audit2/b.jpg"]
+    assert_equal_tables(second, first)
+
+
+def test_something_else_where_the_root_should_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file, or a folder whose root.json is of something else: an error that names it, and nothing is written."""
+    photos = str(write_files(tmp_path / "photos", {"a.jpg": noise_jpeg(1)}))
+    (tmp_path / "file").write_text("x")
+    assert str(tmp_path / "file") in refused(capsys, 3, photos, "--root", str(tmp_path / "file"))
+    write_files(tmp_path / "other", {"root.json": b"{}"})
+    assert "Choose another --root" in refused(capsys, 2, photos, "--root", str(tmp_path / "other"))
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["root.json"]
+
+
+def with_model(tmp_path: Path, model: bytes) -> list[str]:
+    """The flags of a run with this model over three photographs."""
+    write_files(tmp_path, {"own.onnx": model, "input.json": json.dumps(PLAIN_INPUT).encode()})
+    photos = write_files(tmp_path / "photos", {f"{seed}.jpg": noise_jpeg(seed) for seed in range(3)})
+    model_flags = ["--model", str(tmp_path / "own.onnx"), "--model-input", str(tmp_path / "input.json")]
+    return [str(photos), "--root", str(tmp_path / "audit"), *model_flags]
+
+
+NOT_VECTORS = {
+    "a feature map": ([helper.make_node("Relu", ["image"], ["output"])], ("n", 3, 32, 32)),
+    "one number": ([helper.make_node("ReduceMean", ["image"], ["output"], axes=[1, 2, 3], keepdims=0)], ("n",)),
+    "one vector for all": ([helper.make_node("ReduceMean", ["image"], ["output"], axes=[0, 2, 3], keepdims=0)], (3,)),
+}
+
+
+@pytest.mark.parametrize("name", NOT_VECTORS)
+def test_model_without_a_vector(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its output is not one vector an image: 3, what it gives and what is wanted, before anything is listed."""
+    nodes, output = NOT_VECTORS[name]
+    message = refused(capsys, 3, *with_model(tmp_path, onnx_bytes(nodes, {}, output)))
+
+    assert "want one float vector an image" in message
+    assert not (tmp_path / "audit/catalog").exists()
+
+
+def test_model_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes that are no ONNX: 3."""
+    assert "own.onnx: the model (15 bytes) is not an ONNX file" in refused(
+        capsys, 3, *with_model(tmp_path, b"no model at all")
+    )
+
+
+def test_nan_in_an_embedding(tmp_path: Path) -> None:
+    """A model that gives NaN for dark images: those get a status, the others the features that they have alone."""
+    files = {f"train/a/{name}.jpg": data for name, data in list(demo_photos().items())[::3]}
+    levels = sorted(brightness(data) for data in files.values())
+    limit = (levels[2] + levels[3]) / 2
+    dark = [uri for uri, data in files.items() if brightness(data) < limit]
+    path = write_files(tmp_path, {"own.onnx": onnx_bytes(*nan_below(limit)), "sane.onnx": projection_model()})
+    photos = write_files(tmp_path / "photos", files)
+    own = {"path": str(path / "own.onnx"), "input": PLAIN_INPUT}
+    audit = run(photos, root=tmp_path / "audit", model=own)
+
+    invalid = by_uri(audit, "invalid")
+    assert set(invalid) == set(dark)
+    assert {row["status"] for row in invalid.values()} == {"unreadable"}
+    assert all("NaN" in row["message"] for row in invalid.values())
+    assert_consistent(audit, len(files), len(files) - len(dark))
+    rest = write_files(tmp_path / "rest", {uri: data for uri, data in files.items() if uri not in dark})
+    sane = run(rest, root=tmp_path / "b", model={**own, "path": str(path / "sane.onnx")})
+    nearest = {row["uri"]: (row["score"], row["nearest_uri"]) for row in rows(sane, "outliers")}
+    assert {row["uri"]: (row["score"], row["nearest_uri"]) for row in rows(audit, "outliers")} == nearest
+
+
+def nan_below(limit: float) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray], tuple[str | int, ...]]:
+    """The projection, plus 0 * log(mean - limit): NaN for images darker than that."""
+    weights = np.random.default_rng(5).normal(size=(48, 48)).astype(np.float32) / 7
+    constants = {"weights": weights, "limit": np.float32([[limit]]), "zero": np.float32([[0.0]])}
+    nodes = [
+        helper.make_node("AveragePool", ["image"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["vector"]),
+        helper.make_node("ReduceMean", ["flat"], ["mean"], axes=[1], keepdims=1),
+        helper.make_node("Sub", ["mean", "limit"], ["above"]),
+        helper.make_node("Log", ["above"], ["log"]),
+        helper.make_node("Mul", ["log", "zero"], ["nan"]),
+        helper.make_node("Add", ["vector", "nan"], ["output"]),
+    ]
+    return nodes, constants, ("n", 48)
+
+
+def brightness(data: bytes) -> float:
+    return float(decode(data).mean() / 255)
+
+
+def test_model_that_gives_nan_for_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A wrong description or a broken export is seen on plain test images: 3 before the first photograph."""
+    head = [helper.make_node("Sub", ["vector", "vector"], ["nil"]), helper.make_node("Div", ["nil", "nil"], ["output"])]
+    assert "gives NaN" in refused(capsys, 3, *with_model(tmp_path, projection_model(head)))
+
+
+def test_file_that_vanishes_under_a_hostile_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is not UTF-8 and is gone when it is read: missing, with a message, and the others are fine."""
+    from pipeline import plan
+
+    photos = write_files(tmp_path / "photos", {"a.jpg": noise_jpeg(1), "b.jpg": noise_jpeg(2)})
+    hostile = Path(os.fsdecode(os.fsencode(photos) + b"/c\xe9\n.jpg"))
+    hostile.write_bytes(noise_jpeg(3))
+    taken = plan.take_snapshot
+
+    def take_and_delete(session: object) -> object:
+        snapshot = taken(session)  # type: ignore[arg-type]
+        hostile.unlink()
+        return snapshot
+
+    monkeypatch.setattr(plan, "take_snapshot", take_and_delete)
+    audit = run(photos, root=tmp_path / "audit", max_failed_share=0.5)
+
+    assert {uri: row["status"] for uri, row in by_uri(audit, "invalid").items()} == {"c%E9\n.jpg": "missing"}
+    assert_consistent(audit, 3, 2)
