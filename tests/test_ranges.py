@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from audited import assert_equal_tables, run, small_set, write_files
 from dying import committed
+from held import ended, start
 
 import pipeline
 from pipeline.audit import Audit
@@ -29,23 +27,6 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Audit:
 
 def photos_of(audit: Audit) -> str:
     return str(Path(audit.root.uri).parent / "photos")
-
-
-def started(words: list[str]) -> subprocess.Popen[str]:
-    """An image-audit of its own."""
-    path = ":".join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "PYTHONPATH": path}
-    command = [sys.executable, "-m", "pipeline.cli", *words]
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, stdin=subprocess.DEVNULL
-    )
-
-
-def ended(process: subprocess.Popen[str], code: int = 0) -> str:
-    """What the process said; it ended with this code."""
-    said = process.communicate()[0]
-    assert process.returncode == code, said
-    return said
 
 
 def in_range(photos: str, root: Path, *options: str) -> list[str]:
@@ -68,7 +49,7 @@ def test_three_overlapping_ranges_at_once_are_one_run(undisturbed: Audit, tmp_pa
     root, photos = tmp_path / "audit", photos_of(undisturbed)
     ranges = [("0", "13", "5"), ("9", "22", "4"), ("17", "99", "6")]
     processes = [
-        started(in_range(photos, root, f"--min-offset={lo}", "--max-o", hi, "--shard-size", size))
+        start(in_range(photos, root, f"--min-offset={lo}", "--max-o", hi, "--shard-size", size))
         for lo, hi, size in ranges
     ]
     said = [ended(process) for process in processes]
@@ -82,7 +63,7 @@ def test_three_overlapping_ranges_at_once_are_one_run(undisturbed: Audit, tmp_pa
     extracted = {key: at for key, at in committed(root).items() if key.startswith("features/")}
     finish = finishing_command(said[1])
     assert not [word for word in finish if word.startswith(("--min", "--max"))]
-    ended(started(finish))
+    ended(start(finish))
     assert {key: at for key, at in committed(root).items() if key.startswith("features/")} == extracted
     assert_equal_tables(pipeline.open(root), undisturbed)
 
@@ -102,7 +83,7 @@ def test_finish_extracts_what_no_range_had(undisturbed: Audit, tmp_path: Path) -
 
 def test_range_beyond_the_end_does_nothing(undisturbed: Audit, tmp_path: Path) -> None:
     """One process too many of a job that was cut by a guess is no error: it says where the snapshot ends."""
-    said = ended(started(in_range(photos_of(undisturbed), tmp_path / "audit", "--min-offset", "40")))
+    said = ended(start(in_range(photos_of(undisturbed), tmp_path / "audit", "--min-offset", "40")))
 
     assert "no offset from 40 on: snapshot 1 ends at 27" in said
     assert not (tmp_path / "audit/features").exists()
@@ -114,7 +95,7 @@ def test_range_beyond_the_end_does_nothing(undisturbed: Audit, tmp_path: Path) -
 )
 def test_empty_range_is_a_wrong_call(undisturbed: Audit, tmp_path: Path, options: tuple[str, ...]) -> None:
     """It fails before any work."""
-    said = ended(started(in_range(photos_of(undisturbed), tmp_path / "audit", *options)), code=2)
+    said = ended(start(in_range(photos_of(undisturbed), tmp_path / "audit", *options)), code=2)
 
     assert "want 0 <= min_offset < max_offset" in said
     assert not (tmp_path / "audit").exists()

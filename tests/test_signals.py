@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import crashing
 import pytest
 from audited import assert_equal_tables, run, small_set, write_files
 from dying import committed
+from held import start_held, writer_of
 
 from pipeline.api import status
 from pipeline.audit import Audit
-
-HELD = """
-import sys
-import crashing
-from pipeline import cli
-from pipeline.plan import preparing
-preparing.extract.extract = crashing.held_extract
-sys.exit(cli.main(sys.argv[1:]))
-"""
 
 
 @dataclass(frozen=True)
@@ -53,35 +43,17 @@ def stopped_by(number: signal.Signals, runner: str, photos: Path, folder: Path) 
     """
     pipe, root = folder / "pipe", folder / "audit"
     os.mkfifo(pipe)
-    here = Path(__file__).parent
-    path = ":".join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")]).rstrip(":")
     options = ["run", str(photos), "--root", str(root), "--runner", runner, "--shard-size", "5"]
-    process = subprocess.Popen(
-        [sys.executable, "-c", HELD, *options, *(["--workers", "2"] if runner == "ray" else [])],
-        env={**os.environ, "PYTHONPATH": path},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    held = _writer_of(pipe, process)
+    process = start_held([*options, *(["--workers", "2"] if runner == "ray" else [])], crashing.POISON)
+    held = writer_of(pipe, process)
     if number is signal.SIGINT:
         os.killpg(process.pid, number)
     else:
         os.kill(process.pid, number)
-    _, said = process.communicate()
+    said, _ = process.communicate()
     os.close(held)
     pipe.unlink()
     return Stopped(process.returncode, said, root)
-
-
-def _writer_of(pipe: Path, process: subprocess.Popen[str]) -> int:
-    """The pipe opened for writing, once a worker reads from it."""
-    while process.poll() is None:
-        with suppress(OSError):  # nobody reads yet
-            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(0.02)
-    raise AssertionError(process.communicate()[1])
 
 
 CASES = [
