@@ -19,7 +19,7 @@ from pipeline.kernels.space import SpaceParams
 from pipeline.kernels.threshold import ThresholdParams
 from pipeline.kernels.verify import VerifyParams
 from pipeline.sources.labels import RuleParams
-from pipeline.storage import StorageConfig
+from pipeline.storage import StorageConfig, canonical_uri
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -104,6 +104,9 @@ class AuditConfig:
             problems.append("no source given: name a folder, s3://bucket/prefix or minio://server/bucket/prefix")
         if not self.root:
             problems.append("no root given: --root says where the audit is kept")
+        if isinstance(self.storage, StorageConfig):
+            places = (*self.sources, self.test, self.root)
+            problems += [text for place in places if place and (text := _place_problem(place, self.storage))]
         if self.shard_size is not None and self.shard_size < 1:
             problems.append(f"shard_size {self.shard_size}, want at least 1")
         low, high = self.min_offset or 0, self.max_offset
@@ -118,6 +121,16 @@ class AuditConfig:
     def is_range(self) -> bool:
         """Whether only a range is listed and extracted."""
         return self.min_offset is not None or self.max_offset is not None
+
+
+def _place_problem(place: str, storage: StorageConfig) -> str:
+    try:
+        canonical_uri(place, storage).encode()
+    except UnicodeEncodeError:
+        return f"{place!r}: its path is not UTF-8, and every table would name it; rename it or name a link to it"
+    except UsageError as error:
+        return str(error)
+    return ""
 
 
 SECTIONS: dict[str, type[Any]] = {

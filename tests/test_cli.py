@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -135,6 +136,21 @@ def test_config_file_and_flags_give_the_audit_of_keywords(tmp_path: Path, capsys
     same = run(photos, root=tmp_path / "b", rule={"pattern": "(?P<label>[a-b])/"}, neighbours={"threshold": 0.5})
 
     assert_equal_tables(pipeline.open(root), same)
+
+
+def test_places_are_checked_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Uris of no storage and paths that are no UTF-8 are named in one message; nothing is made."""
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    message = refused(capsys, 2, "run", "ftp://host/photos", odd, "--test", "s3://a", "--root", "minio://lab/b/c")
+
+    for problem in (
+        "ftp:// is no storage",
+        "not UTF-8",
+        "'a' is no bucket name",
+        "'lab' is neither host:port nor a name",
+    ):
+        assert problem in message, problem
+    assert [*tmp_path.iterdir()] == []
 
 
 def test_what_cannot_be_had_is_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -326,8 +342,6 @@ def test_demo_finds_everything(tmp_path: Path) -> None:
     ended = process("demo", "--into", str(tmp_path / "demo"), "--runner", "local", "--quiet")
     found_line = r"^(.+): planted (\d+), found (\d+)(?:, and \d+ images? not planted)?$"
     counts = re.findall(found_line, ended.stdout, re.MULTILINE)
-        r"^(.+): planted (\d+), found (\d+)(?:, and \d+ images? not planted)?$", ended.stdout, re.MULTILINE
-    )
 
     assert ended.returncode == 0, ended.stderr
     assert len(counts) == ended.stdout.count(": planted ") >= 10
