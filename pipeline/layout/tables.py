@@ -97,6 +97,18 @@ def read_rows(store: Store, key: str, lo: int, hi: int, columns: Sequence[str] |
     return table.slice(lo - first * ROW_GROUP, hi - lo)
 
 
+def count_rows(store: Store, key: str) -> int:
+    """The number of rows of a committed table; on a disk only its footer is read."""
+    path = store.local_path(key)
+    source: Any = str(path) if path is not None else io.BytesIO(store.read(key))
+    try:
+        return int(pq.read_metadata(source).num_rows)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{store.uri}/{key}: the part is gone. {way_out(key, is_there=False)}") from error
+    except _DAMAGE as error:
+        raise damaged(store, key, error) from error
+
+
 def write_array(store: Store, folder: str, stem: str, array: np.ndarray[Any, Any]) -> str:
     """Commits an array under a name that holds its hash; returns that name."""
     buffer = io.BytesIO()

@@ -38,7 +38,7 @@ def publish(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenS
     scores = _score(session, snapshot, inputs, found, tail, rules)
     audit_id = f"{snapshot.number:06d}-" + fingerprint(
         "findings", findings.VERSION, scores=scores, edges=found.edges, groups=found.groups, space=space.folder,
-        rules=rules, snapshot=snapshot.digest,
+        rules=rules, snapshot=snapshot.digest, rows=TABLE_ROWS,
     )[:12]  # fmt: skip
     folder = audit_folder(audit_id)
     _tables(

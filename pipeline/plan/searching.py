@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import pyarrow.parquet as pq
-
 from pipeline.layout.exact import MEMBERS, SUMMARY, ExactSummary, read_summary
 from pipeline.layout.features import FeatureSet
 from pipeline.layout.fingerprint import fingerprint
@@ -15,7 +13,7 @@ from pipeline.layout.neighbours import CANDIDATES, EDGES, NEIGHBOURS, PAIRS, SAT
 from pipeline.layout.parts import cover, cut, part_name
 from pipeline.layout.root import versions
 from pipeline.layout.snapshots import Snapshot
-from pipeline.layout.tables import read_table
+from pipeline.layout.tables import count_rows
 from pipeline.plan.session import Session, StageWork
 from pipeline.plan.spaces import ChosenSpace
 from pipeline.runner import Task
@@ -81,6 +79,7 @@ def _join_copy(session: Session, snapshot: Snapshot, inputs: Inputs, space: Chos
         threshold=space.threshold,
         params=params,
         of=key,
+        ranges=query_ranges(snapshot.total),
     )
 
     def task(lo: int, hi: int) -> Task:
@@ -94,20 +93,23 @@ def _join_copy(session: Session, snapshot: Snapshot, inputs: Inputs, space: Chos
 
 def _join_semantic(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSpace, groups: str) -> str:
     k = session.config.neighbours.semantic_k
-    folder = "neighbours/" + fingerprint("join semantic", join.VERSION, groups=groups, index=space.semantic, k=k)
+    ranges = query_ranges(snapshot.total)
+    of = {"groups": groups, "index": space.semantic, "k": k, "ranges": ranges}
+    folder = "neighbours/" + fingerprint("join semantic", join.VERSION, **of)
 
     def task(lo: int, hi: int) -> Task:
         spec = join.SemanticJoinSpec(inputs, groups, space.semantic, k, folder, lo, hi)
         return Task(f"{folder}/{part_name(NEIGHBOURS, lo, hi)}", join.join_semantic, spec, hi - lo)
 
-    run_ranges(session, "join semantic", folder, [task(lo, hi) for lo, hi in query_ranges(snapshot.total)])
+    run_ranges(session, "join semantic", folder, [task(lo, hi) for lo, hi in ranges])
     return folder
 
 
 def _verify(session: Session, inputs: Inputs, found_pairs: str) -> str:
     params = session.config.verify
-    folder = "edges/" + fingerprint("verify", verify.VERSION, pairs=found_pairs, params=params, of=versions())
-    count = _count_rows(session, f"{found_pairs}/{PAIRS}")
+    of = {"pairs": found_pairs, "params": params, "versions": versions(), "rows": VERIFY_PAIRS}
+    folder = "edges/" + fingerprint("verify", verify.VERSION, **of)
+    count = count_rows(session.store, f"{found_pairs}/{PAIRS}")
 
     def task(lo: int, hi: int) -> Task:
         spec = verify.VerifySpec(inputs, found_pairs, folder, params, session.config.measure.max_pixels, lo, hi)
@@ -125,14 +127,11 @@ def run_ranges(session: Session, name: str, folder: str, tasks: list[Task]) -> N
 
 
 def query_ranges(total: int) -> list[tuple[int, int]]:
-    """Ranges of queries of about equal size, cut at multiples of 1,024: a function of the snapshot's size alone."""
+    """Ranges of queries of about equal size, cut at multiples of 1,024: a function of the snapshot's size alone.
+
+    They are part of the fingerprint of a folder of such ranges: a later version that cuts otherwise must not add its
+    parts to those of this one.
+    """
     tasks = max(1, -(-total // JOIN_ROWS))
     size = max(1024, -(-total // (tasks * 1024)) * 1024)
     return cut(0, total, size)
-
-
-def _count_rows(session: Session, key: str) -> int:
-    path = session.store.local_path(key)
-    if path is not None:
-        return int(pq.read_metadata(path).num_rows)
-    return int(read_table(session.store, key, ["image_id"]).num_rows)
