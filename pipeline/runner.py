@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pipeline.errors import AuditError, BadCredentials, ModelError, StorageFull, StorageUnavailable
+from pipeline.errors import AuditError, BadCredentials, ModelError, StorageFull, StorageUnavailable, UsageError
 
 Counters = Mapping[str, float]
 
-FATAL = (BadCredentials, ModelError, StorageFull)
-"""Causes that every other task would meet as well: the stage stops at the first."""
+FATAL = (BadCredentials, ModelError, StorageFull, UsageError)
+"""Causes that every other task would meet as well, and that running again does not mend: the stage stops at the first.
+"""
 
 ATTEMPTS = 3
 

@@ -11,6 +11,7 @@ from pipeline.errors import AccessDenied, CorruptObject, IncompleteError, NotFou
 from pipeline.kernels.hashing import content_hash
 from pipeline.kernels.measure import MeasureParams
 from pipeline.layout.annotations import STEM, VOCABULARY, Vocabulary, read_vocabulary
+from pipeline.layout.exact import MAX_SPLITS
 from pipeline.layout.features import FeatureSet, list_features, missing_features, next_attempt, read_feature_rows
 from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.models import ModelRef
@@ -60,7 +61,7 @@ def annotate_snapshot(session: Session, snapshot: Snapshot) -> str:
         Task(
             f"{folder}/{part_name(STEM, lo, hi)}",
             annotate.annotate,
-            annotate.AnnotateSpec(session.root, snapshot.number, folder, rule, lo, hi),
+            annotate.AnnotateSpec(session.root, snapshot.number, folder, rule, table_hash, lo, hi),
             hi - lo,
         )
         for gap in missing(have, 0, snapshot.total)
@@ -71,7 +72,13 @@ def annotate_snapshot(session: Session, snapshot: Snapshot) -> str:
     session.run_one(
         "vocabulary", folder, (VOCABULARY,), Task(f"{folder}/{VOCABULARY}", annotate.count_vocabulary, spec)
     )
-    _say_rule(session, snapshot, read_vocabulary(session.store, folder))
+    vocabulary = read_vocabulary(session.store, folder)
+    _say_rule(session, snapshot, vocabulary)
+    if len(vocabulary.splits) > MAX_SPLITS:
+        raise UsageError(
+            f"{len(vocabulary.splits)} splits ({', '.join(vocabulary.splits[:3])}, ...), want at most {MAX_SPLITS}: "
+            "check the rule that names them, or merge some."
+        )
     return folder
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import UsageError
+from pipeline.kernels.hashing import content_hash
 from pipeline.layout.annotations import SCHEMA, STEM, VOCABULARY
 from pipeline.layout.parts import list_parts, part_name
 from pipeline.layout.root import Root, opened
@@ -25,12 +27,13 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class AnnotateSpec:
-    """Offsets [lo, hi) of a snapshot, annotated into a folder."""
+    """Offsets [lo, hi) of a snapshot, annotated into a folder; table_hash: content hash of the rule's table, if any."""
 
     root: Root
     snapshot: int
     folder: str
     rule: RuleParams
+    table_hash: str
     lo: int
     hi: int
 
@@ -49,7 +52,7 @@ def annotate(spec: AnnotateSpec) -> Counters:
     store = spec.root.open()
     snapshot = read_snapshot(store, spec.snapshot)
     rows = catalog_rows(store, snapshot, spec.lo, spec.hi)
-    table = load_table(spec.rule.table, spec.root.storage) if spec.rule.table else None
+    table = load_table(spec.rule.table, spec.root.storage, spec.table_hash) if spec.rule.table else None
     uris, source = rows["uri"].to_pylist(), rows["source"].to_numpy()
     splits: list[str | None] = [None] * len(uris)
     labels: list[str | None] = [None] * len(uris)
@@ -82,9 +85,15 @@ def source_rule(rule: RuleParams, record: SourceRecord, snapshot: Snapshot) -> R
 
 
 @lru_cache(maxsize=1)
-def load_table(address: str, storage: StorageConfig) -> LabelTable:
-    """The table of splits and labels at an address, read once per process."""
-    return read_label_table(read_address(address, storage), address)
+def load_table(address: str, storage: StorageConfig, hashed: str) -> LabelTable:
+    """The table of splits and labels at an address, of this content hash, read once per process.
+
+    Raises UsageError where it is another by now: its annotations would be kept under the name of the first.
+    """
+    data = read_address(address, storage)
+    if content_hash(data).hex() != hashed:
+        raise UsageError(f"table {address} changed while the run read it. Run again when it is finished.")
+    return read_label_table(data, address)
 
 
 def read_address(address: str, storage: StorageConfig) -> bytes:
