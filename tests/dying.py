@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,11 +86,12 @@ def _runner(life: Life, root: Root) -> Runner:
     return start_ray(2)
 
 
-def small_parts() -> None:
+def small_parts(set_to: Callable[[Any, str, Any], None] = setattr) -> None:
     """Makes many parts of few images, so that every stage can die between two of them."""
-    searching.VERIFY_PAIRS, preparing.ANNOTATION_ROWS = 4, 10
+    set_to(searching, "VERIFY_PAIRS", 4)
+    set_to(preparing, "ANNOTATION_ROWS", 10)
     for module in (searching, publishing):
-        module.query_ranges = lambda total: cut(0, total, 12)  # type: ignore[attr-defined]
+        set_to(module, "query_ranges", lambda total: cut(0, total, 12))
 
 
 def die() -> None:

@@ -11,11 +11,12 @@ import crashing
 import psutil
 import pytest
 from audited import assert_equal_tables, run, small_set, write_files
+from dying import committed
 
 import pipeline
 from pipeline import cluster
 from pipeline.config import config_from
-from pipeline.errors import BadCredentials, IncompleteError, StorageUnavailable, UsageError
+from pipeline.errors import BadCredentials, IncompleteError, StorageFull, StorageUnavailable, UsageError
 from pipeline.plan import Call, preparing, run_audit
 from pipeline.progress import SilentReporter
 from pipeline.runner import ATTEMPTS, LocalRunner, Outcome, Runner, Task, TaskError
@@ -252,6 +253,24 @@ def test_worker_killed_inside_a_shard_changes_nothing(
     monkeypatch.undo()
 
     assert list(tmp_path.glob("tried-*"))
+    assert_equal_tables(pipeline.open(tmp_path / "audit"), run(photos, root=tmp_path / "other"))
+
+
+def test_full_disk_ends_the_run_at_once(
+    ray_runner: cluster.RayRunner, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that finds the disk full is the end of the run, with its own message; what was done is kept."""
+    monkeypatch.setattr(preparing.extract, "extract", crashing.full_extract)
+    with pytest.raises(StorageFull, match=r"features/.*Free space or raise the quota"):
+        audit_with(ray_runner, photos, tmp_path / "audit", shard_size=7)
+    monkeypatch.undo()
+    before = committed(tmp_path / "audit")
+    audit_with(ray_runner, photos, tmp_path / "audit", shard_size=7)
+
+    after = committed(tmp_path / "audit")
+    assert {key: after.get(key) for key in before if "/rows-" in key} == {
+        k: v for k, v in before.items() if "/rows-" in k
+    }
     assert_equal_tables(pipeline.open(tmp_path / "audit"), run(photos, root=tmp_path / "other"))
 
 

@@ -1,0 +1,211 @@
+"""A disk that fills up, files that change under an audit, and a root that not every node sees."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import crashing
+import pytest
+from audited import assert_equal_tables, by_uri, run, small_set, write_files
+from dying import committed
+from held import ended, environment, start, start_held, writer_of
+
+import pipeline
+from pipeline import cluster
+from pipeline.audit import Audit
+from pipeline.errors import IncompleteError, NotFound, UsageError
+from pipeline.plan import preparing
+from pipeline.stages.extract import ExtractSpec
+from pipeline.storage import StorageConfig
+
+FULL = """
+import resource, sys
+from pipeline import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
+sys.exit(cli.main(sys.argv[2:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return run(write_files(folder / "photos", small_set(16)), root=folder / "audit")
+
+
+def photos_of(audit: Audit) -> Path:
+    return Path(audit.root.uri).parent / "photos"
+
+
+def test_full_disk_keeps_what_was_done(undisturbed: Audit, tmp_path: Path) -> None:
+    """The kernel refuses files over 8 kB, as a full disk does: exit 3 with the file and what to do; then it goes on."""
+    words = ["run", str(photos_of(undisturbed)), "--root", str(tmp_path / "audit"), "--runner"]
+    ended(start([*words, "local", "--max-offset", "5"]))
+    before = committed(tmp_path / "audit")
+    process = subprocess.Popen(
+        [sys.executable, "-c", FULL, "8000", *words, "local"],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    said = ended(process, code=3)
+
+    assert f"image-audit: write {tmp_path}/audit/features/" in said
+    assert "Free space or raise the quota, then run again; finished work is kept" in said
+    assert "Traceback" not in said
+    assert not list((tmp_path / "audit").rglob(".image-audit-tmp-*"))
+    audit = run(photos_of(undisturbed), root=tmp_path / "audit")
+    after = committed(tmp_path / "audit")
+    assert {key: after[key] for key in before} == before
+    assert_equal_tables(audit, undisturbed)
+
+
+Meddle = Callable[[Path], None]
+
+
+@pytest.fixture
+def meddled(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path, Meddle, Meddle], None]:
+    """Does something to the photographs after they were listed, before a shard is read, and something after it."""
+
+    def install(photos: Path, before: Meddle, after: Meddle) -> None:
+        def extract(spec: ExtractSpec) -> Any:
+            before(photos)
+            try:
+                return crashing.real_extract(spec)
+            finally:
+                after(photos)
+
+        monkeypatch.setattr(preparing.extract, "extract", extract)
+
+    return install
+
+
+def nothing(photos: Path) -> None:
+    """Leaves the photographs alone."""
+
+
+def test_files_that_change_after_the_listing(
+    tmp_path: Path, meddled: Callable[[Path, Meddle, Meddle], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One vanishes, one grows, one gets other bytes of the same size: rows that say so, right in the next run."""
+    files = small_set(16)
+    photos, root = write_files(tmp_path / "photos", files), tmp_path / "audit"
+    vanished, grown, replaced = sorted(uri for uri in files if uri.startswith("train/"))[:3]
+    other = bytearray(files[replaced])
+    other[-3] ^= 1
+
+    def change(folder: Path) -> None:
+        (folder / vanished).unlink(missing_ok=True)
+        (folder / grown).write_bytes(files[grown] + b"more")
+        (folder / replaced).write_bytes(bytes(other))
+
+    meddled(photos, change, nothing)
+    first = run(photos, root=root, max_failed_share=0.5)
+    monkeypatch.undo()
+    invalid, images = by_uri(first, "invalid"), by_uri(first, "images")
+    second = run(photos, root=root, neighbours={"space": "new"})
+
+    assert (invalid[vanished]["status"], invalid[grown]["status"]) == ("missing", "changed")
+    assert images[replaced]["status"] == "ok"
+    assert "listed with" in invalid[grown]["message"]
+    now = by_uri(second, "images")
+    assert vanished not in now
+    assert (now[grown]["status"], now[grown]["image_id"]) == ("ok", len(files))
+    assert now[replaced]["image_id"] == images[replaced]["image_id"]  # its bytes are those that were extracted
+    kept = {uri: row["image_id"] for uri, row in images.items() if uri not in (vanished, grown)}
+    assert {uri: row["image_id"] for uri, row in now.items() if uri != grown} == kept
+    assert "changed" not in {row["status"] for row in now.values()}
+
+
+def test_files_that_were_away_are_tried_again(
+    undisturbed: Audit,
+    tmp_path: Path,
+    meddled: Callable[[Path, Meddle, Meddle], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Away while they are read, back before the next listing: incomplete with the command, then as if undisturbed."""
+    photos, root = write_files(tmp_path / "photos", small_set(16)), tmp_path / "audit"
+    away = photos / "train"
+
+    def hide(folder: Path) -> None:
+        away.rename(tmp_path / "away")
+
+    def show(folder: Path) -> None:
+        (tmp_path / "away").rename(away)
+
+    meddled(photos, hide, show)
+    with pytest.raises(
+        IncompleteError, match=r"1[0-9] of 19 images could not be read \(1[0-9] missing\)(.|\n)*Resume with"
+    ):
+        run(photos, root=root)
+    before = committed(root)
+    with pytest.raises(IncompleteError, match="could not be read"):
+        run(photos, root=root)
+    assert committed(root) == before  # the same causes again: nothing new is known
+    monkeypatch.undo()
+    audit = run(photos, root=root)
+
+    assert list((root / "features").glob("*/again-*-0001.parquet"))
+    (again,) = [stage for stage in audit.published.session["stages"] if stage["stage"] == "extract again"]
+    assert again["counters"]["images"] == again["items"]
+    assert_equal_tables(audit, undisturbed)
+    assert run(photos, root=root).audit_id == audit.audit_id
+
+
+class FakeNodes:
+    """Two nodes of which one reads another folder under the root's name; stands for a cluster without a shared disk.
+
+    On a test machine all of Ray's nodes share the disk, so the second node is played: its read goes elsewhere.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, elsewhere: Path | None) -> None:
+        self._elsewhere = elsewhere
+        nodes = [
+            {"NodeID": name, "NodeManagerAddress": f"10.0.0.{at}", "Alive": True, "Resources": {"CPU": 1.0}}
+            for at, name in enumerate(("head", "other"), 1)
+        ]
+        dead = {"NodeID": "dead", "NodeManagerAddress": "10.0.0.9", "Alive": False, "Resources": {"CPU": 1.0}}
+        monkeypatch.setattr(cluster.ray, "nodes", lambda: [*nodes, dead])
+        monkeypatch.setattr(cluster.ray, "get", lambda value: value)
+        monkeypatch.setattr(cluster.ray, "cluster_resources", lambda: {"CPU": 2.0})
+        monkeypatch.setattr(cluster.RayRunner, "_read_on", self._read_on)
+
+    def _read_on(self, node_id: str, root: str, storage: StorageConfig, key: str) -> bytes:
+        place = str(self._elsewhere) if node_id == "other" and self._elsewhere else root
+        return cluster._read_token(place, storage, key)
+
+
+def test_root_that_a_node_does_not_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error names the node; a root that all see is fine; no token is left behind either way."""
+    root = tmp_path / "root"
+    root.mkdir()
+    FakeNodes(monkeypatch, tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=rf"{root} is not shared: nodes 10\.0\.0\.2 do not see"):
+        cluster.RayRunner(owns_cluster=False).require_shared_root(str(root), StorageConfig())
+    (tmp_path / "file").touch()
+    FakeNodes(monkeypatch, tmp_path / "file")
+    with pytest.raises(UsageError, match=r"10\.0\.0\.2 do not see"):
+        cluster.RayRunner(owns_cluster=False).require_shared_root(str(root), StorageConfig())
+    FakeNodes(monkeypatch, None)
+    cluster.RayRunner(owns_cluster=False).require_shared_root(str(root), StorageConfig())
+
+    assert not [path for path in root.rglob("*") if path.is_file()]
+
+
+def test_message_of_an_incomplete_run_is_printed_with_exit_4(tmp_path: Path) -> None:
+    """Over 1% of the images are gone after the listing: the process ends with 4 and the command that resumes."""
+    photos = write_files(tmp_path / "photos", small_set(16))
+    os.mkfifo(tmp_path / "pipe")
+    process = start_held(["run", str(photos), "--root", str(tmp_path / "audit"), "--runner", "local"], 0)
+    held = writer_of(tmp_path / "pipe", process)
+    (photos / "train").rename(tmp_path / "away")
+    os.close(held)
+    said = ended(process, code=4)
+    (tmp_path / "away").rename(photos / "train")
+
+    assert "Resume with: image-audit run" in said
+    assert not (tmp_path / "audit/audits").exists()
+    with pytest.raises(NotFound, match="no finished audit"):
+        pipeline.open(tmp_path / "audit")

@@ -1,0 +1,118 @@
+"""Committed files that were damaged or lost: the run names the file, and what the message asks for is the way out."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from audited import assert_equal_tables, run, small_set, write_files
+from dying import Life, live, small_parts
+
+import pipeline
+from pipeline.audit import Audit
+from pipeline.errors import ArtifactError
+
+ORDER = ("annotations", "features", "exact", "moments", "spaces", "neighbours", "pairs", "edges", "groups", "scores")
+CASES = [
+    ("annotations/*/annotations-*.parquet", ORDER[2:]),
+    ("annotations/*/vocabulary.json", ORDER[2:]),
+    ("features/*/rows-*.parquet", ORDER[2:]),
+    ("features/*/embeddings-*.npy", ORDER[2:]),
+    ("features/*/signatures-*.npy", ORDER[2:]),
+    ("exact/*/members.parquet", ORDER[3:]),
+    ("exact/*/summary.json", ORDER[3:]),
+    ("moments/*/moments.npz", ORDER[4:]),
+    ("spaces/*/copy_space.npz", ORDER[5:]),
+    ("spaces/*/space.json", ORDER[5:]),
+    ("neighbours/*/candidates-*.parquet", ORDER[6:]),
+    ("neighbours/*/saturated-*.parquet", ORDER[6:]),
+    ("pairs/*/pairs.parquet", ORDER[7:]),
+    ("edges/*/edges-*.parquet", ORDER[8:]),
+    ("groups/*/forest.parquet", ORDER[9:]),
+    ("neighbours/*/neighbours-*.parquet", ORDER[9:]),
+    ("scores/*/scores-*.parquet", ()),
+    ("scores/*/totals.npz", ()),
+    ("audits/*/tables/quality/part-*.parquet", ()),
+]
+ALWAYS = {0, 2, 3, 5, 8, 10, 12, 15, 17, 18}
+
+
+def is_slow(at: int, how: str) -> bool:
+    """Each file cut or lost in the default tier, one way or the other; all ways for all of them in the slow one."""
+    return how == "flipped" if at in (0, 8, 12) else how != ("cut" if at in ALWAYS else "lost")
+
+
+PARAMETERS = [
+    pytest.param(pattern, later, how, marks=[pytest.mark.slow] * is_slow(at, how))
+    for at, (pattern, later) in enumerate(CASES)
+    for how in ("cut", "lost", "flipped")
+    if how != "flipped" or not pattern.startswith("audits/")  # the columns that a run reads of a table are few
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    """An audit in many small parts, made by a process of its own: nothing of it is in this one's memory."""
+    folder = tmp_path_factory.mktemp("finished")
+    photos = write_files(folder / "photos", small_set(16))
+    assert live(Life(str(photos), str(folder / "audit"), str(folder / "log"))) == 0
+    return pipeline.open(folder / "audit")
+
+
+def copy_of(audit: Audit, folder: Path) -> Path:
+    shutil.copytree(audit.root.uri, folder / "audit")
+    return folder / "audit"
+
+
+def photos_of(audit: Audit) -> Path:
+    return Path(audit.root.uri).parent / "photos"
+
+
+def make_stale(root: Path, later: tuple[str, ...], pattern: str) -> None:
+    """Removes what was made after the damaged file, so that it is read again."""
+    for name in later:
+        shutil.rmtree(root / name)
+    if pattern.startswith("audits/"):
+        (made,) = root.glob("audits/*/findings.json")
+        made.unlink()
+    else:
+        shutil.rmtree(root / "audits")
+
+
+@pytest.mark.parametrize(("pattern", "later", "how"), PARAMETERS)
+def test_damage_is_named_and_has_a_way_out(
+    finished: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, later: tuple[str, ...], how: str
+) -> None:
+    """Damage, run: an error that names the file. Delete what it says, run: the tables as if nothing had been."""
+    small_parts(monkeypatch.setattr)
+    root = copy_of(finished, tmp_path)
+    path = min(root.glob(pattern))
+    make_stale(root, later, pattern)
+    data = path.read_bytes()
+    if how == "lost":
+        path.unlink()
+    elif how == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        at = len(data) // 3 if path.suffix == ".parquet" else 2
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
+    if how != "lost" or path.suffix == ".npy":
+        with pytest.raises(ArtifactError, match=re.escape(str(path))) as raised:
+            run(photos_of(finished), root=root)
+        assert raised.value.exit_code == 3
+        named = re.search(r"Delete (\S+), which names it", str(raised.value))
+        assert named or "Delete that file and run again" in str(raised.value)
+        Path(named[1] if named else path).unlink()
+
+    assert_equal_tables(run(photos_of(finished), root=root), finished)
+
+
+@pytest.mark.parametrize("name", ["rows-*.parquet", "snapshot-000001.json"])
+def test_damaged_catalog_is_never_made_anew(finished: Audit, tmp_path: Path, name: str) -> None:
+    root = copy_of(finished, tmp_path)
+    (path,) = (root / "catalog").glob(name)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ArtifactError, match=rf"{re.escape(str(path))}: .*restore that file from a backup"):
+        run(photos_of(finished), root=root)
