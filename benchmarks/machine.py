@@ -21,7 +21,7 @@ def about_machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "flags": {name: name in flags for name in FLAGS},
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {platform.machine()}",
         "load_average": list(os.getloadavg()),
     }
 

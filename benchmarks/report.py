@@ -53,10 +53,15 @@ def begin(benchmark: str) -> dict[str, Any]:
     return {
         "benchmark": benchmark,
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", f"benchmarks/{benchmark}.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"benchmarks/{benchmark}.py", *map(_without_place, sys.argv[1:])]),
         "machine": about_machine(),
         "versions": about_versions(),
     }
+
+
+def _without_place(word: str) -> str:
+    """A path by its name alone: where it lies on this machine says nothing to another."""
+    return Path(word).name if "/" in word else word
 
 
 def finish(document: dict[str, Any], rows: Sequence[Owed], path: Path | None) -> None:
