@@ -18,7 +18,8 @@ from held import ended, environment, start, start_held, writer_of
 import pipeline
 from pipeline import cluster
 from pipeline.audit import Audit
-from pipeline.errors import IncompleteError, NotFound, UsageError
+from pipeline.errors import IncompleteError, NotFound, StorageUnavailable, UsageError
+from pipeline.layout.images import ImageObject
 from pipeline.plan import preparing
 from pipeline.stages.extract import ExtractSpec
 from pipeline.storage import StorageConfig
@@ -152,6 +153,25 @@ def test_files_that_were_away_are_tried_again(
     assert again["counters"]["images"] == again["items"]
     assert_equal_tables(audit, undisturbed)
     assert run(photos, root=root).audit_id == audit.audit_id
+
+
+def test_store_that_is_away_while_pairs_are_verified(
+    undisturbed: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No kind is settled without the pixels that were merely out of reach: incomplete, then as if undisturbed."""
+    photos, root = photos_of(undisturbed), tmp_path / "audit"
+    pipeline.run(photos, root=root, min_offset=0)
+
+    def away(image: ImageObject, storage: StorageConfig) -> bytes:
+        raise StorageUnavailable(f"{image.source}: no answer")
+
+    monkeypatch.setattr(ImageObject, "read", away)
+    with pytest.raises(IncompleteError, match=r"stage verify: 1 of 1 parts failed(.|\n)*no answer(.|\n)*Resume with"):
+        run(photos, root=root)
+    monkeypatch.undo()
+
+    assert not list(root.glob("edges/*/*.parquet"))
+    assert_equal_tables(run(photos, root=root), undisturbed)
 
 
 class FakeNodes:

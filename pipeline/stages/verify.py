@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import AccessDenied, CorruptObject, NotFound, ObjectChanged, StorageUnavailable
+from pipeline.errors import AccessDenied, CorruptObject, NotFound, ObjectChanged
 from pipeline.kernels.decode import luminance_thumbnail
 from pipeline.kernels.header import ImageError
 from pipeline.kernels.verify import (
@@ -35,7 +35,8 @@ from pipeline.storage import StorageConfig, is_remote
 VERSION = 1
 KEPT_IMAGES = 512  # 256 x 256 bytes and their features: about 0.2 MB each
 READS_IN_FLIGHT = 16
-UNREADABLE = (NotFound, ObjectChanged, CorruptObject, AccessDenied, StorageUnavailable, ImageError)
+UNREADABLE = (NotFound, ObjectChanged, CorruptObject, AccessDenied, ImageError)
+"""Why a pair is judged without pixels. A store that is away is none of them: the part fails and is done later."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,86 @@
+"""Two Ray nodes on this machine (slow tier): one dies under its tasks, and a root must be seen by both."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import crashing
+import pytest
+from held import environment
+
+from pipeline import cluster
+from pipeline.errors import UsageError
+from pipeline.runner import Task
+from pipeline.storage import StorageConfig
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A head without a core to give and two nodes of one core each; the runner joins by address."""
+    from ray.cluster_utils import Cluster
+
+    for name, value in {**environment(), **cluster.WORKER_ENVIRONMENT}.items():
+        monkeypatch.setenv(name, value)
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 80_000_000})
+    yield made
+    made.shutdown()
+
+
+def add(nodes: Any) -> Any:
+    return nodes.add_node(num_cpus=1, object_store_memory=80_000_000)
+
+
+def test_tasks_of_a_dead_node_run_elsewhere(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node whose task waits is removed; its death is not counted as an attempt, and every task ends once."""
+    doomed = add(nodes)
+    runner = cluster.join_ray(nodes.address)
+    os.mkfifo(tmp_path / "pipe")
+    tasks = [
+        Task(f"task-{at}", crashing.first_hangs if at == 0 else crashing.commit, (str(tmp_path), at, at + 1))
+        for at in range(6)
+    ]
+    watch = cluster.RayRunner._watch
+    removed: list[bool] = []
+
+    def watch_and_kill(self: cluster.RayRunner, book: Any) -> None:
+        if not removed and list(tmp_path.glob("waiting-*")):
+            removed.append(True)
+            add(nodes)
+            nodes.remove_node(doomed, allow_graceful=False)
+        watch(self, book)
+
+    monkeypatch.setattr(cluster.RayRunner, "_watch", watch_and_kill)
+    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.2)
+    outcomes = list(runner.run(tasks))
+    runner.close()
+
+    assert removed
+    assert sorted(outcome.task.name for outcome in outcomes) == [task.name for task in tasks]
+    assert all(outcome.error is None and outcome.attempts == 1 for outcome in outcomes)
+
+
+def test_shared_root_is_proved_on_each_node(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both nodes share this disk, so the root is taken; sent to read elsewhere, the one without it is named."""
+    add(nodes)
+    add(nodes)
+    (tmp_path / "root").mkdir()
+    runner = cluster.join_ray(nodes.address)
+    runner.require_shared_root(str(tmp_path / "root"), StorageConfig())
+    read_on, seen = cluster.RayRunner._read_on, []
+
+    def read_elsewhere(self: cluster.RayRunner, node_id: str, root: str, storage: StorageConfig, key: str) -> Any:
+        seen.append(node_id)
+        return read_on(self, node_id, root if len(seen) > 1 else str(tmp_path / "elsewhere"), storage, key)
+
+    monkeypatch.setattr(cluster.RayRunner, "_read_on", read_elsewhere)
+    with pytest.raises(UsageError, match="is not shared: nodes "):
+        runner.require_shared_root(str(tmp_path / "root"), StorageConfig())
+    runner.close()
+
+    assert len(set(seen)) == 2
+    assert not [path for path in (tmp_path / "root").rglob("*") if path.is_file()]
