@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.layout.parts import cover, list_parts
+from pipeline.errors import ArtifactError
+from pipeline.layout.parts import cover, list_parts, missing
 from pipeline.layout.tables import read_json, read_table
 from pipeline.storage import Store
 
@@ -64,7 +65,10 @@ def read_vocabulary(store: Store, folder: str) -> Vocabulary:
 def read_annotations(store: Store, folder: str, lo: int, hi: int) -> pa.Table:
     """Split and label of offsets [lo, hi) as strings, null where there is none."""
     tables = []
-    for piece in cover(list_parts(store, folder, STEM), lo, hi):
+    parts = list_parts(store, folder, STEM)
+    if gaps := missing(parts, lo, hi):  # rows that follow would get the labels of others
+        raise ArtifactError(f"{store.uri}/{folder}: offsets [{gaps[0][0]}, {gaps[0][1]}) are gone. Run again.")
+    for piece in cover(parts, lo, hi):
         rows = read_table(store, piece.part.key)
         tables.append(rows.slice(piece.lo - piece.part.lo, piece.hi - piece.lo))
     joined = pa.concat_tables(tables) if tables else SCHEMA.empty_table()

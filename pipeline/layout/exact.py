@@ -10,12 +10,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.layout.annotations import Codes
-from pipeline.layout.features import Features, FeatureSet, read_feature_rows, read_features
+from pipeline.layout.features import Features, FeatureSet, pinned_from_json, read_feature_rows, read_features
 from pipeline.layout.tables import read_json, read_table
 from pipeline.schemas import TRANSIENT, Status
 from pipeline.storage import Store
 
 MEMBERS = "members.parquet"
+FEATURES = "features.json"
 SUMMARY = "summary.json"
 MEMBER_SCHEMA = pa.schema(
     [
@@ -89,6 +90,11 @@ TAKE_BLOCK = 16_384
 def read_summary(store: Store, folder: str) -> ExactSummary:
     """The summary of an exact folder; its presence marks the stage as done."""
     return ExactSummary(**read_json(store, f"{folder}/{SUMMARY}"))
+
+
+def read_pinned_features(store: Store, folder: str) -> FeatureSet:
+    """The feature parts that were grouped: another audit may commit later attempts, which this one must not see."""
+    return pinned_from_json(read_json(store, f"{folder}/{FEATURES}"))
 
 
 def read_exact(store: Store, folder: str) -> ExactGroups:

@@ -43,6 +43,18 @@ def list_features(store: Store, folder: str) -> FeatureSet:
     return FeatureSet(folder, tuple(list_parts(store, folder, BASE)), tuple(list_parts(store, folder, AGAIN)))
 
 
+def pinned_to_json(features: FeatureSet) -> dict[str, Any]:
+    """The document of a feature set, for readers that must not see what is committed later."""
+    base, again = ([dict(vars(part)) for part in parts] for parts in (features.base, features.again))
+    return {"folder": features.folder, "base": base, "again": again}
+
+
+def pinned_from_json(value: dict[str, Any]) -> FeatureSet:
+    """The feature set of `pinned_to_json`."""
+    base, again = (tuple(Part(**part) for part in value[name]) for name in ("base", "again"))
+    return FeatureSet(value["folder"], base, again)
+
+
 def missing_features(features: FeatureSet, lo: int, hi: int) -> list[tuple[int, int]]:
     """Ranges of [lo, hi) that are not extracted yet."""
     return missing(features.base, lo, hi)
@@ -80,25 +92,23 @@ def read_features(
     """
     wanted = None if columns is None else list(dict.fromkeys(["image_id", *columns]))
     tables, embeddings, signatures = [], [], []
-    at = lo
+    if gaps := missing(features.base, lo, hi):
+        raise _not_extracted(store, features, gaps[0])
     for piece in cover(features.base, lo, hi):
-        if piece.lo != at:
-            break
         rows = read_table(store, piece.part.key, wanted)
         start, stop = piece.lo - piece.part.lo, piece.hi - piece.part.lo
         tables.append(rows.slice(start, stop - start).replace_schema_metadata(None))
         embeddings.append(_array(store, piece.part.key, rows, "embeddings")[start:stop])
         signatures.append(_array(store, piece.part.key, rows, "signatures")[start:stop])
-        at = piece.hi
-    if at != hi:
-        raise ArtifactError(f"{store.uri}/{features.folder}: offsets [{at}, {hi}) are not extracted. Run again.")
     joined = Features(pa.concat_tables(tables).combine_chunks(), _stack(embeddings), _stack(signatures))
     return _with_later_attempts(store, features, joined, lo, hi)
 
 
 def read_feature_rows(store: Store, features: FeatureSet, lo: int, hi: int, columns: Sequence[str]) -> pa.Table:
-    """Some columns of the rows of [lo, hi), without their vectors."""
+    """Some columns of the rows of [lo, hi), without their vectors. Raises ArtifactError where one is not extracted."""
     wanted = list(dict.fromkeys(["image_id", *columns]))
+    if gaps := missing(features.base, lo, hi):
+        raise _not_extracted(store, features, gaps[0])
     tables = []
     for piece in cover(features.base, lo, hi):
         rows = read_table(store, piece.part.key, wanted).replace_schema_metadata(None)
@@ -110,6 +120,10 @@ def read_feature_rows(store: Store, features: FeatureSet, lo: int, hi: int, colu
         if part.lo < hi and lo < part.hi:
             table = _replace_rows(table, read_table(store, part.key, wanted).replace_schema_metadata(None), lo, hi)[0]
     return table.select(list(columns))
+
+
+def _not_extracted(store: Store, features: FeatureSet, gap: tuple[int, int]) -> ArtifactError:
+    return ArtifactError(f"{store.uri}/{features.folder}: offsets [{gap[0]}, {gap[1]}) are not extracted. Run again.")
 
 
 def _in_order(again: Iterable[Part]) -> list[Part]:

@@ -9,8 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.layout.annotations import Codes, Vocabulary, codes_of, read_annotations, read_vocabulary
-from pipeline.layout.exact import ExactGroups, Population, Representatives, concatenate, read_exact
-from pipeline.layout.features import list_features
+from pipeline.layout.exact import (
+    ExactGroups,
+    Population,
+    Representatives,
+    concatenate,
+    read_exact,
+    read_pinned_features,
+)
+from pipeline.layout.features import FeatureSet
 from pipeline.layout.root import Root
 from pipeline.layout.snapshots import Snapshot, read_snapshot, removed_ids
 
@@ -44,6 +51,10 @@ class Inputs:
         """The exact groups."""
         return self.population().exact
 
+    def feature_set(self) -> FeatureSet:
+        """The feature parts of this audit."""
+        return self.population().features
+
     def gone(self) -> NDArray[np.int64]:
         """Ids that are not in the snapshot any more."""
         return self.population().gone
@@ -76,7 +87,7 @@ def _population(inputs: Inputs) -> Population:
     store = inputs.root.open()
     return Population(
         store,
-        list_features(store, inputs.features),
+        read_pinned_features(store, inputs.exact),
         read_exact(store, inputs.exact),
         removed_ids(store, inputs.opened_snapshot()),
         inputs.codes,

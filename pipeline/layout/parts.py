@@ -56,12 +56,13 @@ def cut(lo: int, hi: int, size: int) -> list[tuple[int, int]]:
 def cover(parts: Iterable[Part], lo: int, hi: int) -> list[Slice]:
     """The slices that together hold [lo, hi) once each, as far as the parts reach; one pass over the sorted parts.
 
-    Overlapping parts (of runs over unaligned ranges) hold equal rows; of those that hold an offset the one that
-    reaches furthest is taken, then the one that starts first, so the choice depends on the names alone.
+    Overlapping parts (of runs over unaligned ranges) hold equal rows, but for statuses of the attempt. From the first
+    offset on, where one part ends the one that reaches furthest follows, then the one that starts first: the part of an
+    offset depends on the names alone, and not on the range that is asked for.
     """
     slices: list[Slice] = []
     ordered = sorted(parts)
-    at, following, best = lo, 0, None
+    at, following, best = min(lo, ordered[0].lo if ordered else lo), 0, None
     while at < hi:
         while following < len(ordered) and ordered[following].lo <= at:
             if best is None or ordered[following].hi > best.hi:
@@ -69,7 +70,8 @@ def cover(parts: Iterable[Part], lo: int, hi: int) -> list[Slice]:
             following += 1
         if best is not None and best.hi > at:
             stop = min(best.hi, hi)
-            slices.append(Slice(best, at, stop))
+            if stop > lo:
+                slices.append(Slice(best, max(at, lo), stop))
             at = stop
         elif following < len(ordered):
             at = ordered[following].lo

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.layout.exact import MEMBERS, SUMMARY, ExactSummary, read_summary
+from pipeline.layout.exact import FEATURES, MEMBERS, SUMMARY, ExactSummary, read_summary
 from pipeline.layout.features import FeatureSet
 from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.groups import FOREST
@@ -41,9 +41,12 @@ def group_exact(session: Session, snapshot: Snapshot, features: FeatureSet, anno
         again=[part.key for part in features.again],
     )  # fmt: skip
     folder = f"exact/{name}"
-    spec = exact_groups.ExactSpec(session.root, snapshot.number, features.folder, annotations, folder)
+    spec = exact_groups.ExactSpec(session.root, snapshot.number, features, annotations, folder)
     session.run_one(
-        "exact groups", folder, (MEMBERS, SUMMARY), Task(folder, exact_groups.group_exact, spec, snapshot.live)
+        "exact groups",
+        folder,
+        (FEATURES, MEMBERS, SUMMARY),
+        Task(folder, exact_groups.group_exact, spec, snapshot.live),
     )
     return Inputs(session.root, snapshot.number, features.folder, annotations, folder, dimension)
 

@@ -13,8 +13,8 @@ from pipeline.kernels.components import Forest, labels_for, merge_forests
 from pipeline.kernels.hash_groups import hash_bytes, hash_group_edges
 from pipeline.kernels.sampling import mix
 from pipeline.layout.annotations import codes_of, read_annotations, read_vocabulary
-from pipeline.layout.exact import MEMBER_SCHEMA, MEMBERS, SUMMARY, usable
-from pipeline.layout.features import FeatureSet, list_features, read_feature_rows
+from pipeline.layout.exact import FEATURES, MEMBER_SCHEMA, MEMBERS, SUMMARY, usable
+from pipeline.layout.features import FeatureSet, pinned_to_json, read_feature_rows
 from pipeline.layout.root import Root
 from pipeline.layout.snapshots import read_snapshot, removed_ids
 from pipeline.layout.tables import json_bytes, parquet_bytes
@@ -32,7 +32,7 @@ class ExactSpec:
 
     root: Root
     snapshot: int
-    features: str
+    features: FeatureSet
     annotations: str
     folder: str
 
@@ -53,8 +53,8 @@ def group_exact(spec: ExactSpec) -> Counters:
     store = spec.root.open()
     snapshot = read_snapshot(store, spec.snapshot)
     gone = removed_ids(store, snapshot)
-    features = list_features(store, spec.features)
-    hashes, statuses, digest = _read_hashes(store, features, snapshot.total, gone)
+    store.put(f"{spec.folder}/{FEATURES}", json_bytes(pinned_to_json(spec.features)))
+    hashes, statuses, digest = _read_hashes(store, spec.features, snapshot.total, gone)
     same_bytes = hash_group_edges(hashes.ids, hashes.content, hashes.has_content)
     same_pixels = hash_group_edges(hashes.ids, hashes.pixels, hashes.has_pixels)
     forest = merge_forests([same_bytes, same_pixels])

@@ -30,7 +30,7 @@ from pipeline.kernels.outliers import (
 )
 from pipeline.kernels.quality_checks import AREA_BINS, area_histogram
 from pipeline.layout.exact import ExactGroups, usable
-from pipeline.layout.features import list_features, read_feature_rows
+from pipeline.layout.features import read_feature_rows
 from pipeline.layout.groups import read_forest
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import NEIGHBOURS, TAIL
@@ -172,7 +172,7 @@ def _totals(spec: ScoreSpec, ids: NDArray[np.int64], scores: Scores, votes: Vote
 def _areas(spec: ScoreSpec) -> NDArray[np.int64]:
     store = spec.inputs.root.open()
     columns = ["image_id", "status", "width", "height"]
-    rows = read_feature_rows(store, list_features(store, spec.inputs.features), spec.lo, spec.hi, columns)
+    rows = read_feature_rows(store, spec.inputs.feature_set(), spec.lo, spec.hi, columns)
     ok = rows.filter(pa.array(usable(rows, spec.inputs.gone())))
     counts: NDArray[np.int64] = area_histogram(ok["width"].to_numpy(), ok["height"].to_numpy())
     return counts

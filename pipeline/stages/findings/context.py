@@ -17,7 +17,7 @@ from pipeline.kernels.outliers import OutlierRule
 from pipeline.kernels.quality_checks import QualityLimits
 from pipeline.layout.annotations import Vocabulary, names_of
 from pipeline.layout.exact import ExactGroups, usable
-from pipeline.layout.features import list_features, read_feature_rows
+from pipeline.layout.features import read_feature_rows
 from pipeline.layout.groups import read_forest
 from pipeline.layout.images import shown_uris
 from pipeline.layout.inputs import Inputs
@@ -97,7 +97,7 @@ class Range:
     @cached_property
     def features(self) -> pa.Table:
         """Feature rows of the range."""
-        features = list_features(self.store, self.spec.inputs.features)
+        features = self.spec.inputs.feature_set()
         return read_feature_rows(self.store, features, self.spec.lo, self.spec.hi, FEATURE_ROWS.schema.names)
 
     @cached_property

@@ -21,7 +21,7 @@ from pipeline.kernels.groups import (
 )
 from pipeline.kernels.space import project_copy
 from pipeline.layout.annotations import names_of
-from pipeline.layout.features import list_features, read_feature_rows
+from pipeline.layout.features import read_feature_rows
 from pipeline.layout.spaces import read_space
 from pipeline.stages.findings.context import Range, as_table, subject_columns
 
@@ -117,7 +117,7 @@ def _medoids(found: Range, members: Members) -> tuple[NDArray[np.int64], NDArray
 
 def _feature_rows(found: Range, ids: NDArray[np.int64]) -> pa.Table:
     """Size columns of some ids, row-aligned."""
-    features = list_features(found.store, found.spec.inputs.features)
+    features = found.spec.inputs.feature_set()
     names = ["image_id", "width", "height", "size_bytes"]
     wanted, inverse = np.unique(ids, return_inverse=True)
     pieces = [read_feature_rows(found.store, features, 0, 0, names)]
