@@ -30,7 +30,7 @@ class DataMoments:
 
 @dataclass(frozen=True)
 class SpaceRecord:
-    """What a space was trained on: features folder, representatives, snapshot, spread of the images, null tail."""
+    """What a space was trained on, and how: features, representatives, snapshot, spread of the images, null tail."""
 
     folder: str
     features: str
@@ -39,6 +39,7 @@ class SpaceRecord:
     snapshot: int
     spread: float
     tail: NullTail | None
+    params: dict[str, Any]
 
 
 def list_spaces(store: Store) -> list[SpaceRecord]:
@@ -52,8 +53,8 @@ def list_spaces(store: Store) -> list[SpaceRecord]:
 def read_space_record(store: Store, folder: str) -> SpaceRecord:
     """The record of a space."""
     value: dict[str, Any] = read_json(store, f"{folder}/{SPACE}")
-    tail = value.pop("tail")
-    return SpaceRecord(folder=folder, tail=None if tail is None else NullTail(**tail), **value)
+    tail, params = value.pop("tail"), value.pop("params", {})
+    return SpaceRecord(folder=folder, tail=None if tail is None else NullTail(**tail), params=params, **value)
 
 
 def read_space(store: Store, folder: str) -> CopySpace:

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.kernels.routing import choose_nlist
 from pipeline.kernels.threshold import Threshold, describe, threshold_for
 from pipeline.layout.exact import ExactSummary
-from pipeline.layout.fingerprint import fingerprint
+from pipeline.layout.fingerprint import fingerprint, plain
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.models import ModelRef
 from pipeline.layout.searching import Index
@@ -79,9 +79,11 @@ def _kept(session: Session, inputs: Inputs, moments: str, representatives: int) 
     """The space of the root that still fits, or None and why a new one is trained."""
     if session.config.neighbours.space == "new":
         return None, "a new one, as asked"
-    known = [record for record in list_spaces(session.store) if record.features == inputs.features]
+    of_model = [record for record in list_spaces(session.store) if record.features == inputs.features]
+    known = [record for record in of_model if record.params == plain(session.config.space)]
     if not known:
-        return None, "the first of this root and model"
+        why = "a new one: others were trained with other parameters" if of_model else "the first of this root and model"
+        return None, why
     newest = max(known, key=lambda record: (record.snapshot, record.folder))
     if newest.moments == moments:
         return newest, "kept: trained on these images"

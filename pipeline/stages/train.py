@@ -23,6 +23,7 @@ from pipeline.kernels.space import (
 )
 from pipeline.kernels.threshold import NullTail, blend_null, fit_null, null_histogram
 from pipeline.layout.exact import Representatives, concatenate
+from pipeline.layout.fingerprint import plain
 from pipeline.layout.inputs import READ_BLOCK, Inputs
 from pipeline.layout.models import ModelRef, read_model
 from pipeline.layout.spaces import (
@@ -106,6 +107,7 @@ def train_space(spec: SpaceSpec) -> Counters:
         "representatives": spec.representatives,
         "snapshot": spec.inputs.snapshot,
         "spread": spread(space, embedding),
+        "params": plain(spec.params),
         "tail": None if tail is None else dict(vars(tail)),
     }
     store.put(f"{spec.folder}/{SPACE}", json_bytes(record))
