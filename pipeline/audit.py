@@ -159,8 +159,8 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
 
 
 def _schema(name: str, columns: Sequence[str] | None) -> pa.Schema:
-    if name not in TABLES:
-        raise UsageError(f"no table {name!r}; there are: {', '.join(TABLES)}")
+    if name not in FINDINGS:
+        raise UsageError(f"no table {name!r}; there are: {', '.join(FINDINGS)}")
     schema = TABLES[name].schema
     unknown = [column for column in columns or () if column not in schema.names]
     if unknown:

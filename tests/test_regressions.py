@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from audited import noise_jpeg, run, small_set, write_files
 
-from pipeline.errors import UsageError
+from pipeline.api import status
+from pipeline.errors import ArtifactError, UsageError
+from pipeline.layout.exact import split_bits
+from pipeline.layout.features import Features, commit_features, list_features, read_feature_rows, read_features
+from pipeline.layout.inputs import Inputs
+from pipeline.layout.parts import Part, cover, part_name
+from pipeline.layout.root import Root
+from pipeline.layout.tables import read_json, write_json
+from pipeline.models import default_model
+from pipeline.plan.session import status_key
+from pipeline.schemas import FEATURE_ROWS
+from pipeline.storage import StorageConfig, open_store
 
 
 def write_table(place: Path, column: str, values: dict[str, str]) -> Path:
@@ -40,18 +54,97 @@ def test_a_table_without_columns_is_a_wrong_call(tmp_path: Path) -> None:
         run(photos, root=tmp_path / "audit", rule={"table": str(table)})
 
 
-def test_as_many_splits_as_fit_into_a_mask(tmp_path: Path) -> None:
-    """63 and images without one are right; 64 shared a bit with those, and more were in no split at all."""
+def test_more_splits_than_a_mask_holds(tmp_path: Path) -> None:
+    """The 64th shared a bit with the images that have none; more were in no split at all."""
     files = {f"{number:02}.jpg": noise_jpeg(number) for number in range(64)}
-    files |= {"copy of 62.jpg": files["62.jpg"], "copy of 63.jpg": files["63.jpg"]}
-    photos, root = write_files(tmp_path / "photos", files), tmp_path / "audit"
-    splits = {f"{number:02}.jpg": f"s{number:02}" for number in range(63)} | {"copy of 62.jpg": "s00"}
-    audit = run(photos, root=root, rule={"table": str(write_table(tmp_path / "a.csv", "split", splits))})
-    exact = audit.leaks(columns=["uri", "match_uri", "severity"]).to_pylist()
-    assert {(row["uri"], row["match_uri"]) for row in exact if row["severity"] == 5} == {
-        ("62.jpg", "copy of 62.jpg"),
-        ("copy of 62.jpg", "62.jpg"),
-    }
-    table = write_table(tmp_path / "b.csv", "split", splits | {"63.jpg": "s63"})
-    with pytest.raises(UsageError, match="64 splits"):
-        run(photos, root=root, rule={"table": str(table)})
+    photos = write_files(tmp_path / "photos", files)
+    table = write_table(tmp_path / "splits.csv", "split", {uri: f"s{uri[:2]}" for uri in files})
+    with pytest.raises(UsageError, match=r"64 splits .*want at most 63"):
+        run(photos, root=tmp_path / "audit", rule={"table": str(table)})
+    assert len(np.unique(split_bits(np.arange(-1, 63, dtype=np.int32)))) == 64
+
+
+def test_the_part_of_an_offset_does_not_depend_on_the_range() -> None:
+    """A row that one of two overlapping parts could not read was ok for one stage and not for another."""
+    parts = [Part(0, 10, 0, "a"), Part(5, 20, 0, "b"), Part(12, 16, 0, "c"), Part(18, 30, 0, "d")]
+    whole = {at: piece.part.key for piece in cover(parts, 0, 30) for at in range(piece.lo, piece.hi)}
+    for lo in range(30):
+        assert {at: p.part.key for p in cover(parts, lo, 30) for at in range(p.lo, p.hi)} == {
+            at: key for at, key in whole.items() if at >= lo
+        }
+
+
+def only_folder(root: Path, kind: str) -> str:
+    (found,) = (root / kind).iterdir()
+    return f"{kind}/{found.name}"
+
+
+def inputs_of(root: Path) -> Inputs:
+    place = Root(str(root), StorageConfig())
+    dimension = default_model().dimension
+    return Inputs(place, 1, *(only_folder(root, kind) for kind in ("features", "annotations", "exact")), dimension)
+
+
+def test_an_attempt_of_another_audit_does_not_reach_this_one(tmp_path: Path) -> None:
+    """It made a row ok, or not, behind the exact groups of an audit that was under way."""
+    photos, root = write_files(tmp_path / "photos", small_set(8)), tmp_path / "audit"
+    run(photos, root=root)
+    before = inputs_of(root).population().ids(0, 11)
+    copied = Path(shutil.copytree(root, tmp_path / "copied"))  # no process has read anything there yet
+    store, folder = open_store(str(copied)), only_folder(copied, "features")
+    row = read_features(store, list_features(store, folder), 0, 1)
+    columns = {name: row.rows[name] for name in row.rows.column_names} | {"status": ["timeout"]}
+    late = pa.table(columns, schema=FEATURE_ROWS.schema)
+    commit_features(store, f"{folder}/{part_name('again', 0, 1, 1)}", Features(late, row.embeddings, row.signatures))
+
+    assert len(list_features(store, folder).again) == 1
+    assert inputs_of(copied).population().ids(0, 11).tolist() == before.tolist()
+
+
+def test_a_lost_part_moves_no_row(tmp_path: Path) -> None:
+    """Rows behind it took the places, and the labels, of those in it."""
+    photos, root = write_files(tmp_path / "photos", small_set(8)), tmp_path / "audit"
+    run(photos, root=root, shard_size=4)
+    store, folder = open_store(str(root)), only_folder(root, "features")
+    store.delete(list_features(store, folder).base[1].key)
+    with pytest.raises(ArtifactError, match=r"\[4, 8\) are not extracted"):
+        read_feature_rows(store, list_features(store, folder), 0, 11, ["status"])
+
+
+def test_other_parameters_of_the_space_make_another_one(tmp_path: Path) -> None:
+    """They were ignored, without a word, on a root that had a space."""
+    photos, root = write_files(tmp_path / "photos", small_set(8)), tmp_path / "audit"
+    spaces = [
+        run(photos, root=root, space=params).summary()["space"]["folder"]
+        for params in ({}, {"embedding_weight": 0.5}, {})
+    ]
+    assert spaces[0] == spaces[2] != spaces[1]
+
+
+def test_a_file_that_cannot_be_read_does_not_hold_up_its_shard(tmp_path: Path) -> None:
+    """A bad sector made every run of its shard end as incomplete."""
+    photos = write_files(tmp_path / "photos", small_set(8))
+    (photos / "train" / "a" / "sector.jpg").symlink_to("/proc/self/mem")  # a regular file whose first byte is an error
+    audit = run(photos, root=tmp_path / "audit", max_failed_share=0.5)
+    failed = [row for row in audit.invalid().to_pylist() if row["status"] == "timeout"]
+    assert [row["uri"] for row in failed] == ["train/a/sector.jpg"]
+    assert "Check the disk" in failed[0]["message"]
+
+
+def test_a_stage_that_was_left_with_nothing_to_do_is_done(tmp_path: Path) -> None:
+    """A driver killed between the last part and the record of its stage left it unfinished for ever."""
+    photos, root = write_files(tmp_path / "photos", small_set(8)), tmp_path / "audit"
+    run(photos, root=root)
+    store = open_store(str(root))
+    left = read_json(store, status_key("verify")) | {"state": "unfinished"}
+    write_json(store, status_key("verify"), left)
+    run(photos, root=root)
+    assert {row["stage"]: row["state"] for row in status(str(root), {})}["verify"] == "done"
+
+
+def test_working_artifacts_are_no_tables_of_an_audit(tmp_path: Path) -> None:
+    """They were shown as empty ones."""
+    photos = write_files(tmp_path / "photos", small_set(8))
+    audit = run(photos, root=tmp_path / "audit")
+    with pytest.raises(UsageError, match="no table 'edges'"):
+        audit.table("edges")

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.config import AuditConfig
-from pipeline.errors import ArtifactError, IncompleteError
+from pipeline.errors import ArtifactError, IncompleteError, NotFound
 from pipeline.layout.root import Root
-from pipeline.layout.tables import write_json
+from pipeline.layout.tables import read_json, write_json
 from pipeline.progress import Reporter
 from pipeline.runner import FATAL, Outcome, Runner, Task
 from pipeline.storage import Store
@@ -144,8 +144,15 @@ class Session:
         self.reporter.finish(seconds)
         key = status_key(record.stage)
         # where nothing was left to do, what the stage took when it was done is worth more
-        if record.attempts or not self.store.exists(key):
+        if record.attempts or not self._is_done(key, record.folder):
             self._write(record)
+
+    def _is_done(self, key: str, folder: str) -> bool:
+        try:
+            known = read_json(self.store, key)
+        except (NotFound, ArtifactError):
+            return False
+        return bool(known["state"] == "done" and known["folder"] == folder)
 
     def _write(self, record: StageRecord) -> None:
         write_json(self.store, status_key(record.stage), record_to_json(record))

@@ -28,7 +28,7 @@ from pipeline.layout.models import ModelRef, load_model
 from pipeline.layout.parts import part_name
 from pipeline.layout.root import Root
 from pipeline.layout.snapshots import Snapshot, catalog_rows, catalog_rows_of, read_snapshot, removed_ids
-from pipeline.runner import Counters
+from pipeline.runner import FATAL, Counters
 from pipeline.schemas import FEATURE_ROWS, TRANSIENT, Status
 from pipeline.sources.folder import encode_key
 from pipeline.storage import StorageConfig, is_remote
@@ -44,6 +44,7 @@ CAUSES: dict[type[StorageError], Status] = {
     CorruptObject: Status.CHANGED,
     AccessDenied: Status.DENIED,
     StorageUnavailable: Status.TIMEOUT,
+    StorageError: Status.TIMEOUT,  # such as a bad sector: one image of a shard must not hold up the others
 }
 
 
@@ -180,6 +181,8 @@ def _read_one(wanted: ImageObject | None, storage: StorageConfig) -> tuple[bytes
         return b"", _failed(Status.MISSING, "no longer in its source")
     try:
         return wanted.read(storage), None
+    except FATAL:
+        raise
     except tuple(CAUSES) as error:
         message, _ = encode_key(str(error))  # it names the file, and the name may be no UTF-8
         return b"", _failed(next(CAUSES[cause] for cause in type(error).__mro__ if cause in CAUSES), message)
