@@ -17,10 +17,10 @@ from pipeline.errors import NotFound, UsageError
 from pipeline.schemas import GROUPING_KINDS, Kind, Status
 from pipeline.storage import Store, open_store
 
-SUBJECTS = {"stars": ("hubble",), "grass": ("grass",), "stone": ("brick", "gravel")}
-"""Class folder of the demo -> the photographs whose tiles are in it (see demo_photos/CREDITS.txt)."""
-OUTLIERS = ("astronaut_01", "camera_01", "chelsea_01", "coffee_11", "retina_00", "rocket_11")
-"""Tiles that show something else; the others of their photographs are for the tests alone."""
+SUBJECTS = {"buildings": ("building", "windmill"), "fish": ("fish",), "tools": ("tool",)}
+"""Class folder of the demo -> how the names of its photographs begin (see demo_photos/CREDITS.txt)."""
+OUTLIERS = ("other_baseball", "other_car", "other_crab", "other_koala", "other_orchestra", "other_retriever")
+"""Photographs of something else, two for each class folder."""
 SPLITS = ("train", "train", "train", "val", "test")
 JPEG_QUALITY = 90
 
@@ -78,8 +78,7 @@ def make_demo(target: Path, seed: int = 7) -> DemoTruth:
 def plant(photos: dict[str, bytes], seed: int) -> tuple[dict[str, bytes], tuple[Fact, ...]]:
     """The files of the demo (uri -> bytes) and its facts, from `photos` (name -> JPEG bytes)."""
     piles = {
-        subject: [name for name in photos if name.rpartition("_")[0] in sources]
-        for subject, sources in SUBJECTS.items()
+        subject: [name for name in photos if name.partition("_")[0] in kinds] for subject, kinds in SUBJECTS.items()
     }
     for pile in piles.values():
         random.Random(seed).shuffle(pile)
@@ -120,12 +119,16 @@ def _plant_single(files: dict[str, bytes], piles: dict[str, list[str]], photos: 
         files[uri] = change(photos[name])
         return uri
 
-    wrong = [place("train/stone", "stars", ""), place("val/stars", "grass", ""), place("train/stars", "stone", "")]
-    no_image = place("train/grass", "grass", "_page", lambda _: b"<html>Sign in to see this photo.</html>\n")
-    short = place("val/stone", "stone", "_truncated", lambda data: data[: len(data) * 6 // 10])
-    dark = place("train/stone", "stone", "_dark", _edit(lambda image: image.point(lambda value: value * 0.06)))
-    blurry = place("test/stone", "stone", "_blurry", _edit(lambda image: image.filter(ImageFilter.GaussianBlur(6))))
-    grey = place("train/grass", "grass", "_grey", _edit(lambda image: image.convert("L").convert("RGB")))
+    wrong = [
+        place("train/tools", "fish", ""),
+        place("val/fish", "buildings", ""),
+        place("train/buildings", "tools", ""),
+    ]
+    no_image = place("train/fish", "fish", "_page", lambda _: b"<html>Sign in to see this photo.</html>\n")
+    short = place("val/tools", "tools", "_truncated", lambda data: data[: len(data) * 6 // 10])
+    dark = place("train/buildings", "buildings", "_dark", _edit(lambda image: image.point(lambda value: value * 0.06)))
+    blurry = place("test/tools", "tools", "_blurry", _edit(lambda image: image.filter(ImageFilter.GaussianBlur(6))))
+    grey = place("train/fish", "fish", "_grey", _edit(lambda image: image.convert("L").convert("RGB")))
     strange = [f"train/{subject}/{name}.jpg" for name, subject in zip(OUTLIERS, [*SUBJECTS] * 2, strict=True)]
     files.update({uri: photos[name] for uri, name in zip(strange, OUTLIERS, strict=True)})
     return [
@@ -149,20 +152,20 @@ def _plant_copies(files: dict[str, bytes], piles: dict[str, list[str]], photos: 
         return original, copied
 
     exact = [
-        copy("stone", "test/stone", "again"),
-        copy("stars", "val/stars", "again"),
-        copy("grass", "train/grass", "again"),
+        copy("tools", "test/tools", "again"),
+        copy("buildings", "val/buildings", "again"),
+        copy("fish", "train/fish", "again"),
     ]
-    conflict = [copy("stars", "test/stone", "again")]
+    conflict = [copy("fish", "test/buildings", "again")]
     edited = [
-        copy("stone", "val/stone", "small", _edit(lambda image: image.resize((image.width // 2, image.height // 2)))),
-        copy("stars", "test/stars", "small", _edit(lambda image: image.resize((image.width // 2, image.height // 2)))),
-        copy("grass", "test/grass", "jpeg", _edit(lambda image: image, quality=25)),
-        copy("stars", "train/stars", "jpeg", _edit(lambda image: image, quality=25)),
-        copy("stone", "test/stone", "crop", _edit(_crop)),
-        copy("grass", "val/grass", "crop", _edit(_crop)),
-        copy("stars", "val/stars", "mirror", _edit(lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))),
-        copy("stars", "train/stars", "mirror", _edit(lambda image: image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))),
+        copy("buildings", "val/buildings", "small", _edit(_half)),
+        copy("fish", "test/fish", "small", _edit(_half)),
+        copy("tools", "test/tools", "jpeg", _edit(lambda image: image, quality=25)),
+        copy("fish", "train/fish", "jpeg", _edit(lambda image: image, quality=25)),
+        copy("buildings", "test/buildings", "crop", _edit(_crop)),
+        copy("tools", "val/tools", "crop", _edit(_crop)),
+        copy("fish", "val/fish", "mirror", _edit(_mirror)),
+        copy("buildings", "train/buildings", "mirror", _edit(_mirror)),
     ]
     crossing = [pair for pair in exact + conflict + edited if pair[0].split("/")[0] != pair[1].split("/")[0]]
     return [
@@ -185,6 +188,14 @@ def _edit(change: Edit, quality: int = JPEG_QUALITY) -> Callable[[bytes], bytes]
         return buffer.getvalue()
 
     return encoded
+
+
+def _half(image: Image.Image) -> Image.Image:
+    return image.resize((image.width // 2, image.height // 2))
+
+
+def _mirror(image: Image.Image) -> Image.Image:
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
 def _crop(image: Image.Image) -> Image.Image:

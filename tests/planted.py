@@ -1,6 +1,6 @@
 """A seeded set of real photographs with planted faults, and the uris of every planted one.
 
-`plant(seed)` makes 210 files or so in memory, `build(folder, seed)` writes them; `Truth` lists what an end-to-end test
+`plant(seed)` makes 170 files or so in memory, `build(folder, seed)` writes them; `Truth` lists what an end-to-end test
 must find. Each fault has originals of its own, so that no fact hides another. Uris are relative to the folder.
 """
 
@@ -43,8 +43,16 @@ HOSTILE_NAMES = (
 )
 RAW_NAMES = {"latin %E9.jpg": b"latin \xe9.jpg", "%FF%FE.jpg": b"\xff\xfe.jpg"}
 """Uris of names that are not UTF-8, and those names; only a disk can hold them."""
-WHOLE = {"stars": 21, "grass": 6, "stone": 17}
-"""Label -> photographs used whole; each of the others is cut into two halves."""
+
+OTHER = {"tools": "fish", "fish": "buildings", "buildings": "tools"}
+"""Label -> a wrong one."""
+WRONG_LABELS = (
+    ("buildings", "fish", ("fish_12", "fish_13", "fish_14", "fish_16", "fish_19")),
+    ("fish", "buildings", ("building_berlin-cathedral", "building_reims-cathedral", "building_santiago-cathedral")),
+    ("tools", "buildings", ("building_arc-du-carrousel", "building_brandenburg-gate", "building_india-gate")),
+    ("tools", "buildings", ("windmill_05", "windmill_06", "windmill_08")),
+)
+"""Given label, right label, photographs of which one gets the wrong one: kinds that do not resemble each other."""
 
 
 @dataclass
@@ -103,8 +111,8 @@ class _Pen:
     """What the planting functions share: the set so far, the originals that are left, and the random numbers."""
 
     planted: Planted
-    whole: dict[str, list[tuple[str, bytes]]]
-    small: list[tuple[str, str, bytes]]
+    left: dict[str, list[tuple[str, bytes]]]
+    """Label -> name and bytes of the photographs that nothing uses yet."""
     rng: np.random.Generator
 
     def put(self, uri: str, data: bytes) -> str:
@@ -113,15 +121,15 @@ class _Pen:
         return uri
 
     def take(self) -> tuple[str, str, bytes]:
-        """Label, name and bytes of a whole photograph that nothing else uses, from the fullest label."""
-        label = max(self.whole, key=lambda key: len(self.whole[key]))
-        return (label, *self.whole[label].pop())
+        """Label, name and bytes of a photograph that nothing else uses, from the fullest label."""
+        label = max(self.left, key=lambda key: len(self.left[key]))
+        return (label, *self.left[label].pop())
 
 
 def plant(seed: int = 7) -> Planted:
     """The planted set; equal seeds give equal bytes."""
     rng = np.random.default_rng(seed)
-    pen = _Pen(Planted(), *_originals(rng), rng)
+    pen = _Pen(Planted(), _originals(rng), rng)
     for step in (_wrong_labels, _faults, _exact, _edited, _leaks, _web, _invalid, _hostile, _photos):
         step(pen)
     pen.planted.files = dict(sorted(pen.planted.files.items()))
@@ -139,25 +147,13 @@ def build(folder: Path, seed: int = 7) -> Truth:
     return planted.truth
 
 
-def _originals(
-    rng: np.random.Generator,
-) -> tuple[dict[str, list[tuple[str, bytes]]], list[tuple[str, str, bytes]]]:
+def _originals(rng: np.random.Generator) -> dict[str, list[tuple[str, bytes]]]:
     photos = demo_photos()
-    whole: dict[str, list[tuple[str, bytes]]] = {}
-    small = []
-    for label, sources in SUBJECTS.items():
-        names = [name for name in photos if name.rpartition("_")[0] in sources]
-        names = [names[i] for i in rng.permutation(len(names))]
-        whole[label] = [(name, photos[name]) for name in names[: WHOLE[label]]]
-        for name in names[WHOLE[label] :]:
-            small += [(label, f"{name}_half{i}", data) for i, data in enumerate(_halves(photos[name]))]
-    return whole, [small[i] for i in rng.permutation(len(small))]
-
-
-def _halves(data: bytes) -> list[bytes]:
-    pixels = decode(data)
-    middle = pixels.shape[0] // 2
-    return [encode_jpeg(half, 92) for half in (pixels[:middle], pixels[middle:])]
+    piles = {}
+    for label, kinds in SUBJECTS.items():
+        names = [name for name in photos if name.partition("_")[0] in kinds]
+        piles[label] = [(names[i], photos[names[i]]) for i in rng.permutation(len(names))]
+    return piles
 
 
 def _exact(pen: _Pen) -> None:
@@ -182,28 +178,28 @@ def _edited(pen: _Pen) -> None:
 
 
 def _leaks(pen: _Pen) -> None:
-    others = {"stone": "stars", "stars": "grass", "grass": "stone"}
     plan = [("again", "val"), ("again", "test"), ("half", "test"), ("crop", "val"), ("jpeg", "val"), ("mirror", "test")]
     for number, (edit, split) in enumerate(plan):
         label, name, data = pen.take()
         differ = number in (1, 5)
         original = pen.put(f"train/{label}/{name}.jpg", data)
         copied = data if edit == "again" else edited_jpeg(edit, decode(data), pen.rng)
-        copy = pen.put(f"{split}/{others[label] if differ else label}/{name}_{edit}.jpg", copied)
+        copy = pen.put(f"{split}/{OTHER[label] if differ else label}/{name}_{edit}.jpg", copied)
         pen.planted.truth.leaks[original, copy] = differ
 
 
 def _web(pen: _Pen) -> None:
-    _, name, data = pen.take()
-    for split, label, edit in (("train", "stone", "half"), ("val", "stone", "jpeg"), ("test", "grass", "crop")):
+    true, name, data = pen.take()
+    for split, label, edit in (("train", true, "half"), ("val", true, "jpeg"), ("test", OTHER[true], "crop")):
         pen.planted.truth.web.append(pen.put(f"{split}/{label}/{name}_web.jpg", data))
         copied = edited_jpeg(edit, decode(data), pen.rng)
         pen.planted.truth.web_edits.append(pen.put(f"{split}/{label}/{name}_web_{edit}.jpg", copied))
 
 
 def _wrong_labels(pen: _Pen) -> None:
-    for given, true in (("stone", "stars"), ("grass", "stars"), ("stars", "grass"), ("stars", "stone")):
-        name, data = pen.whole[true].pop()
+    for given, true, names in WRONG_LABELS:
+        name, data = next(photo for photo in pen.left[true] if photo[0] in names)
+        pen.left[true].remove((name, data))
         pen.planted.truth.wrong_labels[pen.put(f"train/{given}/{name}.jpg", data)] = true
 
 
@@ -220,13 +216,13 @@ def _faults(pen: _Pen) -> None:
         "grey": lambda pixels: EDITS["grey"](pixels, pen.rng),
     }
     for check, change in changes.items():
-        name, data = pen.whole["stone"].pop()
-        uri = pen.put(f"train/stone/{name}_{check}.jpg", encode_jpeg(change(decode(data)), 92))
+        name, data = pen.left["buildings"].pop()
+        uri = pen.put(f"train/buildings/{name}_{check}.jpg", encode_jpeg(change(decode(data)), 92))
         pen.planted.truth.quality[check] = [uri]
 
 
 def _invalid(pen: _Pen) -> None:
-    _, _, data = pen.small.pop()
+    _, _, data = pen.take()
     png = _saved(decode(data), "png")
     text = b"This is no photograph.\n" * 40
     no_image, unreadable = frozenset({"unsupported"}), frozenset({"unreadable", "truncated"})
@@ -245,24 +241,24 @@ def _invalid(pen: _Pen) -> None:
         ("dot.png", _saved(np.full((1, 1, 3), 90, np.uint8), "png"), frozenset({"too_small"})),
     ]
     for name, content, statuses in broken:
-        pen.planted.truth.invalid[pen.put(f"train/stone/{name}", content)] = statuses
+        pen.planted.truth.invalid[pen.put(f"train/buildings/{name}", content)] = statuses
 
 
 def _hostile(pen: _Pen) -> None:
     for number, name in enumerate([*HOSTILE_NAMES, *RAW_NAMES]):
-        label, _, data = pen.small.pop()
+        label, _, data = pen.take()
         pair = pen.put(f"train/{label}/{name}", data), pen.put(f"train/{label}/plain{number:02}.jpg", data)
         pen.planted.truth.hostile.append(pair)
 
 
 def _photos(pen: _Pen) -> None:
     """Everything left, over three splits, and one animation."""
-    label, name, data = pen.small.pop()
+    label, name, data = pen.take()
     frames = [Image.fromarray(decode(data)).rotate(90 * turn) for turn in range(3)]
     buffer = io.BytesIO()
     frames[0].save(buffer, format="GIF", save_all=True, append_images=frames[1:], duration=80)
     pen.planted.truth.animations.append(pen.put(f"train/{label}/{name}.gif", buffer.getvalue()))
-    rest = [(label, name, data) for label, pile in pen.whole.items() for name, data in pile] + pen.small
+    rest = [(label, name, data) for label, pile in pen.left.items() for name, data in pile]
     for position, (label, name, data) in enumerate(rest):
         split = ("train", "train", "train", "val", "test")[position % 5]
         pen.planted.truth.photos.append(pen.put(f"{split}/{label}/{name}.jpg", data))

@@ -173,7 +173,7 @@ def test_outliers_are_flagged(found: Audited) -> None:
 
 
 def test_wrong_labels_are_flagged(found: Audited) -> None:
-    """Planted wrong labels get the right suggestion, three of four as issues; all else flagged is in a wrong folder."""
+    """Planted wrong labels get the right suggestion, three of four an issue; all other issues are in a wrong folder."""
     listed = by_uri(found.audit, "labels")
     truth = found.truth
     issues = {uri for uri, row in listed.items() if row["is_label_issue"]}
@@ -181,9 +181,9 @@ def test_wrong_labels_are_flagged(found: Audited) -> None:
     misplaced |= {*truth.web, *truth.web_edits, *truth.outliers}
 
     assert {uri: listed[uri]["suggested_label"] for uri in truth.wrong_labels} == truth.wrong_labels
-    assert len(set(truth.wrong_labels) - issues) <= len(truth.wrong_labels) // 4  # the rule finds 76% of them
+    assert len(set(truth.wrong_labels) - issues) <= 1  # the rule finds three of four
     assert issues <= {*truth.wrong_labels, *misplaced}
-    assert all(listed[uri]["score"] < 25 for uri in truth.wrong_labels)
+    assert all(listed[uri]["score"] < 20 for uri in truth.wrong_labels)
 
 
 def test_invalid_files_have_the_right_status(found: Audited) -> None:
