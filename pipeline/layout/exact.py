@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -135,6 +136,11 @@ class Population:
     codes: Callable[[int, int], Codes]
     dimension: int
 
+    @cached_property
+    def masks(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """`group_masks` of the exact groups, once: every block that is read needs them."""
+        return group_masks(self.exact)
+
     def read(self, lo: int, hi: int) -> Representatives:
         """The representatives of offsets [lo, hi)."""
         if lo >= hi:
@@ -167,7 +173,7 @@ class Population:
         ids = found.rows["image_id"].to_numpy()[keep]
         codes = self.codes(lo, hi)
         masks = split_bits(codes.split[keep])
-        heads, group = group_masks(self.exact)
+        heads, group = self.masks
         if len(heads):
             at = np.minimum(np.searchsorted(heads, ids), len(heads) - 1)
             masks = np.where(heads[at] == ids, group[at], masks)

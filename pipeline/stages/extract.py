@@ -160,7 +160,8 @@ def _failed(status: Status, message: str, found: Measured | None = None) -> Meas
 
 def _read_all(spec: ExtractSpec, snapshot: Snapshot, rows: pa.Table) -> Iterator[tuple[bytes, Measured | None]]:
     """The bytes of every row, or why they could not be had; many reads in flight where the source is remote."""
-    gone = frozenset(removed_ids(spec.root.open(), snapshot).tolist())
+    ids = rows["image_id"].to_numpy()
+    gone = frozenset(ids[np.isin(ids, removed_ids(spec.root.open(), snapshot))].tolist())
     wanted = [None if row["image_id"] in gone else image_object(row, snapshot) for row in rows.to_pylist()]
     if not any(is_remote(source.uri) for source in snapshot.sources):
         for item in wanted:

@@ -70,10 +70,11 @@ def _medoid_pairs(spec: PairsSpec, saturated: Forest) -> list[pa.Table]:
     if not len(saturated.child):
         return []
     space = read_space(spec.inputs.root.open(), spec.space)
-    roots = np.unique(saturated.root)
-    return [
-        _against_medoid(spec, space, np.sort(np.r_[root, saturated.child[saturated.root == root]])) for root in roots
-    ]
+    order = np.argsort(saturated.root, kind="stable")
+    roots, first = np.unique(saturated.root[order], return_index=True)
+    children = np.split(saturated.child[order], first[1:])
+    # a root is the smallest id of its cluster, and children ascend
+    return [_against_medoid(spec, space, np.r_[root, own]) for root, own in zip(roots, children, strict=True)]
 
 
 def _against_medoid(spec: PairsSpec, space: CopySpace, members: NDArray[np.int64]) -> pa.Table:

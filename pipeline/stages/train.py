@@ -1,4 +1,7 @@
-"""Train stage: the moments of the data set, the copy space with its null, and the centroids of its lists."""
+"""Train stage: the moments of the data set, the copy space with its null, and the centroids of its lists.
+
+Of two audits that train one thing at once the first stays: tasks of the other may have read it already.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +88,7 @@ def take_moments(spec: MomentsSpec) -> Counters:
     found = DataMoments(
         moments_of(normalise_embeddings(rows.embeddings)), moments_of(normalise_signatures(rows.signatures))
     )
-    spec.inputs.root.open().put(f"{spec.folder}/{MOMENTS}", data_moments_to_bytes(found))
+    spec.inputs.root.open().put_if_absent(f"{spec.folder}/{MOMENTS}", data_moments_to_bytes(found))
     return {"sampled": len(rows.ids)}
 
 
@@ -97,7 +100,7 @@ def train_space(spec: SpaceSpec) -> Counters:
     prior = spec.params.prior
     embedding = blend(own.embedding, model.embedding_moments, prior)
     space = train_copy_space(embedding, blend(own.signature, model.signature_moments, prior), spec.params)
-    store.put(f"{spec.folder}/{COPY_SPACE}", space_to_bytes(space))
+    store.put_if_absent(f"{spec.folder}/{COPY_SPACE}", space_to_bytes(space))
     own_tail = _own_tail(spec, space)
     shipped = copy_prior().tail if model.embedding_moments is not None else None
     tail = blend_null(own_tail, shipped, spec.representatives)
@@ -110,7 +113,7 @@ def train_space(spec: SpaceSpec) -> Counters:
         "params": plain(spec.params),
         "tail": None if tail is None else dict(vars(tail)),
     }
-    store.put(f"{spec.folder}/{SPACE}", json_bytes(record))
+    store.put_if_absent(f"{spec.folder}/{SPACE}", json_bytes(record))
     return {"sampled": own.embedding.count}
 
 
@@ -123,7 +126,7 @@ def train_index(spec: IndexSpec) -> Counters:
     centroids = split_long_lists(vectors, train_centroids(vectors, nlist, SEED), SEED)
     sink = io.BytesIO()
     np.save(sink, centroids, allow_pickle=False)
-    store.put(f"{spec.folder}/{CENTROIDS}", sink.getvalue())
+    store.put_if_absent(f"{spec.folder}/{CENTROIDS}", sink.getvalue())
     return {"lists": len(centroids)}
 
 

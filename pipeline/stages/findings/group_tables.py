@@ -48,8 +48,7 @@ def groups_table(found: Range, members: Members) -> pa.Table:
     sizes = group_sizes(members.groups)
     keepers = _keepers(found, members)
     medoid_id, similarity = _medoids(found, members)
-    edges = np.stack([found.graph.edges[name].to_numpy() for name in ("image_id", "match_id")], axis=1)
-    linked = has_edge_to(found.graph.exact.representatives_of(medoid_id), members.representatives, edges)
+    linked = has_edge_to(medoid_id, members.representatives, _edges_at(found, medoid_id))
     reasons = np.where(keepers.is_keeper, np.array(WINS)[keepers.reason], np.array(LOSES)[keepers.reason])
     return as_table(
         "groups",
@@ -106,13 +105,19 @@ def _medoids(found: Range, members: Members) -> tuple[NDArray[np.int64], NDArray
     rows = found.spec.inputs.population().take(heads[by_id]) if len(heads) else None
     if rows is None:
         return np.empty(0, np.int64), np.empty(0)
-    vectors = np.empty((len(heads), 0), np.float32)
     projected = project_copy(read_space(found.store, found.spec.space), rows.embeddings, rows.signatures)
     vectors = np.empty_like(projected)
     vectors[by_id] = projected
     medoids = choose_medoids(groups, vectors)
     position = np.argsort(heads)[np.searchsorted(heads[by_id], members.representatives)]
     return heads[medoids.medoid][position], medoids.similarity[position]
+
+
+def _edges_at(found: Range, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The edges with an end among some ids, (e, 2): those of the whole data set would be sorted for every range."""
+    edges = np.stack([found.graph.edges[name].to_numpy() for name in ("image_id", "match_id")], axis=1)
+    found_edges: NDArray[np.int64] = edges[np.isin(edges, np.unique(ids)).any(axis=1)]
+    return found_edges
 
 
 def _feature_rows(found: Range, ids: NDArray[np.int64]) -> pa.Table:
