@@ -10,19 +10,23 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from audited import noise_jpeg, run, small_set, write_files
+from numpy.typing import NDArray
 
 from pipeline.api import status
 from pipeline.errors import ArtifactError, UsageError
 from pipeline.layout.exact import split_bits
 from pipeline.layout.features import Features, commit_features, list_features, read_feature_rows, read_features
 from pipeline.layout.inputs import Inputs
+from pipeline.layout.neighbours import CANDIDATE_SCHEMA, CANDIDATES, PAIRS, SATURATED
 from pipeline.layout.parts import Part, cover, part_name
 from pipeline.layout.root import Root
-from pipeline.layout.tables import read_json, write_json
+from pipeline.layout.tables import read_json, read_table, write_json
+from pipeline.layout.tables import write_table as commit_table
 from pipeline.models import default_model
 from pipeline.plan.session import status_key
 from pipeline.schemas import FEATURE_ROWS
-from pipeline.storage import StorageConfig, open_store
+from pipeline.stages.pairs import PairsSpec, collect_pairs
+from pipeline.storage import StorageConfig, Store, open_store
 
 
 def write_table(place: Path, column: str, values: dict[str, str]) -> Path:
@@ -148,3 +152,38 @@ def test_working_artifacts_are_no_tables_of_an_audit(tmp_path: Path) -> None:
     audit = run(photos, root=tmp_path / "audit")
     with pytest.raises(UsageError, match="no table 'edges'"):
         audit.table("edges")
+
+
+def test_a_leak_does_not_hide_behind_nearer_images_of_its_own_split(tmp_path: Path) -> None:
+    """In a saturated cluster only the two nearest were compared: with two frames of one split, no other split's."""
+    photos, root = write_files(tmp_path / "photos", small_set(20)), tmp_path / "audit"
+    run(photos, root=root)
+    inputs, store = inputs_of(root), open_store(str(root))
+    ids = inputs.population().ids(0, 23)
+    split = inputs.codes_for(ids).split
+    # everything is near everything; the own split is always nearer, and smaller ids are nearer
+    rows = [
+        (query, match, 0.9 - 0.3 * (a != b) - 0.001 * match, 0.0, 0.0)
+        for query, a in zip(ids.tolist(), split.tolist(), strict=True)
+        for match, b in zip(ids.tolist(), split.tolist(), strict=True)
+        if query != match
+    ]
+    candidates = pa.table([*zip(*rows, strict=True)], schema=CANDIDATE_SCHEMA)
+    write_parts(store, "neighbours/all", {CANDIDATES: candidates, SATURATED: star(ids)})
+    collect_pairs(PairsSpec(inputs, only_folder(root, "spaces"), "neighbours/all", 0.3, "pairs/all"))
+
+    pairs = {(row["image_id"], row["match_id"]) for row in read_table(store, f"pairs/all/{PAIRS}").to_pylist()}
+    for other in np.unique(split):
+        nearest = ids[split == other][:2].tolist()
+        for query in ids[split != other].tolist():
+            assert {(min(query, match), max(query, match)) for match in nearest} <= pairs
+    assert len(pairs) < 8 * len(ids)
+
+
+def star(ids: NDArray[np.int64]) -> pa.Table:
+    return pa.table({"image_id": ids[1:], "group_id": np.full(len(ids) - 1, ids[0])})
+
+
+def write_parts(store: Store, folder: str, tables: dict[str, pa.Table]) -> None:
+    for stem, table in tables.items():
+        commit_table(store, f"{folder}/{part_name(stem, 0, 100)}", table)

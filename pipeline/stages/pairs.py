@@ -17,7 +17,7 @@ from pipeline.layout.spaces import read_space
 from pipeline.layout.tables import read_table, write_table
 from pipeline.runner import Counters
 
-VERSION = 1
+VERSION = 2
 NEAREST_IN_CLUSTER = 2
 MEMBERS_AT_ONCE = 65_536
 
@@ -36,32 +36,33 @@ class PairsSpec:
 def collect_pairs(spec: PairsSpec) -> Counters:
     """Commits unordered pairs (smaller id first, sorted), so that a task of the verify stage reads an image once.
 
-    Inside a saturated cluster only each member's pair with the medoid and with its two nearest are kept: linear in the
-    members, where all pairs would be quadratic.
+    Inside a saturated cluster only each member's pair with the medoid and with its two nearest of every split are kept:
+    linear in the members, where all pairs would be quadratic; and no leak hides behind nearer images of its own split.
     """
     store = spec.inputs.root.open()
     found = [read_table(store, part.key) for part in list_parts(store, spec.candidates, CANDIDATES)]
     forests = [read_table(store, part.key) for part in list_parts(store, spec.candidates, SATURATED)]
     saturated = merge_forests([Forest(f["image_id"].to_numpy(), f["group_id"].to_numpy()) for f in forests])
     directed = pa.concat_tables(found) if found else CANDIDATE_SCHEMA.empty_table()
-    kept = directed.filter(pa.array(_worth_verifying(directed, saturated)))
+    kept = directed.filter(pa.array(_worth_verifying(spec, directed, saturated)))
     tables = [_smaller_first(kept), *_medoid_pairs(spec, saturated)]
     pairs = _unique(pa.concat_tables(tables))
     write_table(store, f"{spec.folder}/{PAIRS}", pairs)
     return {"pairs": pairs.num_rows, "saturated": len(saturated.child)}
 
 
-def _worth_verifying(directed: pa.Table, saturated: Forest) -> NDArray[np.bool_]:
+def _worth_verifying(spec: PairsSpec, directed: pa.Table, saturated: Forest) -> NDArray[np.bool_]:
     query, match = directed["image_id"].to_numpy(), directed["match_id"].to_numpy()
     if not len(saturated.child):
         return np.ones(len(query), bool)
     root_q, root_m = labels_for(query, saturated), labels_for(match, saturated)
     clustered = np.isin(query, saturated.child) | np.isin(query, saturated.root)
     inside = (root_q == root_m) & clustered
-    order = np.lexsort((match, -directed["similarity"].to_numpy(), query, ~inside))
+    split = spec.inputs.codes_for(match).split
+    order = np.lexsort((match, -directed["similarity"].to_numpy(), split, query, ~inside))
+    lists = np.stack([query, split, inside], axis=1)[order]
+    starts = np.flatnonzero(np.r_[True, (lists[1:] != lists[:-1]).any(axis=1)])
     rank = np.empty(len(query), np.int64)
-    ordered = query[order]
-    starts = np.flatnonzero(np.r_[True, (ordered[1:] != ordered[:-1]) | (inside[order][1:] != inside[order][:-1])])
     rank[order] = np.arange(len(query)) - np.repeat(starts, np.diff(np.r_[starts, len(query)]))
     return np.asarray(~inside | (rank < NEAREST_IN_CLUSTER), bool)
 
