@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -162,8 +161,8 @@ def _write(output: str | None, pieces: Any) -> None:
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
         return
-    place = Path(output)
-    open_store(str(place.parent)).put(place.name, b"".join(pieces))
+    folder, slash, name = output.rpartition("/")
+    open_store(folder or slash or ".").put(name, b"".join(pieces))
 
 
 def _cell(value: Any) -> Any:

@@ -110,7 +110,7 @@ def small_set(count: int = 24) -> dict[str, bytes]:
             split = ("train", "train", "train", "val", "test")[position % 5]
             files[f"{split}/{label}/{label}{position:02}.jpg"] = photos[name]
     files["test/a/copy.jpg"] = files["train/a/a00.jpg"]
-    files["val/b/half.jpg"] = _half(files["train/b/b00.jpg"])
+    files["val/b/half.jpg"] = half_size(files["train/b/b00.jpg"])
     files["train/b/cut.jpg"] = files["train/b/b00.jpg"][: len(files["train/b/b00.jpg"]) // 2]
     return dict(sorted(files.items()))
 
@@ -123,7 +123,8 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> Path:
     return folder
 
 
-def _half(data: bytes) -> bytes:
+def half_size(data: bytes) -> bytes:
+    """The JPEG file at half its width and height."""
     with Image.open(io.BytesIO(data)) as image:
         small = image.convert("RGB").resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     return jpeg(small)

@@ -60,7 +60,7 @@ def committed(root: Path) -> dict[str, tuple[int, int, int]]:
     found = {}
     for path in _files(root):
         key = path.relative_to(root).as_posix()
-        if not key.startswith("status/") and path.name != "run.json" and not path.name.startswith("."):
+        if not key.startswith(("status/", "sessions/")) and path.name != "run.json" and not path.name.startswith("."):
             status = path.stat()
             found[key] = (status.st_ino, status.st_mtime_ns, status.st_size)
     return found

@@ -40,7 +40,7 @@ def snapshot_of_files(root: Path) -> dict[str, tuple[int, int]]:
         for name in names:
             path = Path(folder) / name
             key = path.relative_to(root).as_posix()
-            if not key.startswith("status/") and path.name != "run.json":
+            if not key.startswith(("status/", "sessions/")):
                 found[key] = (path.stat().st_size, path.stat().st_ino)
     return found
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.errors import ArtifactError, NotFound
-from pipeline.layout.tables import read_json
+from pipeline.layout.tables import json_bytes, read_json, write_json
 from pipeline.storage import Store
 
 FOLDER = "audits"
 RUN = "run.json"
+SESSIONS = "sessions"
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Published:
     config: dict[str, Any]
     facts: dict[str, Any]
     session: dict[str, Any]
+    """Of the session that published it; later ones that found nothing to do stand beside it."""
 
 
 def audit_folder(audit_id: str) -> str:
@@ -48,9 +50,22 @@ def read_audit(store: Store, audit_id: str) -> Published:
 
 
 def latest_audit(store: Store) -> Published | None:
-    """The audit that finished last."""
-    found = [read_audit(store, audit_id) for audit_id in audit_ids(store)]
-    return max(found, key=lambda item: (item.session.get("finished_at", ""), item.audit_id), default=None)
+    """The audit whose latest session finished last."""
+    sessions = [info.key.split("/") for info in store.list(f"{SESSIONS}/") if info.key.endswith(".json")]
+    latest = max(((name, audit_id) for _, audit_id, name in sessions), default=None)
+    if latest is None:
+        return None
+    name, audit_id = latest
+    return replace(read_audit(store, audit_id), session=read_json(store, f"{SESSIONS}/{audit_id}/{name}"))
+
+
+def publish_audit(store: Store, published: Published) -> Published:
+    """Commits run.json, where the first one stays, and the record of this session beside it."""
+    key = f"{audit_folder(published.audit_id)}/{RUN}"
+    store.put_if_absent(key, json_bytes(published_to_json(published)))
+    name = published.session["finished_at"].replace(":", "")
+    write_json(store, f"{SESSIONS}/{published.audit_id}/{name}.json", published.session)
+    return replace(read_audit(store, published.audit_id), session=published.session)
 
 
 def audit_ids(store: Store) -> list[str]:

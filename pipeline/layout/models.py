@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import ModelError
 from pipeline.kernels.embed import Embedder, ModelInput, canary_embeddings, compare_canary
 from pipeline.layout.root import Root, kept, opened
 from pipeline.layout.tables import read_array, write_array
@@ -52,7 +53,12 @@ def read_model(store: Store, ref: ModelRef) -> Model:
     """The model with its bytes."""
     if not ref.key:
         return default_model()
-    return open_model(store.read(ref.key), ref.name, dict(vars(ref.input)))
+    model = open_model(store.read(ref.key), ref.name, dict(vars(ref.input)))
+    if model.sha256 != ref.sha256:
+        raise ModelError(
+            f"{store.uri}/{ref.key}: its sha256 is {model.sha256}, wanted {ref.sha256}. Delete that file and run again."
+        )
+    return model
 
 
 def load_model(store: Store, ref: ModelRef) -> Embedder:

@@ -72,6 +72,7 @@ def neighbour_table(hits: Hits, forest: Forest, k: int) -> pa.Table:
 @lru_cache(maxsize=1)
 def copy_partition(inputs: Inputs, space: str, index: Index) -> Partition:
     """All representatives in the copy space."""
+    semantic_partition.cache_clear()  # one partition at a time fits a worker
     rows = inputs.representatives()
     vectors = project_copy(read_space(inputs.root.open(), space), rows.embeddings, rows.signatures)
     return _partition(inputs, index, rows, vectors, np.ones(len(rows.ids), bool))
@@ -80,6 +81,7 @@ def copy_partition(inputs: Inputs, space: str, index: Index) -> Partition:
 @lru_cache(maxsize=1)
 def semantic_partition(inputs: Inputs, groups: str, index: Index) -> Partition:
     """All representatives as queries, one per group in the database, in the semantic space."""
+    copy_partition.cache_clear()
     found = inputs.representatives()
     heads = labels_for(found.ids, read_forest(inputs.root.open(), groups)) == found.ids
     masks = np.full(len(found.ids), ALL_SPLITS)

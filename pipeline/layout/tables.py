@@ -84,7 +84,7 @@ def read_table(store: Store, key: str, columns: Sequence[str] | None = None) -> 
 def read_rows(store: Store, key: str, lo: int, hi: int, columns: Sequence[str] | None = None) -> pa.Table:
     """Rows [lo, hi) of a committed table, reading only the row groups that hold them."""
     path = store.local_path(key)
-    source: Any = str(path) if path is not None else io.BytesIO(store.read(key))
+    source: Any = str(path) if path is not None else store.open(key)
     try:
         with pq.ParquetFile(source, page_checksum_verification=True) as file:
             first, last = lo // ROW_GROUP, max(lo, hi - 1) // ROW_GROUP
@@ -98,9 +98,9 @@ def read_rows(store: Store, key: str, lo: int, hi: int, columns: Sequence[str] |
 
 
 def count_rows(store: Store, key: str) -> int:
-    """The number of rows of a committed table; on a disk only its footer is read."""
+    """The number of rows of a committed table; only its footer is read."""
     path = store.local_path(key)
-    source: Any = str(path) if path is not None else io.BytesIO(store.read(key))
+    source: Any = str(path) if path is not None else store.open(key)
     try:
         return int(pq.read_metadata(source).num_rows)
     except FileNotFoundError as error:

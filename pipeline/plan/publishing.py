@@ -11,7 +11,7 @@ from pipeline import __version__
 from pipeline.kernels.labels import LabelRule
 from pipeline.kernels.outliers import OutlierRule
 from pipeline.layout.annotations import read_vocabulary
-from pipeline.layout.audits import RUN, Published, audit_folder, published_to_json
+from pipeline.layout.audits import Published, audit_folder, publish_audit
 from pipeline.layout.fingerprint import fingerprint, plain
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import RECALL, TAIL
@@ -19,7 +19,7 @@ from pipeline.layout.parts import cut, part_name
 from pipeline.layout.root import versions
 from pipeline.layout.scores import SCORES, SUMMED
 from pipeline.layout.snapshots import Snapshot
-from pipeline.layout.tables import read_json, write_json
+from pipeline.layout.tables import read_json
 from pipeline.plan.searching import Found, query_ranges, run_ranges, summary_of
 from pipeline.plan.session import Session, record_to_json
 from pipeline.plan.spaces import ChosenSpace
@@ -38,7 +38,7 @@ def publish(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenS
     scores = _score(session, snapshot, inputs, found, tail, rules)
     audit_id = f"{snapshot.number:06d}-" + fingerprint(
         "findings", findings.VERSION, scores=scores, edges=found.edges, groups=found.groups, space=space.folder,
-        rules=rules, snapshot=snapshot.digest, rows=TABLE_ROWS,
+        rules=rules, snapshot=snapshot.digest, rows=TABLE_ROWS, recall=session.config.neighbours.recall_sample,
     )[:12]  # fmt: skip
     folder = audit_folder(audit_id)
     _tables(
@@ -48,8 +48,7 @@ def publish(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenS
     session.run_one("summary", folder, (findings.FINDINGS,), task)
     facts = _facts(session, inputs, space, recall, folder)
     published = Published(audit_id, snapshot.number, _recorded(session), facts, _session_record(session))
-    write_json(session.store, f"{folder}/{RUN}", published_to_json(published))
-    return published
+    return publish_audit(session.store, published)
 
 
 def _certify(

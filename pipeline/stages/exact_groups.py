@@ -103,8 +103,9 @@ def _digest(rows: pa.Table, live: NDArray[np.bool_]) -> np.uint64:
     """A sum over rows, so that it does not depend on how the rows were cut into parts."""
     order = [status.value for status in Status]
     status = np.array([order.index(value) for value in rows["status"].to_pylist()], np.uint64)
-    content, _ = hash_bytes(rows["content_hash"])
-    words = np.ascontiguousarray(content).view(np.uint64)
+    content, is_there = hash_bytes(rows["content_hash"])
+    # what lies behind a null is not specified
+    words = np.where(is_there[:, None], content, 0).astype(np.uint8).view(np.uint64)
     ids = mix(rows["image_id"].to_numpy())
     row = mix((ids ^ words[:, 0] ^ (status << np.uint64(56))).view(np.int64), 1)
     total: np.uint64 = row[live].sum(dtype=np.uint64)

@@ -17,8 +17,9 @@ from pipeline.layout.spaces import read_space
 from pipeline.layout.tables import read_table, write_table
 from pipeline.runner import Counters
 
-VERSION = 2
+VERSION = 3
 NEAREST_IN_CLUSTER = 2
+THINNED_FROM = 64  # members: smaller clusters have at most k candidates each, which is little work anyway
 MEMBERS_AT_ONCE = 65_536
 
 
@@ -56,8 +57,8 @@ def _worth_verifying(spec: PairsSpec, directed: pa.Table, saturated: Forest) -> 
     if not len(saturated.child):
         return np.ones(len(query), bool)
     root_q, root_m = labels_for(query, saturated), labels_for(match, saturated)
-    clustered = np.isin(query, saturated.child) | np.isin(query, saturated.root)
-    inside = (root_q == root_m) & clustered
+    roots, children = np.unique(saturated.root, return_counts=True)
+    inside = (root_q == root_m) & np.isin(root_q, roots[children >= THINNED_FROM])
     split = spec.inputs.codes_for(match).split
     order = np.lexsort((match, -directed["similarity"].to_numpy(), split, query, ~inside))
     lists = np.stack([query, split, inside], axis=1)[order]
