@@ -25,6 +25,7 @@ from pipeline.progress import BarReporter, LineReporter, Reporter, SilentReporte
 from pipeline.storage import RedactingFilter, redact
 
 BUG = 70
+TERMINATED = 128 + signal.SIGTERM
 Made = TypeVar("Made")
 
 EXAMPLES = """examples:
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except (KeyboardInterrupt, SystemExit) as stop:
         sys.stderr.write(f"image-audit: stopped; finished parts are kept. Resume with: {_command(given)}\n")
-        return int(stop.code or 0) if isinstance(stop, SystemExit) else Stopped.exit_code
+        # the code of a SystemExit is not asked for: Ray's wait may turn ours into one of its own, with 1
+        return TERMINATED if isinstance(stop, SystemExit) else Stopped.exit_code
     except BrokenPipeError:
         sys.stderr.close()
         return 0
@@ -277,8 +279,8 @@ def _print(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
-def _terminate(number: int, _: Any) -> NoReturn:
-    raise SystemExit(128 + number)
+def _terminate(_number: int, _frame: Any) -> NoReturn:
+    raise SystemExit(TERMINATED)
 
 
 if __name__ == "__main__":
