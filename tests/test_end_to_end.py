@@ -172,8 +172,11 @@ def test_outliers_are_flagged(found: Audited) -> None:
     assert all(row["is_exact"] for row in listed.values())
 
 
-def test_wrong_labels_are_flagged(found: Audited) -> None:
-    """Planted wrong labels get the right suggestion, three of four an issue; all other issues are in a wrong folder."""
+def test_wrong_labels_are_flagged(found: Audited, request: pytest.FixtureRequest) -> None:
+    """Planted wrong labels get the right suggestion and are issues; all other issues are in a wrong folder.
+
+    The rule puts precision first: of other seeds' four wrong labels, among some 27 images per label, one may be missed.
+    """
     listed = by_uri(found.audit, "labels")
     truth = found.truth
     issues = {uri for uri, row in listed.items() if row["is_label_issue"]}
@@ -181,7 +184,8 @@ def test_wrong_labels_are_flagged(found: Audited) -> None:
     misplaced |= {*truth.web, *truth.web_edits, *truth.outliers}
 
     assert {uri: listed[uri]["suggested_label"] for uri in truth.wrong_labels} == truth.wrong_labels
-    assert len(set(truth.wrong_labels) - issues) <= 1  # the rule finds three of four
+    missed = set(truth.wrong_labels) - issues
+    assert len(missed) <= (0 if request.node.callspec.params["found"] == SEED else 1), missed
     assert issues <= {*truth.wrong_labels, *misplaced}
     assert all(listed[uri]["score"] < 20 for uri in truth.wrong_labels)
 
