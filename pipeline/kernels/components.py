@@ -89,7 +89,7 @@ def _smallest_member(row: Int64, column: Int64, size: int) -> Int64:
     count, label = connected_components(graph, directed=False)
     first = np.empty(count, dtype=np.int64)
     first[label[::-1]] = np.arange(size - 1, -1, -1, dtype=np.int64)  # the last write is the smallest node
-    return first[label]
+    return np.asarray(first[label], dtype=np.int64)
 
 
 def find_roots(parent: UInt32, nodes: NDArray[np.integer]) -> UInt32:
