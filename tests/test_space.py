@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from benchmarks.copy_space import score_copies
 from pipeline.errors import ArtifactError, ModelError, UsageError
@@ -176,9 +177,10 @@ def test_blended_moments_make_a_space_of_two_images_that_still_separates():
 
 
 def test_equal_moments_give_equal_bytes_and_bytes_the_same_space():
-    data = space_to_bytes(SPACE)
-    assert data == space_to_bytes(trained())
-    back = space_from_bytes(data)
+    with threadpool_limits(1):  # as in every worker: the number of threads changes the last bits of eigenvectors
+        is_equal = space_to_bytes(trained()) == space_to_bytes(trained())
+    assert is_equal
+    back = space_from_bytes(space_to_bytes(SPACE))
     embeddings, signatures = features(4, 100)
     np.testing.assert_array_equal(
         project_copy(back, embeddings, signatures), project_copy(SPACE, embeddings, signatures)
