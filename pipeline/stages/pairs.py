@@ -20,7 +20,8 @@ from pipeline.runner import Counters
 VERSION = 3
 NEAREST_IN_CLUSTER = 2
 THINNED_FROM = 64  # members: smaller clusters have at most k candidates each, which is little work anyway
-MEMBERS_AT_ONCE = 65_536
+SAMPLED_MEMBERS = 65_536
+MEMBERS_AT_ONCE = 4096  # their float64 vectors and the medoid's, 20 KB a pair
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _medoid_pairs(spec: PairsSpec, saturated: Forest) -> list[pa.Table]:
 def _against_medoid(spec: PairsSpec, space: CopySpace, members: NDArray[np.int64]) -> pa.Table:
     """The member nearest to the centroid of the cluster (ties: smaller id), and its pair with every other."""
     population = spec.inputs.population()
-    sample = members if len(members) <= MEMBERS_AT_ONCE else members[:: len(members) // MEMBERS_AT_ONCE + 1]
+    sample = members if len(members) <= SAMPLED_MEMBERS else members[:: len(members) // SAMPLED_MEMBERS + 1]
     rows = population.take(sample)
     vectors = project_copy(space, rows.embeddings, rows.signatures)
     centroid = vectors.mean(axis=0, dtype=np.float64)
