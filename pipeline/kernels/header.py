@@ -217,8 +217,8 @@ def _read_webp(data: bytes) -> Header:
         start = position + 8
         if name == b"VP8X":
             channels = 4 if data[start] & 0x10 else 3
-            width = 1 + int.from_bytes(data[start + 4 : start + 7], "little")
-            height = 1 + int.from_bytes(data[start + 7 : start + 10], "little")
+            low, high, tall_low, tall_high = struct.unpack_from("<HBHB", data, start + 4)  # 24-bit sides, less 1
+            width, height = 1 + low + (high << 16), 1 + tall_low + (tall_high << 16)
         elif name == b"VP8 " and not width:
             width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", data, start + 6))
         elif name == b"VP8L" and not width:
