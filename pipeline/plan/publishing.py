@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
@@ -139,13 +140,18 @@ def _recorded(session: Session) -> dict[str, Any]:
 
 def _session_record(session: Session) -> dict[str, Any]:
     """What depends on this session: times, machines, versions."""
-    names = ("ray", "faiss-cpu", "numpy", "pyarrow")
     return {
         "finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds"),
         "runner": session.runner.name,
         "workers": session.runner.workers,
         "driver_peak_bytes": peak_resident_bytes(),
         "python": platform.python_version(),
-        "versions": {"image-audit": __version__, **versions(), **{name: version(name) for name in names}},
+        "versions": {"image-audit": __version__, **versions(), **_package_versions()},
         "stages": [record_to_json(record) for record in session.records],
     }
+
+
+@lru_cache(maxsize=1)
+def _package_versions() -> dict[str, str]:
+    """Versions of what spreads, searches and writes; read once, since a process may lose the right to read them."""
+    return {name: version(name) for name in ("ray", "faiss-cpu", "numpy", "pyarrow")}
