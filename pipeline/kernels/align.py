@@ -51,7 +51,8 @@ def _patches(blurred: Array, corners: Array) -> Array:
 
 def features(raster: npt.NDArray[np.uint8]) -> Features:
     """Corners and upright patches of a luminance raster (H, W) on four levels, 1.25 apart."""
-    points, descriptors = [np.zeros((0, 2), np.float32)], [np.zeros((0, PATCH * PATCH), np.float32)]
+    points: list[Array] = [np.zeros((0, 2), np.float32)]
+    descriptors: list[Array] = [np.zeros((0, PATCH * PATCH), np.float32)]
     for shrinkage, most in LEVELS.items():
         size = (max(1, round(raster.shape[1] / shrinkage)), max(1, round(raster.shape[0] / shrinkage)))
         level = cv2.resize(raster, size, interpolation=cv2.INTER_AREA)
@@ -64,7 +65,7 @@ def features(raster: npt.NDArray[np.uint8]) -> Features:
         blurred = cv2.GaussianBlur(level.astype(np.float32), (0, 0), PATCH_BLUR)
         descriptors.append(_patches(np.asarray(blurred, dtype=np.float32), corners))
         ratio = np.array([raster.shape[1] / level.shape[1], raster.shape[0] / level.shape[0]], np.float32)
-        points.append((corners + 0.5) * ratio - 0.5)
+        points.append(np.asarray((corners + 0.5) * ratio - 0.5, dtype=np.float32))
     return Features(np.concatenate(points), np.concatenate(descriptors))
 
 

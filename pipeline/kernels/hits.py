@@ -180,7 +180,8 @@ def saturated_queries(hits: Hits, params: JoinParams) -> Int64:
         raise UsageError("join: saturation needs a threshold; set JoinParams.threshold")
     limit = np.where(hits.is_own, params.k, params.k_cross)
     is_last = _rank_in_list(hits) == limit - 1
-    return np.unique(hits.query_id[is_last & (hits.similarity >= stored_threshold(params.threshold))])
+    is_saturated = is_last & (hits.similarity >= stored_threshold(params.threshold))
+    return np.asarray(np.unique(hits.query_id[is_saturated]), dtype=np.int64)
 
 
 def recall(exact: Hits, found: Hits) -> Recall:
@@ -227,4 +228,4 @@ def _lookup(wanted: Int64, ids: Int64, values: UInt64) -> UInt64:
     position = np.minimum(np.searchsorted(ids, wanted), max(len(ids) - 1, 0))
     if len(wanted) and (len(ids) == 0 or not np.array_equal(ids[position], wanted)):
         raise UsageError("join: hits name an image without a split mask; pass the masks of all images searched")
-    return values[position]
+    return np.asarray(values[position], dtype=np.uint64)

@@ -134,7 +134,8 @@ def partition_lists(centroids: Float32, counts: NDArray[np.integer], max_rows: i
         )
     rows = np.asarray(counts, dtype=np.int64)
     partition = np.zeros(len(centroids), dtype=np.int32)
-    waiting, number = [np.arange(len(centroids))], 0
+    waiting: list[Int64] = [np.arange(len(centroids))]
+    number = 0
     while waiting:
         lists = waiting.pop()
         if len(lists) <= 1 or rows[lists].sum() <= max_rows:

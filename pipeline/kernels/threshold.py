@@ -192,7 +192,7 @@ def threshold_for(
 
 def recall_curve(positives: dict[str, NDArray[np.floating]]) -> RecallCurve:
     """The curve from the similarities of (edit, original) pairs, by kind of edit, at steps of .01 from 0 to 1."""
-    thresholds = np.linspace(0.0, 1.0, 101)
+    thresholds: NDArray[np.float64] = np.linspace(0.0, 1.0, 101, dtype=np.float64)
     edits = tuple(sorted(positives))
     recall = [[float((positives[edit] >= t).mean()) for t in thresholds] for edit in edits]
     return RecallCurve(edits, thresholds, np.array(recall))

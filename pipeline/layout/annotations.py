@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -46,8 +47,8 @@ class Vocabulary:
 class Codes:
     """Split and label codes of a range, int32 (n,), -1 where there is none."""
 
-    split: np.ndarray
-    label: np.ndarray
+    split: npt.NDArray[np.int32]
+    label: npt.NDArray[np.int32]
 
 
 def read_vocabulary(store: Store, folder: str) -> Vocabulary:
@@ -86,13 +87,13 @@ def codes_of(annotations: pa.Table, vocabulary: Vocabulary) -> Codes:
     return Codes(_codes(annotations["split"], vocabulary.splits), _codes(annotations["label"], vocabulary.labels))
 
 
-def names_of(codes: np.ndarray, names: Sequence[str]) -> pa.Array:
+def names_of(codes: npt.NDArray[np.int32], names: Sequence[str]) -> pa.Array:
     """Strings of codes; null for -1."""
     indices = pa.array(codes, pa.int32(), mask=codes < 0)
     return pa.array(list(names), pa.string()).take(indices)
 
 
-def _codes(values: pa.ChunkedArray, names: Sequence[str]) -> np.ndarray:
+def _codes(values: pa.ChunkedArray, names: Sequence[str]) -> npt.NDArray[np.int32]:
     found = pc.index_in(values, value_set=pa.array(list(names), pa.string()))
-    filled: np.ndarray = pc.fill_null(found, NONE).to_numpy().astype(np.int32)
+    filled: npt.NDArray[np.int32] = pc.fill_null(found, NONE).to_numpy().astype(np.int32)
     return filled

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.errors import ModelError
 from pipeline.kernels.embed import Embedder, ModelInput, canary_embeddings, compare_canary
@@ -69,6 +70,6 @@ def load_model(store: Store, ref: ModelRef) -> Embedder:
 def _load(store: Store, ref: ModelRef) -> Embedder:
     embedder = read_model(store, ref).load()
     if ref.canary:
-        expected: np.ndarray = np.array(read_array(store, FOLDER, ref.canary))
+        expected: npt.NDArray[np.float16] = np.array(read_array(store, FOLDER, ref.canary))
         compare_canary(expected, canary_embeddings(embedder))
     return embedder

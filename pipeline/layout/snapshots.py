@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.errors import NotFound
@@ -122,7 +123,7 @@ def catalog_chunks(store: Store, snapshot: Snapshot, size: int = 65536) -> Itera
         yield catalog_rows(store, snapshot, lo, min(lo + size, snapshot.total))
 
 
-def catalog_rows_of(store: Store, snapshot: Snapshot, ids: np.ndarray) -> pa.Table:
+def catalog_rows_of(store: Store, snapshot: Snapshot, ids: npt.NDArray[np.int64]) -> pa.Table:
     """Catalog rows of some ids (any order, repeats allowed), row-aligned with `ids`."""
     wanted, inverse = np.unique(ids, return_inverse=True)
     pieces = []
@@ -134,21 +135,21 @@ def catalog_rows_of(store: Store, snapshot: Snapshot, ids: np.ndarray) -> pa.Tab
     return pa.concat_tables(pieces).combine_chunks().take(pa.array(inverse.ravel()))
 
 
-def removed_ids(store: Store, snapshot: Snapshot) -> np.ndarray:
+def removed_ids(store: Store, snapshot: Snapshot) -> npt.NDArray[np.int64]:
     """Sorted int64 ids that were in an earlier snapshot and are gone (or replaced by a newer row)."""
     if not snapshot.removed_key:
         return np.empty(0, np.int64)
     key = snapshot.removed_key
-    ids: np.ndarray = kept(store, key, lambda: _ids(store, key))
+    ids: npt.NDArray[np.int64] = kept(store, key, lambda: _ids(store, key))
     return ids
 
 
-def _ids(store: Store, key: str) -> np.ndarray:
-    ids: np.ndarray = read_table(store, key)["image_id"].to_numpy()
+def _ids(store: Store, key: str) -> npt.NDArray[np.int64]:
+    ids: npt.NDArray[np.int64] = read_table(store, key)["image_id"].to_numpy()
     return ids
 
 
-def _blocks(ids: np.ndarray, size: int = 65536) -> list[tuple[int, int]]:
+def _blocks(ids: npt.NDArray[np.int64], size: int = 65536) -> list[tuple[int, int]]:
     return [(int(block) * size, (int(block) + 1) * size) for block in np.unique(ids // size)]
 
 

@@ -128,7 +128,8 @@ def _sampled(ids: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
 
 
 def _unordered(a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.unique(np.stack([np.minimum(a, b), np.maximum(a, b)], axis=1), axis=0)
+    pairs = np.stack([np.minimum(a, b), np.maximum(a, b)], axis=1)
+    return np.asarray(np.unique(pairs, axis=0), dtype=np.int64)
 
 
 def _ordered(table: pa.Table) -> NDArray[np.int64]:
