@@ -8,6 +8,7 @@ AuditError
 ├── ArtifactError         a committed part is not what its name says             exit 3
 ├── ModelError            a model cannot be used                                 exit 3
 ├── IncompleteError       parts failed; the message holds the resuming command   exit 4
+├── TaskBug               a part met a bug; the message holds the traceback      exit 70
 └── Stopped               interrupted by a signal                                exit 130
 """
 
@@ -80,6 +81,10 @@ class IncompleteError(AuditError):
     """Some parts failed; everything else is kept. The message ends with the command that resumes."""
 
     exit_code = 4
+
+
+class TaskBug(AuditError):
+    """A part raised what no class of this tree names: another attempt and another run would meet it as well."""
 
 
 class Stopped(AuditError):

@@ -14,7 +14,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pipeline.errors import AuditError, BadCredentials, ModelError, StorageFull, StorageUnavailable, UsageError
+from pipeline.errors import (
+    AuditError,
+    BadCredentials,
+    ModelError,
+    StorageFull,
+    StorageUnavailable,
+    TaskBug,
+    UsageError,
+)
 
 Counters = Mapping[str, float]
 
@@ -71,7 +79,7 @@ class Runner(Protocol):
 
 
 class TaskError(AuditError):
-    """A part failed for a reason that no class of the error tree names; holds the traceback."""
+    """A part failed for a reason outside of the program: memory, its process, the machine."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +105,10 @@ def execute(function: Callable[..., Counters], *arguments: Any) -> Execution:
         error = cause
     except MemoryError:
         error = TaskError("out of memory: give the worker more, or lower --shard-size")
-    except Exception:  # noqa: BLE001 - the one place where any failure of a part becomes its outcome
+    except OSError:  # not of a store, which names its cause: descriptors, processes, a disk under a library
         error = TaskError(traceback.format_exc(limit=-6))
+    except Exception:  # noqa: BLE001 - the one place where any failure of a part becomes its outcome
+        error = TaskBug(traceback.format_exc(limit=-6))
     return Execution(
         counters, error, time.perf_counter() - started, time.process_time() - cpu_started, peak_resident_bytes()
     )
@@ -125,7 +135,7 @@ def single_thread() -> None:
 
 
 def may_retry(error: AuditError) -> bool:
-    """Whether another attempt can help: an unreachable store or an unexplained failure, not a wrong input."""
+    """Whether another attempt can help: an unreachable store, a lack of memory; not a wrong input, not a bug."""
     return isinstance(error, (StorageUnavailable, TaskError))
 
 

@@ -104,6 +104,7 @@ def fails(spec: tuple[str, int, str]) -> Counters:
             "secret": BadCredentials("no such key"),
             "bug": ZeroDivisionError("a bug"),
             "memory": MemoryError(),
+            "files": OSError(24, "too many open files"),
         }
         raise errors[kind]
     return {"tried": tried + 1}
@@ -128,6 +129,13 @@ def extract_dying_once(spec: ExtractSpec) -> Counters:
     if spec.lo <= POISON < spec.hi and is_first((folder, spec.lo, spec.hi)):
         real_extract(replace(spec, hi=POISON))
         die()
+    return real_extract(spec)
+
+
+def buggy_extract(spec: ExtractSpec) -> Counters:
+    """Extract with a bug that one image meets."""
+    if spec.lo <= POISON < spec.hi:
+        raise ValueError("operands could not be broadcast")
     return real_extract(spec)
 
 

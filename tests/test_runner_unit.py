@@ -15,8 +15,16 @@ from dying import committed
 
 import pipeline
 from pipeline import cluster
+from pipeline.cli import main
 from pipeline.config import config_from
-from pipeline.errors import BadCredentials, IncompleteError, StorageFull, StorageUnavailable, UsageError
+from pipeline.errors import (
+    BadCredentials,
+    IncompleteError,
+    StorageFull,
+    StorageUnavailable,
+    TaskBug,
+    UsageError,
+)
 from pipeline.plan import Call, preparing, run_audit
 from pipeline.progress import SilentReporter
 from pipeline.runner import ATTEMPTS, LocalRunner, Outcome, Runner, Task, TaskError
@@ -84,7 +92,8 @@ def test_no_tasks(runner: Runner) -> None:
     [
         ("away", ATTEMPTS - 1, None, ATTEMPTS),
         ("away", 99, StorageUnavailable, ATTEMPTS),
-        ("bug", 99, TaskError, ATTEMPTS),
+        ("bug", 99, TaskBug, 1),
+        ("files", 99, TaskError, ATTEMPTS),
         ("memory", 1, None, 2),
         ("usage", 99, UsageError, 1),
         ("secret", 99, BadCredentials, 1),
@@ -254,6 +263,24 @@ def test_worker_killed_inside_a_shard_changes_nothing(
 
     assert list(tmp_path.glob("tried-*"))
     assert_equal_tables(pipeline.open(tmp_path / "audit"), run(photos, root=tmp_path / "other"))
+
+
+def test_bug_in_a_part_is_shown_as_one(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other parts are done; the run ends with 70 and the traceback, and is like any other once it is mended."""
+    monkeypatch.setattr(preparing.extract, "extract", crashing.buggy_extract)
+    words = ["run", str(photos), "--root", str(tmp_path / "audit"), "--runner", "local", "--shard-size", "4", "--quiet"]
+    code = main(words)
+    said = capsys.readouterr().err
+    monkeypatch.undo()
+
+    assert code == 70
+    assert "stage extract: 1 of 7 parts failed" in said
+    assert 'raise ValueError("operands could not be broadcast")' in said
+    assert "This is a bug: please report the traceback." in said
+    assert len(list(tmp_path.glob("audit/features/*/rows-*"))) == 6
+    assert_equal_tables(run(photos, root=tmp_path / "audit", shard_size=4), run(photos, root=tmp_path / "other"))
 
 
 def test_full_disk_ends_the_run_at_once(

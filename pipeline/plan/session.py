@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.config import AuditConfig
-from pipeline.errors import ArtifactError, IncompleteError, NotFound
+from pipeline.errors import ArtifactError, AuditError, IncompleteError, NotFound, TaskBug
 from pipeline.layout.root import Root
 from pipeline.layout.tables import read_json, write_json
 from pipeline.progress import Reporter
@@ -71,8 +71,8 @@ class Session:
     def run(self, work: StageWork) -> dict[str, float]:
         """Carries the missing tasks of a stage out; returns the sums of their counters.
 
-        Raises a fatal cause at once; else, after every other part was tried, ArtifactError where a damaged file must
-        be dealt with first, IncompleteError where running again may be enough.
+        Raises a fatal cause at once; else, after every other part was tried, TaskBug where one met a bug, ArtifactError
+        where a damaged file must be dealt with first, IncompleteError where running again may be enough.
         """
         record = self._begin(work)
         started = time.perf_counter()
@@ -95,9 +95,7 @@ class Session:
         if fatal is not None and fatal.error is not None:
             raise fatal.error
         if failures:
-            message = _failure_message(work, failures, self.resume_command)
-            is_damage = any(isinstance(outcome.error, ArtifactError) for outcome in failures)
-            raise ArtifactError(message) if is_damage else IncompleteError(message)
+            raise _failure(work, failures, self.resume_command)
         return dict(counters)
 
     def run_one(self, name: str, folder: str, files: Sequence[str], task: Task) -> None:
@@ -168,14 +166,15 @@ def record_to_json(record: StageRecord) -> dict[str, Any]:
     return dict(vars(record))
 
 
-def _failure_message(work: StageWork, failures: Sequence[Outcome], resume_command: str) -> str:
+def _failure(work: StageWork, failures: Sequence[Outcome], resume_command: str) -> AuditError:
+    """The error of a stage of which parts failed: that of the gravest cause, whose parts are named first."""
+    graves = (TaskBug, ArtifactError)
+    kind = next((kind for kind in graves if any(isinstance(item.error, kind) for item in failures)), IncompleteError)
+    failures = sorted(failures, key=lambda outcome: not isinstance(outcome.error, kind))
     shown = [f"  {outcome.task.name}: {outcome.error}" for outcome in failures[:SHOWN_FAILURES]]
     more = [f"  (+{len(failures) - SHOWN_FAILURES} more)"] if len(failures) > SHOWN_FAILURES else []
-    return "\n".join(
-        [
-            f"stage {work.name}: {len(failures)} of {work.parts} parts failed; the others are kept.",
-            *shown,
-            *more,
-            f"Resume with: {resume_command}",
-        ]
-    )
+    first = f"stage {work.name}: {len(failures)} of {work.parts} parts failed; the others are kept."
+    last = f"Resume with: {resume_command}"
+    if kind is TaskBug:
+        last = f"This is a bug: please report the traceback. Another version resumes with: {resume_command}"
+    return kind("\n".join([first, *shown, *more, last]))
