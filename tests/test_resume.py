@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from dying import Life, committed, live, outcomes
 
 import pipeline
 from pipeline.audit import Audit
+from pipeline.layout.root import FOLDERS
+from pipeline.storage import TEMPORARY_PREFIX
 
 STAGES = (
     "catalog", "annotate", "vocabulary", "extract", "exact groups", "moments", "train", "join copy", "pairs", "verify",
@@ -99,6 +103,24 @@ def test_killed_around_every_fourth_commit(undisturbed: Audit, life: Life, is_af
 
     assert killed > 8
     assert_equal_tables(pipeline.open(life.root), undisturbed)
+
+
+def test_what_a_killed_writer_left_goes_a_day_later(life: Life, tmp_path: Path) -> None:
+    """An old temporary file goes with the next run, a young one may have a writer; photographs are not touched."""
+    root = Path(life.root)
+    assert live(replace(life, commit=7)) == KILLED
+    (left,) = root.rglob(f"{TEMPORARY_PREFIX}*")
+    beside = root / "photos" / left.name  # a source may lie in the root
+    beside.parent.mkdir()
+    for path in (left, beside):
+        path.touch()
+        os.utime(path, (time.time() - 90_000,) * 2)
+    young = left.with_name(f"{TEMPORARY_PREFIX}young")
+    young.touch()
+    assert live(life) == 0
+
+    assert sorted(root.rglob(f"{TEMPORARY_PREFIX}*")) == sorted([young, beside])
+    assert {path.name for path in root.iterdir() if path.is_dir()} <= {*FOLDERS, "photos"}
 
 
 @pytest.mark.slow

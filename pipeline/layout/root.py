@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from pipeline.errors import UsageError
-from pipeline.storage import StorageConfig, Store, open_store
+from pipeline.storage import StorageConfig, Store, open_store, remove_leftovers
 
 T = TypeVar("T")
 
@@ -29,16 +29,25 @@ class Root:
 
 MARKER = "root.json"
 FORMAT = 1
+FOLDERS = (
+    "catalog", "annotations", "features", "exact", "moments", "spaces", "indexes", "neighbours", "pairs", "edges",
+    "groups", "scores", "audits", "sessions", "status", "models", "tokens",
+)  # fmt: skip
+"""Everything under a root. What lies beside these is not ours: a source may."""
 
 
 def claim(root: Root) -> None:
-    """Marks a place as a root, once. Raises UsageError for a root of another format."""
+    """Marks a place as a root, once, and removes what killed writers left there.
+
+    Raises UsageError for a root of another format.
+    """
     store = root.open()
     if not store.put_if_absent(MARKER, json.dumps({"image-audit root, format": FORMAT}).encode()):
         raise UsageError(
             f"{store.uri}: its {MARKER} is not of format {FORMAT}: it was made by another version of image-audit, or "
             "is something else. Choose another --root."
         )
+    remove_leftovers(store, FOLDERS)
 
 
 def is_root(store: Store) -> bool:

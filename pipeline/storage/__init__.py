@@ -6,6 +6,7 @@ import os
 
 from pipeline.storage.counts import RequestCounts, request_counts
 from pipeline.storage.interface import TEMPORARY_PREFIX, ObjectInfo, StorageConfig, Store
+from pipeline.storage.leftovers import remove_leftovers
 from pipeline.storage.local import LocalStore
 from pipeline.storage.redact import RedactingFilter, redact
 from pipeline.storage.uri import canonical_uri, is_remote, parse_bucket, parse_path
@@ -21,6 +22,7 @@ __all__ = [
     "is_remote",
     "open_store",
     "redact",
+    "remove_leftovers",
     "request_counts",
 ]
 
