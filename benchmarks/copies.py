@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from benchmarks import fastdup_peer
+from benchmarks.command import add_shared_options, carry_out
 from benchmarks.copy_space import CopyScores, score_copies
 from benchmarks.edits import EDITS
 from benchmarks.peer_copies import peer_copies
 from benchmarks.planting import Planted, choose, plant_copies, plant_one, plant_scales
 from benchmarks.product import Features, account, audit_once, features_of, opened, space_of
-from benchmarks.report import Owed, at_least, begin, finish, say
+from benchmarks.report import Owed, at_least, say
 from pipeline import api
 from pipeline import run as run_audit
 from pipeline.audit import Audit
@@ -272,32 +271,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sizes", type=int, nargs="*", default=list(SIZES), help="images in the small folders")
     parser.add_argument("--seeds", type=int, default=3, help="small folders of each size and edit (default 3)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--peer", choices=("fastdup",), help="score it on the same folder")
-    parser.add_argument("--fastdup-python", type=Path, default=Path("python3"), help="interpreter that has fastdup")
-    parser.add_argument("--work", type=Path, help="folder for everything that is made, kept (default: a temporary one)")
-    parser.add_argument("--json", type=Path, help="write all numbers there")
+    add_shared_options(parser)
     return parser.parse_args()
 
 
-def main() -> None:
-    options = parse()
-    if options.peer:
-        fastdup_peer.require_fastdup(options.fastdup_python)
-    document = begin("copies")
-    with tempfile.TemporaryDirectory(prefix="copies-") as temporary:
-        work = options.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
-        found: dict[str, Any] = {}
-        document["results"] = found
-        if options.originals:
-            found["copies"] = copies_part(options, work)
-        if options.sizes:
-            found["small_folders"] = small_folders(options, work)
-        if options.large:
-            found["scales"] = scales_part(options.large, work)
-        sys.stdout.write(f"\n{details(found)}\n")
-        finish(document, owed(found), options.json)
+def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """The parts that the options ask for."""
+    found: dict[str, Any] = {}
+    if options.originals:
+        found["copies"] = copies_part(options, work)
+    if options.sizes:
+        found["small_folders"] = small_folders(options, work)
+    if options.large:
+        found["scales"] = scales_part(options.large, work)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    carry_out("copies", parse(), measure, details, owed)

@@ -12,18 +12,18 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import fastdup_peer
+from benchmarks.command import add_shared_options, carry_out
 from benchmarks.floor import photos_in
 from benchmarks.intel_findings import check_exact_leaks, check_listed_pairs, label_accuracy, our_vectors, peer_vectors
 from benchmarks.processes import run_measured
 from benchmarks.product import account, audit_once, features_of, opened
-from benchmarks.report import Owed, at_least, at_most, begin, finish, say
+from benchmarks.report import Owed, at_least, at_most, say
 
 FLOOR = Path(__file__).with_name("floor.py")
 TRAIN, VALID = "train_set", "valid_set"
@@ -184,33 +184,21 @@ def details(found: dict[str, Any]) -> str:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help=f"folder with {TRAIN} and {VALID}")
-    parser.add_argument("--peer", choices=("fastdup",), help="measure it side by side")
-    parser.add_argument("--fastdup-python", type=Path, default=Path("python3"), help="interpreter that has fastdup")
     parser.add_argument("--fastdup-lists", type=Path, help="folder with stored similarity.csv files of fastdup")
     parser.add_argument("--photos-500", type=Path, help="photos of about 500x375, for extraction over its floor")
     parser.add_argument("--floor-images", type=int, default=FLOOR_IMAGES, help=f"default {FLOOR_IMAGES}")
     parser.add_argument("--limit", type=int, help="at most so many photos of each set (to try the benchmark out)")
-    parser.add_argument("--work", type=Path, help="folder for everything that is made, kept (default: a temporary one)")
-    parser.add_argument("--json", type=Path, help="write all numbers there")
+    add_shared_options(parser)
     return parser.parse_args()
 
 
-def main() -> None:
-    options = parse()
-    if options.peer:
-        fastdup_peer.require_fastdup(options.fastdup_python)
-    document = begin("intel")
-    with tempfile.TemporaryDirectory(prefix="intel-") as temporary:
-        work = options.work or Path(temporary)
-        both = work / "photos"
-        document["images"] = {
-            name: copy_photos(options.data / name, both / name, options.limit) for name in (TRAIN, VALID)
-        }
-        document["results"] = found = time_runs(options, both, work)
-        found["findings"] = findings(options, both, work)
-        sys.stdout.write(f"\n{details(found)}\n")
-        finish(document, owed(found), options.json)
+def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """The timed runs, then the findings on both sets together."""
+    both = work / "photos"
+    images = {name: copy_photos(options.data / name, both / name, options.limit) for name in (TRAIN, VALID)}
+    found = {"images": images, **time_runs(options, both, work)}
+    return {**found, "findings": findings(options, both, work)}
 
 
 if __name__ == "__main__":
-    main()
+    carry_out("intel", parse(), measure, details, owed)
