@@ -9,7 +9,6 @@ parameters change. `--photos` is the folder of that job, one subfolder per sourc
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.edits import EDITS, decode, edited_jpeg
+from jobs.photos import chosen_photos
 from pipeline.kernels.embed import BATCH, Embedder, embed_for_storage
 from pipeline.kernels.moments import Moments
 from pipeline.kernels.shrink import fitted_size, shrink
@@ -31,7 +31,6 @@ NAME = "copy_prior.npz"
 SIDE = 160
 EDITED_SIDE = 224  # photos are edited at this size, as a data set's thumbnails would be: larger ones lose less
 SEED = 7
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
 
 @dataclass(frozen=True)
@@ -74,16 +73,6 @@ def features_of(embedder: Embedder, images: Iterable[NDArray[np.uint8]]) -> Feat
     if batch:
         embeddings.append(embed_for_storage(embedder, np.stack(batch)).vectors)
     return Features(np.concatenate(embeddings), np.stack(signatures))
-
-
-def chosen_photos(folder: Path, cap: int) -> list[Path]:
-    """At most `cap` photos of each subfolder, chosen by the hash of their relative path, so that a rerun agrees."""
-    by_source: dict[str, list[tuple[str, Path]]] = {}
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in PHOTO_SUFFIXES:
-            name = path.relative_to(folder).as_posix()
-            by_source.setdefault(name.split("/")[0], []).append((hashlib.sha256(name.encode()).hexdigest(), path))
-    return [path for source in sorted(by_source) for _, path in sorted(by_source[source])[:cap]]
 
 
 def read_photo(path: Path) -> NDArray[np.uint8] | None:

@@ -28,6 +28,7 @@ from efficientnet_lite_pytorch import EfficientNet
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
+from jobs.photos import chosen_photos
 from pipeline.kernels.embed import BATCH, Embedder, canary_embeddings, embed_for_storage, load_embedder
 from pipeline.kernels.moments import moments_of
 from pipeline.kernels.shrink import shrink
@@ -41,7 +42,6 @@ MIN_PHOTOS = 10_000
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 CALIBRATION_BATCH = 16
 """Photos a calibration step; the ranges are a minimum and a maximum over all of them."""
-PHOTO_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
 
 class _Graph:
@@ -133,16 +133,6 @@ def read_photo(path: Path) -> np.ndarray | None:
     """The photo as uint8 (160, 160, 3) RGB, shrunk as the product does; None if it cannot be decoded."""
     pixels = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR)
     return None if pixels is None else cv2.cvtColor(shrink(pixels, SIDE, SIDE), cv2.COLOR_BGR2RGB)
-
-
-def chosen_photos(folder: Path, cap: int) -> list[Path]:
-    """At most `cap` photos of each subfolder, chosen by the hash of their relative path, so that a rerun agrees."""
-    by_source: dict[str, list[tuple[str, Path]]] = {}
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in PHOTO_SUFFIXES:
-            name = path.relative_to(folder).as_posix()
-            by_source.setdefault(name.split("/")[0], []).append((hashlib.sha256(name.encode()).hexdigest(), path))
-    return [path for source in sorted(by_source) for _, path in sorted(by_source[source])[:cap]]
 
 
 def batches(paths: Sequence[Path], size: int) -> Iterator[np.ndarray]:
