@@ -96,14 +96,19 @@ def open_audit(root: str, audit_id: str | None, storage: Mapping[str, Any]) -> A
 
 
 def status(root: str, storage: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Per stage of the latest run: state, parts done and missing, failed ones, seconds, items per second."""
+    """Per stage that the latest run came to: state, parts, those done before it, missing and failed ones, times.
+
+    The state is done, done before (the times are then of the session that did it), failed or unfinished.
+    """
     config = StorageConfig(**storage)
     store = Root(canonical_uri(root, config), config).open()
     if not is_root(store):
         raise NotFound(f"{store.uri} is not the root of an audit. Make one: image-audit run SOURCE --root {root}")
     keys = [info.key for info in store.list(f"{STATUS_FOLDER}/")]
-    records = sorted((read_json(store, key) for key in keys), key=lambda record: (record["order"], record["stage"]))
-    return [_stage_status(store, record) for record in records]
+    records = [read_json(store, key) for key in keys]
+    latest = max((record.get("session", "") for record in records), default="")
+    of_it = [record for record in records if record.get("session", "") == latest]  # others keep theirs in the root
+    return [_stage_status(store, record) for record in sorted(of_it, key=lambda record: record["order"])]
 
 
 def _stage_status(store: Store, record: dict[str, Any]) -> dict[str, Any]:
@@ -114,6 +119,7 @@ def _stage_status(store: Store, record: dict[str, Any]) -> dict[str, Any]:
         "stage": record["stage"],
         "state": record["state"],
         "parts": record["parts"],
+        "parts_done_before": record["parts_done_before"],
         "missing": len(record["failed"]) + sum(name not in committed for name in record["waiting"]),
         "failed": record["failed"],
         "items": record["items"],

@@ -77,6 +77,7 @@ def status_text(rows: list[dict[str, Any]]) -> str:
             "state": row["state"],
             "parts": f"{row['parts'] - row['missing']}/{row['parts']}",
             "missing": row["missing"],
+            "before": row["parts_done_before"],
             "failed": len(row["failed"]),
             "items": f"{row['items']:,}",
             "seconds": f"{row['seconds']:.1f}",

@@ -291,17 +291,18 @@ def test_summary_is_shown(planted: Audited, capfdbinary: pytest.CaptureFixture[b
     assert json.loads(shown(capfdbinary, *show, "--json")) == planted.audit.summary()
 
 
-def test_status_lists_every_stage(planted: Audited, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_status_lists_every_stage(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     """Stages in their order, all done, nothing missing; extraction with its rate."""
-    listed = json.loads(shown(capfdbinary, "status", "--root", str(planted.root), "--json"))
+    audit = run(write_files(tmp_path / "photos", small_set(12)), root=tmp_path / "audit")
+    listed = json.loads(shown(capfdbinary, "status", "--root", str(tmp_path / "audit"), "--json"))
     stages = {row["stage"]: row for row in listed}
 
     order = ["catalog", "annotate", "extract", "exact groups", "train", "join copy", "verify", "components", "summary"]
     assert [row["stage"] for row in listed if row["stage"] in order] == order
     assert all((row["state"], row["missing"], row["failed"]) == ("done", 0, []) for row in listed)
-    assert stages["extract"]["items"] == planted.audit.summary()["images"]["live"]
+    assert stages["extract"]["items"] == audit.summary()["images"]["live"]
     assert stages["extract"]["items_per_second"] > 0
-    text = shown(capfdbinary, "status", "--root", str(planted.root)).decode().splitlines()
+    text = shown(capfdbinary, "status", "--root", str(tmp_path / "audit")).decode().splitlines()
     assert text[0].split()[:4] == ["stage", "state", "parts", "missing"]
     assert len(text) == 2 + len(listed)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from audited import (
+    LOCAL,
     SEED,
     Audited,
     assert_equal_tables,
@@ -22,6 +23,7 @@ from audited import (
 )
 
 import pipeline
+from pipeline.api import status
 from pipeline.audit import Audit
 from pipeline.layout.features import list_features
 
@@ -60,6 +62,36 @@ def test_second_run_does_nothing(planted: Audited) -> None:
     assert again.audit_id == planted.audit.audit_id
     assert again.summary() == planted.audit.summary()
     assert_equal_tables(again, planted.audit)
+
+
+def states(root: Path) -> dict[str, tuple[str, int, int, float]]:
+    """Stage -> its state, parts, parts done before and seconds, as `status` tells them."""
+    names = ("state", "parts", "parts_done_before", "seconds")
+    return {row["stage"]: tuple(row[name] for name in names) for row in status(str(root), {})}  # type: ignore[misc]
+
+
+def test_status_is_of_the_latest_run(tmp_path: Path) -> None:
+    """What was done before says so, with what it took then; stages that the run did not come to are not shown."""
+    photos, root = write_files(tmp_path / "photos", small_set(12)), tmp_path / "audit"
+    pipeline.run(photos, root=root, where=LOCAL, max_offset=8, shard_size=4)
+    assert list(states(root)) == ["catalog", "extract"]
+    assert states(root)["extract"][:3] == ("done", 2, 0)
+    run(photos, root=root, shard_size=4)
+    first = states(root)
+    assert first["extract"][:3] == ("done", 4, 2)
+    assert first["catalog"][:3] == ("done", 1, 0)
+    assert "annotate" in first
+    run(photos, root=root)
+    again = states(root)
+    assert first.keys() - again.keys() == {"train"}  # the space was kept
+    assert again["extract"] == ("done before", 4, 4, first["extract"][3])
+    assert {state for stage, (state, *_) in again.items() if stage != "catalog"} == {"done before"}
+    (photos / "train" / "a" / "new.jpg").write_bytes(noise_jpeg(3))
+    (photos / "val" / "b" / "half.jpg").unlink()
+    pipeline.run(photos, root=root, where=LOCAL, min_offset=2)
+
+    assert list(states(root)) == ["catalog", "extract"]
+    assert states(root)["extract"][:3] == ("done", 5, 4)
 
 
 def test_another_threshold_shares_the_features(tmp_path: Path) -> None:

@@ -101,3 +101,4 @@ def test_status_of_a_stopped_run(undisturbed: Audit, tmp_path: Path) -> None:
         6,
         5,
     )
+    assert list(stages) == ["catalog", "annotate", "vocabulary", "extract"]

@@ -105,7 +105,7 @@ def extract_range(session: Session, snapshot: Snapshot, model: ModelRef, lo: int
         for gap in missing_features(have, lo, hi)
         for start, stop in cut(*gap, size)
     ]
-    parts = len(have.base) + len(specs)
+    parts = len(cover(have.base, lo, hi)) + len(specs)
     session.run(StageWork("extract", folder, [_extract_task(spec) for spec in specs], hi - lo, parts))
     _extract_again(session, snapshot, model, cover(have.base, lo, hi))
     return list_features(session.store, folder)

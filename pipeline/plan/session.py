@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
 from typing import Any
 
 from pipeline.config import AuditConfig
@@ -18,6 +19,7 @@ from pipeline.storage import Store
 
 STATUS_FOLDER = "status"
 SHOWN_FAILURES = 5
+DONE, DONE_BEFORE, FAILED, UNFINISHED = "done", "done before", "failed", "unfinished"
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,16 @@ class StageWork:
 
 @dataclass
 class StageRecord:
-    """What a stage did in this session; seconds and CPU seconds of this session alone."""
+    """What a stage did in this session; seconds and CPU seconds of this session alone.
+
+    `session`: when that began, which tells the stages of the latest run from those that others left in the root.
+    """
 
     stage: str
     folder: str
+    session: str = ""
     order: int = 0
-    state: str = "unfinished"
+    state: str = UNFINISHED
     items: int = 0
     parts: int = 0
     parts_done_before: int = 0
@@ -61,6 +67,7 @@ class Session:
     runner: Runner
     reporter: Reporter
     resume_command: str
+    started_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="microseconds"))
     records: list[StageRecord] = field(default_factory=list)
 
     @property
@@ -110,13 +117,14 @@ class Session:
 
     def close(self, record: StageRecord, seconds: float, cpu_seconds: float, items: int) -> None:
         """Ends a record that `timed` began."""
-        record.items, record.cpu_seconds, record.attempts = items, cpu_seconds, 1
+        record.items, record.cpu_seconds, record.attempts, record.parts = items, cpu_seconds, 1, 1
         self._end(record, [], seconds)
 
     def _begin(self, work: StageWork) -> StageRecord:
         record = StageRecord(
             work.name,
             work.folder,
+            session=self.started_at,
             order=len(self.records),
             items=work.items,
             parts=work.parts,
@@ -138,22 +146,28 @@ class Session:
     def _end(self, record: StageRecord, failures: Sequence[Outcome], seconds: float) -> None:
         record.seconds = seconds
         record.failed = [outcome.task.name for outcome in failures]
-        record.state, record.waiting = "failed" if failures else "done", []
+        record.waiting = []
+        record.state = FAILED if failures else DONE if record.attempts or not record.parts else DONE_BEFORE
         self.reporter.finish(seconds)
-        key = status_key(record.stage)
-        # where nothing was left to do, what the stage took when it was done is worth more
-        if record.attempts or not self._is_done(key, record.folder):
-            self._write(record)
-
-    def _is_done(self, key: str, folder: str) -> bool:
-        try:
-            known = read_json(self.store, key)
-        except (NotFound, ArtifactError):
-            return False
-        return bool(known["state"] == "done" and known["folder"] == folder)
+        self._write(record)
 
     def _write(self, record: StageRecord) -> None:
-        write_json(self.store, status_key(record.stage), record_to_json(record))
+        value = record_to_json(record)
+        if record.state == DONE_BEFORE:
+            value |= self._took(record)
+        write_json(self.store, status_key(record.stage), value)
+
+    def _took(self, record: StageRecord) -> dict[str, Any]:
+        """What a stage with nothing left to do took in the session that did it, where that is known."""
+        try:
+            known = read_json(self.store, status_key(record.stage))
+        except (NotFound, ArtifactError):
+            return {}
+        same = known["state"] in (DONE, DONE_BEFORE) and known["folder"] == record.folder
+        return {name: known[name] for name in TOOK} if same and known["items"] == record.items else {}
+
+
+TOOK = ("items_done_before", "seconds", "cpu_seconds", "peak_task_bytes", "counters")
 
 
 def status_key(stage: str) -> str:
