@@ -28,6 +28,7 @@ from pipeline.layout.features import (
     read_features,
 )
 from pipeline.layout.parts import Part, Slice, cover, cut, list_parts, missing, part_name, shard_size
+from pipeline.layout.root import Root, kept
 from pipeline.layout.tables import (
     parquet_bytes,
     read_array,
@@ -39,7 +40,7 @@ from pipeline.layout.tables import (
     write_table,
 )
 from pipeline.schemas import FEATURE_ROWS, TRANSIENT, Status
-from pipeline.storage import Store, open_store
+from pipeline.storage import StorageConfig, Store, open_store
 
 END = 40
 
@@ -350,3 +351,14 @@ def test_ways_out_differ_for_the_catalog(tmp_path: Path, key: str, says: str) ->
     for name, read in reads:
         with pytest.raises(ArtifactError, match=rf"{name}: .*{says}"):
             read()
+
+
+def test_what_is_kept_belongs_to_its_server() -> None:
+    """One uri at two endpoints: the spaces of the first were taken for those of the second."""
+    stores = [
+        Root("s3://bucket/root", StorageConfig(endpoint_url=f"http://127.0.0.1:{port}")).open() for port in (1, 2)
+    ]
+    first, second = (kept(store, "spaces/a", lambda at=at: at) for at, store in enumerate(stores))  # type: ignore[misc]
+
+    assert stores[0].uri == stores[1].uri
+    assert (first, second, kept(stores[0], "spaces/a", lambda: 2)) == (0, 1, 0)

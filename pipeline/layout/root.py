@@ -66,13 +66,13 @@ def opened(uri: str, storage: StorageConfig) -> Store:
     return _STORES[key]
 
 
-_KEPT: OrderedDict[tuple[str, str], Any] = OrderedDict()
+_KEPT: OrderedDict[tuple[Store, str], Any] = OrderedDict()
 _KEEP = 8
 
 
 def kept(store: Store, key: str, load: Callable[[], T]) -> T:
     """What `load` gives for an artifact, kept in this process for its next task; the latest eight stay."""
-    name = (store.uri, key)
+    name = (store, key)  # not its uri: one uri may lead to two servers
     if name not in _KEPT:
         _KEPT[name] = load()
         if len(_KEPT) > _KEEP:
