@@ -17,7 +17,6 @@ from pipeline.layout.snapshots import (
     EMPTY,
     Snapshot,
     SourceRecord,
-    catalog_chunks,
     catalog_rows,
     catalog_rows_of,
     latest_snapshot,
@@ -97,8 +96,8 @@ def seen_in(world: World, snapshot: Snapshot) -> dict[Name, int]:
     store = world.root.open()
     gone = set(removed_ids(store, snapshot).tolist())
     found: dict[Name, int] = {}
-    for chunk in catalog_chunks(store, snapshot, 3):
-        for row in chunk.to_pylist():
+    for lo in range(0, snapshot.total, 3):
+        for row in catalog_rows(store, snapshot, lo, min(lo + 3, snapshot.total)).to_pylist():
             if row["image_id"] not in gone:
                 name = (row["source"], os.fsencode(decode_key(row["uri"], row["raw_key"])))
                 assert name not in found
@@ -247,3 +246,14 @@ def test_no_snapshot_is_empty(tmp_path: Path) -> None:
     root = Root(str(tmp_path), StorageConfig())
     assert latest_snapshot(root.open()) == EMPTY
     assert catalog_rows(root.open(), EMPTY, 0, 0).num_rows == 0
+
+
+def test_a_disk_has_no_etag(tmp_path: Path) -> None:
+    """Null, as the schema says, also where the time is that of 1970; such a row is known again."""
+    world = World(tmp_path)
+    world.write((0, b"a.jpg"), b"1", 0)
+    snapshot = world.update()
+    (row,) = catalog_rows(world.root.open(), snapshot, 0, 1).to_pylist()
+
+    assert (row["etag"], row["mtime_ns"]) == (None, 0)
+    assert world.update() == snapshot

@@ -15,7 +15,10 @@ import pipeline
 from pipeline.audit import Audit
 from pipeline.cli import main
 from pipeline.errors import IncompleteError
-from pipeline.storage import Store
+from pipeline.layout.root import Root
+from pipeline.layout.snapshots import SourceRecord, catalog_rows
+from pipeline.stages.catalog import update_catalog
+from pipeline.storage import StorageConfig, Store
 
 FILES = small_set(10)
 STORAGE: dict[str, Any] = {"region": "us-east-1", "backoff": 0.0, "read_timeout": 5.0}
@@ -73,6 +76,18 @@ def test_minio_uris(photos: Store, on_disk: Audit) -> None:
     store = audit.root.open()
     holding = [info.key for info in store.list() if b"testingsecret" in store.read(info.key)]
     assert holding == []  # no credential stays in the root
+
+
+def test_an_object_store_has_no_time(photos: Store, on_disk: Audit) -> None:
+    """Rows hold the etag, which tells a changed object; the time is null, as the schema says."""
+    root = Root(beside(photos, "audit"), StorageConfig(**STORAGE))
+    snapshot = update_catalog(root, (SourceRecord(photos.uri, ""),), lambda *_: False)
+    listed = catalog_rows(root.open(), snapshot, 0, snapshot.total)
+
+    assert snapshot.total == on_disk.table("images").num_rows
+    assert listed["etag"].null_count == 0
+    assert listed["mtime_ns"].null_count == snapshot.total
+    assert update_catalog(root, (SourceRecord(photos.uri, ""),), lambda *_: False) == snapshot
 
 
 def test_s3_uris_from_the_command_line(

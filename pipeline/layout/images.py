@@ -30,7 +30,7 @@ class ImageObject:
 def image_object(row: dict[str, Any], snapshot: Snapshot) -> ImageObject:
     """The object of a catalog row."""
     key = decode_key(row["uri"], row["raw_key"])
-    info = ObjectInfo(key, row["size_bytes"], row["etag"], row["mtime_ns"])
+    info = ObjectInfo(key, row["size_bytes"], row["etag"] or "", row["mtime_ns"] or 0)
     return ImageObject(snapshot.sources[row["source"]].uri, info)
 
 

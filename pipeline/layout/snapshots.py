@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -115,12 +114,6 @@ def catalog_rows(store: Store, snapshot: Snapshot, lo: int, hi: int) -> pa.Table
     if not pieces:
         return CATALOG_ROWS.empty()
     return pa.concat_tables(pieces).combine_chunks()
-
-
-def catalog_chunks(store: Store, snapshot: Snapshot, size: int = 65536) -> Iterator[pa.Table]:
-    """All catalog rows in chunks of bounded size."""
-    for lo in range(0, snapshot.total, size):
-        yield catalog_rows(store, snapshot, lo, min(lo + size, snapshot.total))
 
 
 def catalog_rows_of(store: Store, snapshot: Snapshot, ids: npt.NDArray[np.int64]) -> pa.Table:

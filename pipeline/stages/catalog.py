@@ -163,7 +163,7 @@ def _run_rows(
             rows = catalog_rows(store, snapshot, lo, min(lo + 65536, part.hi)).to_pydict()
             for at, image_id in enumerate(rows["image_id"]):
                 raw = rows["raw_key"][at] or rows["uri"][at].encode()
-                etag, mtime = stamps.get(image_id, (rows["etag"][at], rows["mtime_ns"][at]))
+                etag, mtime = stamps.get(image_id, (rows["etag"][at] or "", rows["mtime_ns"][at] or 0))
                 yield (rows["source"][at], raw), _Known(image_id, rows["size_bytes"][at], etag, mtime)
 
 
@@ -197,8 +197,8 @@ def _rows_table(entries: list[tuple[int, ObjectInfo]], lo: int) -> pa.Table:
         "uri": [uri for uri, _ in encoded],
         "raw_key": [raw for _, raw in encoded],
         "size_bytes": [info.size for _, info in entries],
-        "etag": [info.etag for _, info in entries],
-        "mtime_ns": [info.mtime_ns for _, info in entries],
+        "etag": [info.etag or None for _, info in entries],
+        "mtime_ns": [None if info.etag else info.mtime_ns for _, info in entries],
     }
     return pa.table(columns, schema=CATALOG_ROWS.schema)
 
