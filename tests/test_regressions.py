@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from audited import noise_jpeg, run, small_set, write_files
+from dying import small_parts
 from numpy.typing import NDArray
 
 from pipeline.api import status
@@ -197,3 +199,24 @@ def star(ids: NDArray[np.int64]) -> pa.Table:
 def write_parts(store: Store, folder: str, tables: dict[str, pa.Table]) -> None:
     for stem, table in tables.items():
         commit_table(store, f"{folder}/{part_name(stem, 0, 100)}", table)
+
+
+def test_counts_add_up_over_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The summary of tables in parts of 12 images is that of the whole tables; one image leaks into two splits."""
+    files = small_set(24)
+    files |= {"val/a/copy.jpg": files["train/a/a00.jpg"], "test/b/half.jpg": files["val/b/half.jpg"]}
+    small_parts(monkeypatch.setattr)
+    audit = run(write_files(tmp_path / "photos", files), root=tmp_path / "audit")
+    facts, groups = audit.summary(), audit.groups()
+    serious = [row for row in audit.leaks().to_pylist() if row["severity"] >= 3]
+    ids = {split: {row["image_id"] for row in serious if row["split"] == split} for split in ("train", "val", "test")}
+
+    assert len([*tmp_path.glob("audit/audits/*/tables/leaks/*")]) == 3
+    assert facts["leaks"]["images"] == {split: len(of) for split, of in sorted(ids.items())}
+    assert sum(facts["leaks"]["images"].values()) < len(serious)
+    pairs = Counter((row["split"], row["match_split"]) for row in serious)
+    assert {(item["split"], item["other"]): item["leaking"] for item in facts["leaks"]["splits"]} == pairs
+    assert facts["duplicates"]["groups"] == len(set(groups["group_id"].to_pylist())) >= 2
+    assert facts["duplicates"]["grouped_images"] == groups.num_rows
+    assert facts["duplicates"]["largest_group"] == max(groups["group_size"].to_pylist())
+    assert facts["duplicates"]["pairs"] == Counter(audit.duplicates()["kind"].to_pylist())

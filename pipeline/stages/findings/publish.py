@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -89,9 +91,10 @@ def summarise(spec: SummarySpec) -> Counters:
     return {}
 
 
-def _parts(store: Store, folder: str, name: str, columns: list[str]) -> list[pa.Table]:
-    keys = [info.key for info in store.list(f"{folder}/tables/{name}/")]
-    return [read_table(store, key, columns) for key in keys]
+def _parts(store: Store, folder: str, name: str, columns: list[str]) -> Iterator[pa.Table]:
+    """One part at a time: each holds all rows of its images and groups, so that counts of parts add up."""
+    for info in store.list(f"{folder}/tables/{name}/"):
+        yield read_table(store, info.key, columns)
 
 
 def _count_true(store: Store, folder: str, name: str, column: str) -> int:
@@ -99,31 +102,34 @@ def _count_true(store: Store, folder: str, name: str, column: str) -> int:
 
 
 def _duplicates(store: Store, folder: str) -> dict[str, object]:
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for part in _parts(store, folder, "duplicates", ["kind"]):
-        for item in pc.value_counts(part["kind"]).to_pylist():
-            counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
-    parts = _parts(store, folder, "groups", ["group_id", "group_size"])
-    groups = pa.concat_tables(parts) if parts else None
+        counts.update({item["values"]: item["counts"] for item in pc.value_counts(part["kind"]).to_pylist()})
+    groups = images = largest = 0
+    for part in _parts(store, folder, "groups", ["group_id", "group_size"]):
+        groups += pc.count_distinct(part["group_id"]).as_py()
+        images += part.num_rows
+        largest = max(largest, pc.max(part["group_size"]).as_py() or 0)
     return {
         "pairs": {kind.value: counts[kind.value] for kind in KIND_ORDER if kind.value in counts},
-        "groups": 0 if groups is None else len(pc.unique(groups["group_id"])),
-        "grouped_images": 0 if groups is None else groups.num_rows,
-        "largest_group": 0 if groups is None else pc.max(groups["group_size"]).as_py() or 0,
+        "groups": groups,
+        "grouped_images": images,
+        "largest_group": largest,
     }
 
 
 def _leaks(store: Store, folder: str, sizes: dict[str, int]) -> dict[str, object]:
-    pairs: dict[tuple[str, str], int] = {}
-    leaking: dict[str, set[int]] = {}
+    """Images that leak by split, and by pair of splits: an image has one row per other split."""
+    pairs: Counter[tuple[str, str]] = Counter()
+    leaking: Counter[str] = Counter()
     for part in _parts(store, folder, "leaks", ["image_id", "split", "match_split", "severity"]):
         serious = part.filter(pc.greater_equal(part["severity"], LEAKING))
-        for row in serious.to_pylist():
-            pair = (row["split"], row["match_split"])
-            pairs[pair] = pairs.get(pair, 0) + 1
-            leaking.setdefault(row["split"], set()).add(row["image_id"])
+        for row in serious.group_by(["split", "match_split"]).aggregate([([], "count_all")]).to_pylist():
+            pairs[row["split"], row["match_split"]] += row["count_all"]
+        for row in serious.group_by("split").aggregate([("image_id", "count_distinct")]).to_pylist():
+            leaking[row["split"]] += row["image_id_count_distinct"]
     return {
-        "images": {split: len(ids) for split, ids in sorted(leaking.items())},
+        "images": dict(sorted(leaking.items())),
         "splits": [
             {"split": split, "other": other, "images": sizes[split], "leaking": count, "share": count / sizes[split]}
             for (split, other), count in sorted(pairs.items())
