@@ -62,7 +62,7 @@ def show(audit: Audit, request: Request) -> None:
             if request.format == "json"
             else "\n".join(summary_lines(audit.summary()))
         )
-        _write(request.output, [text.encode() + b"\n"])
+        _write(request.output, iter([text.encode() + b"\n"]))
         return
     columns = request.columns.split(",") if request.columns else None
     writers = {"text": _text, "json": _json, "csv": _csv, "parquet": _parquet}
@@ -153,17 +153,25 @@ def _parquet(audit: Audit, request: Request, columns: list[str] | None) -> Itera
         writer.write_table(first)
         for part in parts:
             writer.write_table(part.cast(first.schema))
-    yield sink.getvalue()
+            yield _drained(sink)
+    yield _drained(sink)
 
 
-def _write(output: str | None, pieces: Any) -> None:
+def _drained(sink: io.BytesIO) -> bytes:
+    data = sink.getvalue()
+    sink.seek(0)
+    sink.truncate()
+    return data
+
+
+def _write(output: str | None, pieces: Iterator[bytes]) -> None:
     if output is None:
         for piece in pieces:
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
         return
     folder, slash, name = output.rpartition("/")
-    open_store(folder or slash or ".").put(name, b"".join(pieces))
+    open_store(folder or slash or ".").put_pieces(name, pieces)
 
 
 def _cell(value: Any) -> Any:

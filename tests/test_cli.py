@@ -16,9 +16,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from audited import LOCAL, SEED, Audited, assert_equal_tables, planted_audit, rows, run, small_set, write_files
+from dying import small_parts
 from planted import HOSTILE_NAMES, RAW_NAMES
 
 import pipeline
+from pipeline import show as shows
 from pipeline.audit import FINDINGS, Audit
 from pipeline.cli import main
 from pipeline.schemas import TABLES
@@ -208,6 +210,19 @@ def test_every_format_gives_the_table(
         place = tmp_path / f"out.{form}"
         assert shown(capfdbinary, *show, f"--{form}", "--output", str(place)) == b""
         assert place.read_bytes() == data
+
+
+def test_a_file_is_written_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every format a part of the table is a piece of the file; together they are the table."""
+    small_parts(monkeypatch.setattr)
+    audit = run(write_files(tmp_path / "photos", small_set(24)), root=tmp_path / "audit")
+    parts = sum(1 for _ in audit.batches("images"))
+    written = {"csv": shows._csv, "json": shows._json, "parquet": shows._parquet}
+    for form, write in written.items():
+        pieces = [*write(audit, shows.Request("images", None, None, form, "out"), None)]
+        assert sum(bool(piece) for piece in pieces) > parts >= 3
+        if form == "parquet":
+            assert pq.read_table(io.BytesIO(b"".join(pieces))).equals(audit.images())
 
 
 def as_cell(value: object) -> str:

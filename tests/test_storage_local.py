@@ -316,3 +316,21 @@ def test_a_disk_without_hard_links_is_refused(store: Store, tmp_path: Path) -> N
     with at_call(seen.index("link") + 1, fail), pytest.raises(StorageError, match="no hard links"):
         store.put_if_absent("y", b"1")
     assert not store.exists("y")
+
+
+def test_pieces_are_written_as_they_come(store: Store, tmp_path: Path) -> None:
+    """Each piece is on the disk before the next is asked for; the name appears at the end, and not after an error."""
+
+    def pieces(ends: bool) -> Iterator[bytes]:
+        for number in range(3):
+            assert [path.stat().st_size for path in tmp_path.glob(f"{TEMPORARY_PREFIX}*")] == [number * 1000]
+            assert not (tmp_path / "out").exists()
+            yield bytes(1000)
+        if not ends:
+            raise NotFound("a part is gone")
+
+    with pytest.raises(NotFound, match="a part is gone"):
+        store.put_pieces("out", pieces(ends=False))
+    assert [*tmp_path.iterdir()] == []
+    store.put_pieces("out", pieces(ends=True))
+    assert store.read("out") == bytes(3000)

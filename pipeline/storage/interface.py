@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -104,6 +104,9 @@ class Store(Protocol):
 
     def put(self, key: str, data: bytes) -> None:
         """Write the whole object: afterwards, and whenever it dies, the key has the old bytes or the new ones."""
+
+    def put_pieces(self, key: str, pieces: Iterable[bytes]) -> None:
+        """Write the object from pieces, as `put`: one at a time on a disk, joined in memory for an object store."""
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write unless the key exists. True: the key holds exactly `data`, whoever wrote it. False: it holds other

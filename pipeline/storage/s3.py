@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,6 +110,10 @@ class S3Store:
         """Write the object by one PUT with Content-MD5; the ETag that comes back is compared."""
         where = self._where("write", key)
         self._insist(where, lambda: self._put(where, key, data, {}))
+
+    def put_pieces(self, key: str, pieces: Iterable[bytes]) -> None:
+        """Write the joined pieces by one PUT."""
+        self.put(key, b"".join(pieces))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write by PUT If-None-Match: *. After a 412 the object is read back: a lost reply looks like another's write.
