@@ -229,8 +229,9 @@ LABELS = Table(
     ("image_id",),
     "The 30 most similar labelled representatives outside the image's group vote, each once with its group's label "
     "shares and the weight exp((similarity - 1) / 0.1). The score is 50 * (1 + the given label's share - the best "
-    "other label's share). It is an issue where the suggested label gets at least the mean share of its own images, "
-    "and the given label under 0.15 of the mean share of its own: precision before recall; sort by score to see more.",
+    "other label's share). It is an issue where the suggested label gets at least 0.8 of the mean share of its own "
+    "images, and the given label under 0.1 of the mean share of its own: precision before recall; sort by score to see "
+    "more.",
 )
 
 LABEL_CONFLICTS = Table(

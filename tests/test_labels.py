@@ -110,10 +110,11 @@ def test_scores_suggestions_and_ties() -> None:
 @pytest.mark.parametrize(
     ("given_share", "other_share", "suggested", "issue"),
     [
-        pytest.param(0.05, 0.8, 1, True, id="clearly the other"),
-        pytest.param(0.05, 0.69, 1, False, id="under the other's usual 0.7"),
-        pytest.param(0.07, 0.9, 1, False, id="over 0.15 of its own usual 0.4"),
-        pytest.param(0.05, 0.8, -1, False, id="nothing suggested"),
+        pytest.param(0.03, 0.8, 1, True, id="clearly the other"),
+        pytest.param(0.03, 0.57, 1, True, id="just over 0.8 of the other's usual 0.7"),
+        pytest.param(0.03, 0.55, 1, False, id="under it"),
+        pytest.param(0.05, 0.9, 1, False, id="over 0.1 of its own usual 0.4"),
+        pytest.param(0.03, 0.8, -1, False, id="nothing suggested"),
         pytest.param(0.0, 1.0, 2, False, id="a label that no image with votes has"),
     ],
 )
@@ -205,10 +206,11 @@ def test_the_numbers_in_the_documents_are_the_defaults() -> None:
 
     assert f"The {RULE.neighbours} most similar" in notes
     assert f"(similarity - 1) / {RULE.temperature:g})" in notes
+    assert f"at least {RULE.support:g} of" in notes
     assert f"under {RULE.doubt:g} of" in notes
 
 
-@pytest.mark.parametrize("wrong", [{"neighbours": 0}, {"temperature": 0}, {"doubt": 1.0}])
+@pytest.mark.parametrize("wrong", [{"neighbours": 0}, {"temperature": 0}, {"doubt": 0.9}, {"support": 1.1}])
 def test_a_rule_out_of_range_is_refused(wrong) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         LabelRule(**wrong)
