@@ -39,6 +39,8 @@ class Where:
             problems.append(f"runner {self.runner!r}, want auto, local or ray")
         if self.address and self.runner == "local":
             problems.append(f"address {self.address!r} with the local runner: drop one of them")
+        if self.runner == "local" and (self.workers or 1) > 1:
+            problems.append(f"workers {self.workers} with the local runner, which is one process: drop one of them")
         if self.workers is not None and self.workers < 1:
             problems.append(f"workers {self.workers}, want at least 1")
         if self.workers is not None and self.address:

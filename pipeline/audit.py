@@ -152,8 +152,7 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
     lines.append(f"labels      {facts['labels']['issues']:,} suspect, {facts['labels']['conflicts']:,} in conflict")
     checks = ", ".join(f"{check} {count:,}" for check, count in facts["quality"].items() if count)
     lines.append(f"quality     {checks or 'no issues'}")
-    threshold = facts["threshold"]
-    lines.append(f"threshold   {threshold['value']:.3f} copy similarity ({threshold['text']})")
+    lines.append(f"threshold   copy similarity {facts['threshold']['text'].removeprefix('copy threshold ')}")
     lines.append(f"recall      {facts['recall']['text']}")
     return lines
 

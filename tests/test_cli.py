@@ -134,7 +134,7 @@ def test_config_file_and_flags_give_the_audit_of_keywords(tmp_path: Path, capsys
     (tmp_path / "c.toml").write_text(config + "[neighbours]\nthreshold = 0.9\n")
     root = str(tmp_path / "audit")
     assert main(["run", "--config", str(tmp_path / "c.toml"), "--root", root, "--threshold", "0.5", *QUIET]) == 0
-    assert "copy threshold 0.5 as given" in capsys.readouterr().out
+    assert "copy similarity 0.5 as given" in capsys.readouterr().out
     same = run(photos, root=tmp_path / "b", rule={"pattern": "(?P<label>[a-b])/"}, neighbours={"threshold": 0.5})
 
     assert_equal_tables(pipeline.open(root), same)
@@ -179,6 +179,10 @@ def test_run_prints_the_summary_and_where_the_tables_are(
         assert main(["run", str(photos), "--root", root, "--runner", "local"]) == 0
     printed = capsys.readouterr()
     assert "images      15 (14 ok, 1 invalid)" in printed.out
+    value = pipeline.open(root).summary()["threshold"]["value"]
+    assert f"threshold   copy similarity {value:.3f} " in printed.out
+    assert printed.out.count(f"{value:.3f}") == 1
+    assert [line for line in caplog.messages if re.match(r"catalog: 15 in \d", line)]
     assert pipeline.open(root).tables_uri in printed.out
     for line in ("catalog: 15 images in snapshot 1", f"rule for {photos}: ", "splits: test 3, train 9, val 3"):
         assert line in caplog.text
@@ -286,6 +290,14 @@ def test_empty_tables_are_tables(tmp_path: Path, capfdbinary: pytest.CaptureFixt
     found: pa.Table = pq.read_table(io.BytesIO(shown(capfdbinary, *show, "--parquet")))
     assert found.schema.equals(TABLES["leaks"].schema)
     assert found.num_rows == 0
+
+
+def test_workers_of_one_process_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They were left unsaid; one worker is what the local runner has."""
+    words = ["run", str(tmp_path), "--root", str(tmp_path / "audit"), "--quiet", "--runner", "local", "--workers"]
+    assert "workers 2 with the local runner, which is one process" in refused(capsys, 2, *words, "2")
+    assert not (tmp_path / "audit").exists()
+    assert main([*words, "1"]) == 0
 
 
 def test_wrong_show_is_2(planted: Audited, capsys: pytest.CaptureFixture[str]) -> None:
