@@ -22,7 +22,7 @@ class Reporter(Protocol):
         ...
 
     def start(self, stage: str, total: int, done: int) -> None:
-        """A stage begins; `done` of its `total` items were there already; a total of 0 is not known yet."""
+        """A stage begins; `done` of its `total` items were there already; a total of 0 is not known."""
         ...
 
     def advance(self, items: int) -> None:
@@ -71,7 +71,7 @@ class LineReporter:
         self._done += items
         self._fresh += items
         now = time.monotonic()
-        if self._total and now - self._said >= LINE_SECONDS:
+        if now - self._said >= LINE_SECONDS:
             self._said = now
             rate = self._fresh / (now - self._started)
             left = (self._total - self._done) / rate if rate else 0.0
@@ -80,8 +80,8 @@ class LineReporter:
     def finish(self, seconds: float) -> None:
         """Logs what the stage took."""
         rate = f", {self._fresh / seconds:.0f}/s" if self._fresh and seconds > 0.01 else ""
-        done = f"{self._done} of {self._total}" if self._total else f"{self._done}"
-        log.info("%s: %s in %.1f s%s", self._stage, done, seconds, rate)
+        done = f"{self._done} of {self._total} in " if self._total else ""
+        log.info("%s: %s%.1f s%s", self._stage, done, seconds, rate)
 
 
 class BarReporter:

@@ -118,7 +118,6 @@ class Session:
     def close(self, record: StageRecord, seconds: float, cpu_seconds: float, items: int) -> None:
         """Ends a record that `timed` began."""
         record.items, record.cpu_seconds, record.attempts, record.parts = items, cpu_seconds, 1, 1
-        self.reporter.advance(items)
         self._end(record, [], seconds)
 
     def _begin(self, work: StageWork) -> StageRecord:
