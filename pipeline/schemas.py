@@ -109,7 +109,7 @@ _IMAGE_ID = Column("image_id", _LONG, "row number of the image in the catalog, i
 _GROUP_ID = Column("group_id", _LONG, "smallest image_id of the image's group; its own image_id when it is alone")
 _PAIR_GROUP = Column("group_id", _LONG, "group of both images; null where the kind joins no group")
 _REPRESENTATIVE = Column("representative_id", _LONG, "smallest image_id with the same bytes or pixels")
-_SOURCE = Column("source", _SHORT, "number of the source that listed it")
+_SOURCE = Column("source", _SHORT, "number of the source that listed it, from 0")
 _SUBJECT = (
     _IMAGE_ID,
     Column("uri", _TEXT, "name of the image, relative to its source"),
@@ -129,9 +129,11 @@ _SIMILARITIES = (
     Column("signature_similarity", _REAL, "similarity of the signatures", *_COSINE),
 )
 _ALIGNED = _but_null(
-    "where the pair was not aligned",
-    Column("correlation", _REAL, "correlation of the aligned luminances", "-", "-1 to 1, 1 = identical"),
-    Column("overlap", _REAL, "share of the smaller picture in the common area", *_SHARE),
+    "where no pixels were compared",
+    Column(
+        "correlation", _REAL, "correlation of the aligned luminances, 0 where none are", "-", "-1 to 1, 1 = identical"
+    ),
+    Column("overlap", _REAL, "share of the smaller picture in the common area, 0 where there is none", *_SHARE),
     Column("is_mirrored", _FLAG, "the pair agrees better with one image mirrored"),
 )
 _IS_VERIFIED = Column("is_verified", _FLAG, "the kind was decided on hashes or pixels, not on similarity alone")
@@ -170,7 +172,7 @@ GROUPS = Table(
 
 LEAKS = Table(
     "leaks",
-    "an image and its best match in another split",
+    "an image and its best match in one other split",
     (
         *_SUBJECT,
         *_MATCH,
