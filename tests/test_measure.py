@@ -117,6 +117,22 @@ def test_a_real_photo(path: Path) -> None:
     assert np.abs(measured.signature - box).max() <= 2
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 40), st.integers(2, 40), st.integers(1, 256), st.integers(0, 10**6))
+def test_entropy_and_colour_are_brute_force(height: int, width: int, levels: int, seed: int) -> None:
+    rgb = np.random.default_rng(seed).integers(0, levels, (height, width, 3), dtype=np.uint8)
+    assert channel_difference(rgb) == pytest.approx(np.ptp(rgb.astype(int), axis=2).mean(), rel=1e-12, abs=1e-12)
+    share = np.unique(rgb[:, :, 0], return_counts=True)[1] / (height * width)
+    assert entropy(np.ascontiguousarray(rgb[:, :, 0])) == pytest.approx(-(share * np.log2(share)).sum(), abs=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2), (57, 131), (131, 57)])
+def test_the_laplacian_is_opencvs(shape: tuple[int, int]) -> None:
+    plane = np.random.default_rng(5).integers(0, 256, shape, dtype=np.uint8)
+    edges = cv2.Laplacian(plane, cv2.CV_16S, ksize=1).astype(np.int64)
+    assert quality(plane).blur == pytest.approx(edges.var(), rel=1e-12, abs=1e-9)
+
+
 def test_entropy_and_colour_by_definition() -> None:
     assert entropy(np.zeros((160, 160), np.uint8)) == 0
     assert entropy(np.arange(256, dtype=np.uint8).reshape(16, 16)) == pytest.approx(8)
@@ -168,12 +184,16 @@ def test_fitted_size() -> None:
 
 
 def test_the_model_may_ask_for_any_size() -> None:
-    measured = measure(DEMO[0].read_bytes(), MeasureParams(input_width=96, input_height=224))
+    data = DEMO[0].read_bytes()
+    measured, usual = measure(data, MeasureParams(input_width=96, input_height=224)), measure(data, PARAMS)
     assert measured.model_input is not None
     assert measured.model_input.shape == (224, 96, 3)
     assert measured.model_input.flags.c_contiguous
     assert measured.signature is not None
     assert (measured.signature.shape, measured.signature.dtype) == ((256,), np.uint8)
+    assert np.array_equal(measured.signature, usual.signature)  # what is not the model's does not depend on it
+    assert measured[:19] == usual[:19]
+    assert usual._fields[17:19] == ("entropy", "channel_difference")
 
 
 @settings(max_examples=80, deadline=None)

@@ -120,11 +120,16 @@ def _fitted(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
 
 
 def _check_size(header: Header, limits: Limits) -> None:
-    size = f"{header.format}: {header.width}x{header.height} pixels"
     if header.width * header.height > limits.max_pixels:
-        raise ImageError(Status.TOO_LARGE, f"{size}, at most {limits.max_pixels:,} are decoded", header)
+        wanted = f"at most {limits.max_pixels:,} are decoded"
+        raise ImageError(Status.TOO_LARGE, f"{_size(header)}, {wanted}", header)
     if min(header.width, header.height) < limits.min_side:
-        raise ImageError(Status.TOO_SMALL, f"{size}, at least {limits.min_side} each way are wanted", header)
+        wanted = f"at least {limits.min_side} each way are wanted"
+        raise ImageError(Status.TOO_SMALL, f"{_size(header)}, {wanted}", header)
+
+
+def _size(header: Header) -> str:
+    return f"{header.format}: {header.width}x{header.height} pixels"
 
 
 def _decode_jpeg(data: bytes, header: Header, limits: Limits) -> Decoded:

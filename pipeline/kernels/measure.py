@@ -19,6 +19,10 @@ from pipeline.kernels.shrink import shrink
 from pipeline.kernels.signature import signature
 from pipeline.schemas import Status
 
+RASTER = (160, 160)
+"""Width and height of the picture that entropy, channel_difference and the signature are taken of, whatever the model
+takes: with the default model it is the model's input, with another one a shrink more (0.07 ms at 150x150)."""
+
 
 @dataclass(frozen=True)
 class MeasureParams:
@@ -51,9 +55,9 @@ class Measured(NamedTuple):
 
     width, height: pixels after orientation. channels: of the decoded pixels, alpha counted. frames: images in the
     file; the first one is measured. content_hash: 16 bytes, None for an empty file. pixel_hash: 16 bytes, None for
-    several frames. mean ... unique: see `quality.Quality`. entropy: bits per pixel of the shrunk luminance, 0-8.
-    channel_difference: mean max-min of R, G, B of the shrunk image in levels, 0 for grey. model_input: uint8
-    (input_height, input_width, 3) RGB. signature: uint8 (256,).
+    several frames. mean ... unique: see `quality.Quality`. entropy: bits per pixel of the luminance, 0-8;
+    channel_difference: mean max-min of R, G, B in levels, 0 for grey; signature: uint8 (256,); all three of the image
+    shrunk to RASTER. model_input: uint8 (input_height, input_width, 3) RGB.
     """
 
     status: Status
@@ -90,7 +94,8 @@ def measure(data: bytes, params: MeasureParams) -> Measured:
 
 def _measure_pixels(data: bytes, decoded: Decoded, params: MeasureParams) -> Measured:
     header, native, space, shown = decoded
-    small = shrink(shown, *params.input_shape)
+    small = shrink(shown, *RASTER)
+    model_input = small if params.input_shape == RASTER else shrink(shown, *params.input_shape)
     small_luminance = as_luminance(small)
     numbers = quality(shown)
     return Measured(
@@ -105,7 +110,7 @@ def _measure_pixels(data: bytes, decoded: Decoded, params: MeasureParams) -> Mea
         **numbers._asdict(),
         entropy=entropy(small_luminance),
         channel_difference=0.0 if small.ndim == 2 else channel_difference(small),
-        model_input=as_rgb(small),
+        model_input=as_rgb(model_input),
         signature=signature(small_luminance),
     )
 

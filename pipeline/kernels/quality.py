@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import cv2
@@ -53,19 +54,30 @@ def quality(pixels: NDArray[np.uint8]) -> Quality:
 
 def entropy(luminance: NDArray[np.uint8]) -> float:
     """Shannon entropy, in bits per pixel (0 to 8), of the histogram of uint8 (h, w) luminance."""
-    counts = cv2.calcHist([luminance], [0], None, [256], [0, 256]).reshape(-1).tolist()
-    information = sum(count * math.log2(count) for count in counts if count)  # 0.06 ms; through numpy.log2 0.17
+    counts = cv2.calcHist([luminance], [0], None, [256], [0, 256]).reshape(-1)
+    information = sum(_information(luminance.size).take(counts.astype(np.intp)).tolist())
     return max(0.0, math.log2(luminance.size) - float(information) / luminance.size)
 
 
-def channel_difference(rgb: NDArray[np.uint8]) -> float:
-    """Mean over uint8 (h, w, 3) pixels of max(R,G,B) - min(R,G,B), in levels: 0 for grey, over 1 for visible colour.
+@lru_cache(maxsize=2)
+def _information(size: int) -> NDArray[np.float64]:
+    """Every count up to `size` times its logarithm to base 2: 256 logarithms an image took 25 us of 48."""
+    return np.array([0.0] + [count * math.log2(count) for count in range(1, size + 1)])
 
-    For three numbers that is half the sum of their pairwise differences: three norms, no temporary image.
+
+def channel_difference(rgb: NDArray[np.uint8]) -> float:
+    """Mean over uint8 (h, w, 3), two pixels or more, of max(R,G,B) - min(R,G,B): 0 for grey, over 1 for visible colour.
+
+    For three numbers that is half the sum of their pairwise differences. In the interleaved bytes the channels of a
+    pixel lie one and two apart; at every third place such a difference spans two pixels and is left out of the sum.
+    Splitting the channels first took twice the time.
     """
-    red, green, blue = cv2.split(rgb)
-    total = sum(cv2.norm(one, two, cv2.NORM_L1) for one, two in ((red, green), (green, blue), (blue, red)))
-    return float(total) / (2 * red.size)
+    flat = np.ascontiguousarray(rgb).reshape(1, -1)
+    red_green, green_blue, _, _ = cv2.sumElems(cv2.absdiff(flat[:, :-3], flat[:, 1:-2]).reshape(1, -1, 3))
+    red_blue = cv2.sumElems(cv2.absdiff(flat[:, :-3], flat[:, 2:-1]).reshape(1, -1, 3))[0]
+    red, green, blue = flat[0, -3:].tolist()
+    last = abs(red - green) + abs(green - blue) + abs(red - blue)
+    return float(red_green + green_blue + red_blue + last) / (2 * (flat.size // 3))
 
 
 def _levels(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -33,7 +33,7 @@ from pipeline.schemas import FEATURE_ROWS, TRANSIENT, Status
 from pipeline.sources.folder import encode_key
 from pipeline.storage import StorageConfig, is_remote
 
-VERSION = 1
+VERSION = 2  # 2: entropy, colour and signature of a raster that does not depend on the model
 BATCH = 8  # int8 output is bitwise equal for 1 to 16; larger batches leave the second-level cache
 READS_IN_FLIGHT = 16  # a core at 300 images/s and 20-100 ms to the first byte needs 10-30
 SIGNATURE_LENGTH = 256
