@@ -146,22 +146,35 @@ def _csv(audit: Audit, request: Request, columns: list[str] | None) -> Iterator[
 def _parquet(audit: Audit, request: Request, columns: list[str] | None) -> Iterator[bytes]:
     if request.output is None and sys.stdout.isatty():
         raise UsageError("--parquet writes binary data: add --output FILE or redirect standard output")
-    sink = io.BytesIO()
+    sink = _Drain()
     parts = _rows(audit, request, columns)
     first = next(parts)
     with pq.ParquetWriter(sink, first.schema, compression="zstd") as writer:
         writer.write_table(first)
         for part in parts:
             writer.write_table(part.cast(first.schema))
-            yield _drained(sink)
-    yield _drained(sink)
+            yield sink.drained()
+    yield sink.drained()
 
 
-def _drained(sink: io.BytesIO) -> bytes:
-    data = sink.getvalue()
-    sink.seek(0)
-    sink.truncate()
-    return data
+class _Drain(io.RawIOBase):
+    """Holds what was written since it was last drained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._held.append(bytes(data))
+        return len(self._held[-1])
+
+    def drained(self) -> bytes:
+        data = b"".join(self._held)
+        self._held.clear()
+        return data
 
 
 def _write(output: str | None, pieces: Iterator[bytes]) -> None:
