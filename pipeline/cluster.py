@@ -10,8 +10,8 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -19,7 +19,7 @@ from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import StorageError, UsageError
-from pipeline.runner import ATTEMPTS, Execution, Outcome, Task, TaskError, execute, may_retry
+from pipeline.runner import ATTEMPTS, Execution, Outcome, Task, TaskError, execute, may_retry, piece_of
 from pipeline.storage import StorageConfig, open_store
 
 log = logging.getLogger(__name__)
@@ -219,7 +219,7 @@ class RayRunner:
         pieces = task.halves(task.spec) if task.halves else []
         if len(pieces) > 1:
             # a piece has one attempt already: its whole died twice
-            book.waiting.extend((_piece(task, pieces, index), 1) for index in range(len(pieces)))
+            book.waiting.extend((piece_of(task, pieces, index), 1) for index in range(len(pieces)))
         elif task.quarantine is not None:
             done = execute(task.quarantine, task.spec, "timeout" if attempt.is_twin else "crashed")
             yield Outcome(task, done.counters, done.error, done.seconds, done.cpu_seconds, done.peak_bytes, 2)
@@ -246,8 +246,3 @@ class RayRunner:
                 attempt.twin_started = True
                 log.warning("%s: no answer after %.0f s; starting a twin", attempt.task.name, limit)
                 self._start(book, _Attempt(attempt.task, attempt.number, time.monotonic(), is_twin=True))
-
-
-def _piece(task: Task, pieces: Sequence[Any], index: int) -> Task:
-    items = task.items * (index + 1) // len(pieces) - task.items * index // len(pieces)
-    return replace(task, name=f"{task.name}/{index}", spec=pieces[index], items=items)

@@ -6,12 +6,16 @@ and a small picklable spec; it commits its own output and returns counters only.
 
 from __future__ import annotations
 
+import logging
+import os
+import pickle
 import resource
+import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from pipeline.errors import (
@@ -31,6 +35,10 @@ FATAL = (BadCredentials, ModelError, StorageFull, UsageError)
 """
 
 ATTEMPTS = 3
+PATIENCE_SECONDS = 600.0
+"""An attempt that takes longer, and a second longer per item, is taken for one that hangs."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class Task:
 
     `beside`: keys of what else it commits; the task is done when all of them are there too.
     `halves(spec)` cuts a task whose process died twice; `quarantine(spec, cause)` settles a task that cannot be cut.
+    `is_suspect`: a process died in it before, so that it must not be carried out in the driver's own.
     """
 
     name: str
@@ -48,6 +57,7 @@ class Task:
     halves: Callable[[Any], list[Any]] | None = None
     quarantine: Callable[[Any, str], Counters] | None = None
     beside: tuple[str, ...] = ()
+    is_suspect: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,16 +149,73 @@ def may_retry(error: AuditError) -> bool:
     return isinstance(error, (StorageUnavailable, TaskError))
 
 
+def execute_apart(function: Callable[..., Counters], spec: Any, seconds: float) -> Execution | None:
+    """`execute` in a process of its own, which takes a second to start; None where that died or took longer."""
+    command = [sys.executable, "-c", "from pipeline.runner import answer; answer()"]
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    try:
+        ended = subprocess.run(  # noqa: S603 - this interpreter
+            command, input=pickle.dumps((function, spec)), stdout=subprocess.PIPE, env=variables, timeout=seconds,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return None
+    if ended.returncode:
+        log.warning("its process ended with %d", ended.returncode)
+        return None
+    done: Execution = pickle.loads(ended.stdout)  # noqa: S301 - of our own child
+    return done
+
+
+def answer() -> None:
+    """The other side of `execute_apart`: the task comes on standard input, its execution goes to standard output."""
+    output = os.dup(1)
+    os.dup2(2, 1)  # what a library prints must not come between
+    function, spec = pickle.load(sys.stdin.buffer)  # noqa: S301 - of our own parent
+    with os.fdopen(output, "wb") as sink:
+        pickle.dump(execute(function, spec), sink)
+
+
+def piece_of(task: Task, pieces: Sequence[Any], index: int) -> Task:
+    """One of the pieces that a task was cut into."""
+    items = task.items * (index + 1) // len(pieces) - task.items * index // len(pieces)
+    return replace(task, name=f"{task.name}/{index}", spec=pieces[index], items=items)
+
+
 class LocalRunner:
-    """Runs tasks one after the other in this process."""
+    """Runs tasks one after the other in this process, but for those in which one died before."""
 
     name = "local"
     workers = 1
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        """Yields an outcome per task, in order."""
+        """Yields an outcome per task, in order; a suspect one is cut down to what kills its process, as on Ray."""
+        has_died = False
         for task in tasks:
-            yield self._run_one(task)
+            if not (task.is_suspect or has_died):
+                yield self._run_one(task)
+                continue
+            for outcome in self._run_apart(task):
+                has_died = has_died or outcome.attempts > 1
+                yield outcome
+
+    def _run_apart(self, task: Task) -> Iterator[Outcome]:
+        seconds = PATIENCE_SECONDS + task.items
+        done = execute_apart(task.function, task.spec, seconds)
+        if done is not None:
+            yield Outcome(task, done.counters, done.error, done.seconds, done.cpu_seconds, done.peak_bytes)
+            return
+        log.warning("%s: its process died", task.name)
+        pieces = task.halves(task.spec) if task.halves else []
+        if len(pieces) > 1:
+            for index in range(len(pieces)):
+                yield from self._run_apart(piece_of(task, pieces, index))
+            return
+        done = execute_apart(task.function, task.spec, seconds)  # the first may have died of something else
+        if done is None and task.quarantine is not None:
+            done = execute(task.quarantine, task.spec, "crashed")
+        error = TaskError("its process died or hung twice") if done is None else done.error
+        yield Outcome(task, done.counters if done else {}, error, attempts=2)
 
     def _run_one(self, task: Task) -> Outcome:
         attempt = 0

@@ -123,6 +123,14 @@ def poisoned_extract(spec: ExtractSpec) -> Counters:
     return real_extract(spec)
 
 
+def twice_poisoned_extract(spec: ExtractSpec) -> Counters:
+    """Extract, but the image with the id of the poison and the next one kill their process."""
+    ids = range(spec.lo, spec.hi) if spec.only is None else spec.only
+    if {POISON, POISON + 1} & {*ids}:
+        die()
+    return real_extract(spec)
+
+
 def extract_dying_once(spec: ExtractSpec) -> Counters:
     """Extract, but the first process that has the poison in its range dies after it committed a half of it."""
     folder = str(Path(spec.root.uri).parent)

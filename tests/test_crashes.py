@@ -63,6 +63,44 @@ def test_full_disk_keeps_what_was_done(undisturbed: Audit, tmp_path: Path) -> No
     assert_equal_tables(audit, undisturbed)
 
 
+POISONED = """
+import sys
+import crashing
+from pipeline import cli
+from pipeline.plan import preparing
+preparing.extract.extract = crashing.twice_poisoned_extract
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_image_that_kills_the_driver_is_set_aside_by_the_next_run(tmp_path: Path) -> None:
+    """Two images kill the process that decodes them: the first run dies, the second sets both aside, the third lives.
+
+    Nothing but the parts from the first death on is done in processes of their own.
+    """
+    photos, root = write_files(tmp_path / "photos", small_set(8)), tmp_path / "audit"
+    words = ["run", str(photos), "--root", str(root), "--runner", "local", "--shard-size", "2"]
+    command = [sys.executable, "-c", POISONED, *words]
+
+    def poisoned(code: int) -> str:
+        return ended(
+            subprocess.Popen(
+                command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            ),
+            code,
+        )  # fmt: skip
+
+    assert "process of its own" not in poisoned(-9)
+    before = committed(root)
+    said = poisoned(4)
+    assert "an earlier run ended inside features/" in said
+    assert "2 of 11 images could not be read (2 crashed)" in said
+    assert {key: at for key, at in committed(root).items() if key in before} == before
+    assert "(2 crashed)" in poisoned(4)
+    audit = run(photos, root=root, neighbours={"space": "new"})
+    assert_equal_tables(audit, run(photos, root=tmp_path / "other"))
+
+
 Meddle = Callable[[Path], None]
 
 

@@ -301,6 +301,37 @@ def test_full_disk_ends_the_run_at_once(
     assert_equal_tables(pipeline.open(tmp_path / "audit"), run(photos, root=tmp_path / "other"))
 
 
+def test_suspect_task_is_done_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies takes its task down to the one item, one that hangs counts as dead, an error comes back."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    folder, more = str(tmp_path), {"halves": crashing.halves, "quarantine": crashing.quarantine, "is_suspect": True}
+    found = ended(
+        LocalRunner(),
+        task(crashing.commit, (folder, 0, 1)),
+        task(crashing.poisoned, (folder, 6, 8), items=2, **more),
+        task(crashing.commit, (folder, 8, 9)),
+        task(crashing.fails, (folder, 99, "usage")),
+    )
+
+    assert (tmp_path / "done-0-1").read_text() == str(os.getpid())
+    assert {(tmp_path / name).read_text() for name in ("done-6-7", "done-8-9")} & {str(os.getpid())} == set()
+    assert (tmp_path / "crashed-7-8").exists()
+    assert (tmp_path / "deaths").read_text().split() == ["6-8", "7-8", "7-8"]
+    assert sum(outcome.task.items for outcome in found.values()) == 5
+    assert isinstance(found["fails-99-usage"].error, UsageError)
+    assert [outcome.error for name, outcome in found.items() if "fails" not in name] == [None] * 4
+
+
+def test_suspect_task_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not waited for for ever."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setattr("pipeline.runner.PATIENCE_SECONDS", 3.0)
+    os.mkfifo(tmp_path / "pipe")
+    (outcome,) = LocalRunner().run([task(crashing.hung, (str(tmp_path), 7, 8), is_suspect=True)])
+
+    assert "died or hung twice" in str(outcome.error)
+
+
 def test_local_runner_lets_a_signal_through() -> None:
     """Ctrl-C is no failure of a part."""
 

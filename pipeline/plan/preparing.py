@@ -20,7 +20,7 @@ from pipeline.layout.root import opened, versions
 from pipeline.layout.snapshots import Snapshot, SourceRecord, latest_snapshot, removed_ids
 from pipeline.plan.session import Session, StageWork
 from pipeline.runner import Task
-from pipeline.schemas import TRANSIENT
+from pipeline.schemas import TRANSIENT, Status
 from pipeline.sources.labels import describe
 from pipeline.stages import annotate, extract
 from pipeline.stages.catalog import update_catalog
@@ -117,20 +117,23 @@ def _extract_again(session: Session, snapshot: Snapshot, model: ModelRef, earlie
     features = list_features(session.store, folder)
     gone = removed_ids(session.store, snapshot)
     transient = [status.value for status in TRANSIENT]
-    specs = []
+    tasks = []
     for piece in earlier:
         rows = read_feature_rows(session.store, features, piece.lo, piece.hi, ["image_id", "status"])
-        failed = rows["image_id"].to_numpy()[np.isin(rows["status"].to_numpy().astype(str), transient)]
+        statuses = rows["status"].to_numpy().astype(str)
+        failed = rows["image_id"].to_numpy()[np.isin(statuses, transient)]
+        deadly = rows["image_id"].to_numpy()[statuses == Status.CRASHED.value]
         ids = np.setdiff1d(failed, gone)
         for at in range(0, len(ids), RETRY_IDS):
             only = tuple(int(image_id) for image_id in ids[at : at + RETRY_IDS])
             lo, hi = only[0], only[-1] + 1
             measured = measure_params(session, model)
             whole = extract.ExtractSpec(session.root, snapshot.number, folder, model, measured, lo, hi)
-            specs.append(replace(whole, only=only, attempt=next_attempt(features, lo, hi)))
-    if specs:
-        items = sum(len(spec.only or ()) for spec in specs)
-        session.run(StageWork("extract again", folder, [_extract_task(spec) for spec in specs], items, len(specs)))
+            task = _extract_task(replace(whole, only=only, attempt=next_attempt(features, lo, hi)))
+            tasks.append(replace(task, is_suspect=bool(np.isin(deadly, only).any())))
+    if tasks:
+        items = sum(task.items for task in tasks)
+        session.run(StageWork("extract again", folder, tasks, items, len(tasks)))
 
 
 def require_enough(session: Session, statuses: dict[str, int], live: int) -> None:

@@ -14,7 +14,7 @@ from pipeline.errors import ArtifactError, AuditError, IncompleteError, NotFound
 from pipeline.layout.root import Root
 from pipeline.layout.tables import read_json, write_json
 from pipeline.progress import Reporter
-from pipeline.runner import FATAL, Outcome, Runner, Task
+from pipeline.runner import FATAL, LocalRunner, Outcome, Runner, Task
 from pipeline.storage import Store
 
 STATUS_FOLDER = "status"
@@ -43,6 +43,7 @@ class StageRecord:
     stage: str
     folder: str
     session: str = ""
+    runner: str = ""
     order: int = 0
     state: str = UNFINISHED
     items: int = 0
@@ -81,6 +82,7 @@ class Session:
         Raises a fatal cause at once; else, after every other part was tried, TaskBug where one met a bug, ArtifactError
         where a damaged file must be dealt with first, IncompleteError where running again may be enough.
         """
+        work = self._without_risk(work)
         record = self._begin(work)
         started = time.perf_counter()
         counters: defaultdict[str, float] = defaultdict(float)
@@ -105,6 +107,20 @@ class Session:
             raise _failure(work, failures, self.resume_command)
         return dict(counters)
 
+    def _without_risk(self, work: StageWork) -> StageWork:
+        """Marks the part in which a driver that carried the tasks out itself ended without a word: it may have died
+        of an image. Such a driver works in order, so it is the first part of its record that is not there.
+        """
+        known = self._known(work.name) if any(task.quarantine for task in work.tasks) else {}
+        if known.get("state") != UNFINISHED or known.get("runner") != LocalRunner.name:
+            return work
+        waiting = {task.name for task in work.tasks}
+        suspect = next((name for name in known["waiting"] if name in waiting), "")
+        if suspect:
+            self.reporter.say(f"an earlier run ended inside {suspect}: this part gets a process of its own")
+        tasks = [replace(task, is_suspect=task.is_suspect or task.name == suspect) for task in work.tasks]
+        return replace(work, tasks=tasks)
+
     def run_one(self, name: str, folder: str, files: Sequence[str], task: Task) -> None:
         """Carries a stage of one task out unless all of its files are there; the last one is written last."""
         keys = [f"{folder}/{file}" for file in files]
@@ -125,6 +141,7 @@ class Session:
             work.name,
             work.folder,
             session=self.started_at,
+            runner=self.runner.name,
             order=len(self.records),
             items=work.items,
             parts=work.parts,
@@ -157,11 +174,17 @@ class Session:
             value |= self._took(record)
         write_json(self.store, status_key(record.stage), value)
 
+    def _known(self, stage: str) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = read_json(self.store, status_key(stage))
+        except (NotFound, ArtifactError):
+            return {}
+        return found
+
     def _took(self, record: StageRecord) -> dict[str, Any]:
         """What a stage with nothing left to do took in the session that did it, where that is known."""
-        try:
-            known = read_json(self.store, status_key(record.stage))
-        except (NotFound, ArtifactError):
+        known = self._known(record.stage)
+        if not known:
             return {}
         same = known["state"] in (DONE, DONE_BEFORE) and known["folder"] == record.folder
         return {name: known[name] for name in TOOK} if same and known["items"] == record.items else {}
