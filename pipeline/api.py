@@ -22,7 +22,7 @@ from pipeline.runner import LocalRunner, Runner
 from pipeline.storage import StorageConfig, Store, canonical_uri, is_remote, open_store
 
 RAY_PAYS_FROM = 3000
-"""Images to extract from which Ray's start (about 5 s with its stop) is earned back by the second core."""
+"""Images to extract, or as much work of other stages, from which Ray's start (about 5 s with its stop) is earned back by the second core."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def run_config(config: AuditConfig, where: Where, reporter: Reporter, resume_com
 
 
 def start_runner(where: Where, images: int, root: Root) -> Runner:
-    """The runner for so many images to extract; on several nodes it proves first that all of them see the root."""
+    """The runner for work like so many extractions; on several nodes it proves first that all see the root."""
     if where.runner == "local" or (where.runner == "auto" and not where.address and images < RAY_PAYS_FROM):
         return LocalRunner()
     from pipeline.cluster import join_ray, start_ray

@@ -25,7 +25,12 @@ from audited import (
 import pipeline
 from pipeline.api import status
 from pipeline.audit import Audit
+from pipeline.config import config_from
 from pipeline.layout.features import list_features
+from pipeline.layout.root import Root
+from pipeline.plan import Call, run_audit
+from pipeline.progress import SilentReporter
+from pipeline.runner import LocalRunner, Runner
 
 SEARCH = ("duplicates", "groups", "leaks")
 
@@ -220,3 +225,27 @@ def test_restoring_the_files_gives_their_findings_again(tmp_path: Path) -> None:
     assert grouping_pairs(again) == pairs
     assert {kind for _, kind in pairs} == {"same_bytes", "near_identical"}
     assert by_uri(again, "images")["test/a/copy.jpg"]["image_id"] == len(files)
+
+
+def test_work_counts_the_images_that_are_searched(tmp_path: Path) -> None:
+    """One new photograph in a large root is little to extract and everything to search: a quarter of that each."""
+    photos, root = write_files(tmp_path / "photos", small_set(16)), tmp_path / "audit"
+    asked: list[int] = []
+
+    def start(images: int, _: Root) -> Runner:
+        asked.append(images)
+        return LocalRunner()
+
+    def audited(**config: Any) -> None:
+        values = {"sources": (str(photos),), "root": str(root), **config}
+        run_audit(config_from(values), Call(start, SilentReporter(), "the same command"))
+
+    audited(max_offset=5)
+    audited()
+    audited()
+    (photos / "train" / "a" / "new.jpg").write_bytes(noise_jpeg(3))
+    audited()
+    (photos / "train" / "a" / "new.jpg").unlink()
+    audited()
+
+    assert asked == [5, 14 + 19 // 4, 0, 1 + 20 // 4, 19 // 4]

@@ -73,6 +73,11 @@ def audit_ids(store: Store) -> list[str]:
     return [info.key.split("/")[1] for info in store.list(f"{FOLDER}/") if info.key.endswith(f"/{RUN}")]
 
 
+def has_audit(store: Store, snapshot: int) -> bool:
+    """Whether some audit of a snapshot has come to its tables."""
+    return next(iter(store.list(f"{FOLDER}/{snapshot:06d}-")), None) is not None
+
+
 def table_keys(store: Store, published: Published, name: str) -> list[str]:
     """Keys of the parts of a table, in order."""
     prefix = f"{audit_folder(published.audit_id)}/tables/{name}/"

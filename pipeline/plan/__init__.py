@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.config import AuditConfig
-from pipeline.layout.audits import Published
+from pipeline.layout.audits import Published, has_audit
 from pipeline.layout.features import list_features, missing_features
 from pipeline.layout.models import ModelRef, store_model
 from pipeline.layout.root import Root, claim
@@ -27,7 +27,10 @@ from pipeline.runner import LocalRunner, Runner
 from pipeline.storage import canonical_uri
 
 RunnerStart = Callable[[int, Root], Runner]
-"""(images to extract, root) -> the runner that carries the tasks out."""
+"""(images to extract or as much other work, root) -> the runner that carries the tasks out."""
+
+SEARCHED_PER_EXTRACTED = 4
+"""So many images are searched, scored and written in the CPU time that extracts one (1.6 of 7.5 ms at 14,034)."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def run_audit(config: AuditConfig, call: Call) -> Published | None:
     snapshot = take_snapshot(session)
     lo, hi = _range(config, snapshot)
     waiting = missing_features(list_features(session.store, features_folder(session, model)), lo, hi)
-    session.runner = call.start_runner(sum(stop - start for start, stop in waiting), root)
+    session.runner = call.start_runner(_work(session, snapshot, sum(stop - start for start, stop in waiting)), root)
     try:
         if config.is_range:
             _extract_only(session, snapshot, model, lo, hi)
@@ -59,6 +62,13 @@ def run_audit(config: AuditConfig, call: Call) -> Published | None:
         return _audit(session, snapshot, model)
     finally:
         session.runner.close()
+
+
+def _work(session: Session, snapshot: Snapshot, extracted: int) -> int:
+    """What there is to do, in images to extract. A snapshot that has an audit is taken as searched."""
+    if session.config.is_range or (not extracted and has_audit(session.store, snapshot.number)):
+        return extracted
+    return extracted + snapshot.live // SEARCHED_PER_EXTRACTED
 
 
 def _range(config: AuditConfig, snapshot: Snapshot) -> tuple[int, int]:
