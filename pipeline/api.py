@@ -22,7 +22,7 @@ from pipeline.runner import LocalRunner, Runner
 from pipeline.storage import StorageConfig, Store, canonical_uri, is_remote, open_store
 
 RAY_PAYS_FROM = 3000
-"""Images to extract, or as much work of other stages, from which Ray's start (about 5 s with its stop) is earned back by the second core."""
+"""Images to extract, or as much other work, from which the second core earns Ray's start and stop (5 s) back."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from pipeline.layout.features import (
     Features,
     FeatureSet,
     commit_features,
+    is_settled,
     list_features,
     missing_features,
     next_attempt,
@@ -215,6 +216,18 @@ def test_attempts_of_one_part_may_differ_in_what_they_could_not_read(tmp_path: P
     commit_features(store, key, features_of(ids, lambda _: transient, 3))
 
     assert read_features(store, list_features(store, "f"), 0, 3).rows["message"].to_pylist() == ["1"] * 3
+
+
+def test_footer_says_whether_a_part_is_settled(tmp_path: Path) -> None:
+    """A run need not read the rows of the parts that hold nothing to try again; an older part is read."""
+    store = open_store(tmp_path)
+    for lo, second in enumerate([Status.OK, Status.EMPTY, *sorted(TRANSIENT)]):
+        found = features_of([2 * lo, 2 * lo + 1], lambda i, status=second: status if i % 2 else Status.OK, 1)  # type: ignore[misc]
+        commit_features(store, f"f/{part_name(BASE, 2 * lo, 2 * lo + 2)}", found)
+    store.put(f"f/{part_name(BASE, 90, 92)}", parquet_bytes(found.rows))
+
+    parts = list_features(store, "f").base
+    assert [is_settled(store, part) for part in parts] == [True, True, *[False] * len(TRANSIENT), False]
 
 
 @pytest.mark.parametrize("change", ["status", "hash", "vector", "ids"])

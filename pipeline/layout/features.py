@@ -11,11 +11,12 @@ import pyarrow as pa
 
 from pipeline.errors import ArtifactError
 from pipeline.layout.parts import Part, cover, list_parts, missing
-from pipeline.layout.tables import parquet_bytes, read_array, read_table, way_out
+from pipeline.layout.tables import parquet_bytes, read_array, read_metadata, read_table, way_out
 from pipeline.schemas import FEATURE_ROWS, TRANSIENT
 from pipeline.storage import Store
 
 BASE, AGAIN = "rows", "again"
+SETTLED = "settled"
 _SAME = 1e-3
 """Two attempts of one part may come from two types of CPU: embeddings within this cosine are the same."""
 
@@ -78,9 +79,15 @@ def commit_features(store: Store, key: str, features: Features) -> None:
         "embeddings": write_array(store, folder, "embeddings", features.embeddings),
         "signatures": write_array(store, folder, "signatures", features.signatures),
     }
-    table = features.rows.replace_schema_metadata(names)
+    transient = {SETTLED: str(int(_settled(features.rows).all()))}
+    table = features.rows.replace_schema_metadata(names | transient)
     if not store.put_if_absent(key, parquet_bytes(table)):
         _check_same(store, key, features)
+
+
+def is_settled(store: Store, part: Part) -> bool:
+    """Whether a part holds no status of an attempt, by its footer alone; parts of earlier versions do not say so."""
+    return read_metadata(store, part.key).get(SETTLED.encode()) == b"1"
 
 
 def read_features(

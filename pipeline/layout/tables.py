@@ -109,6 +109,18 @@ def count_rows(store: Store, key: str) -> int:
         raise damaged(store, key, error) from error
 
 
+def read_metadata(store: Store, key: str) -> dict[bytes, bytes]:
+    """What a committed table says of itself; only its footer is read."""
+    path = store.local_path(key)
+    source: Any = str(path) if path is not None else store.open(key)
+    try:
+        return dict(pq.read_schema(source).metadata or {})
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{store.uri}/{key}: the part is gone. {way_out(key, is_there=False)}") from error
+    except _DAMAGE as error:
+        raise damaged(store, key, error) from error
+
+
 def write_array(store: Store, folder: str, stem: str, array: np.ndarray[Any, Any]) -> str:
     """Commits an array under a name that holds its hash; returns that name."""
     buffer = io.BytesIO()

@@ -12,7 +12,14 @@ from pipeline.kernels.hashing import content_hash
 from pipeline.kernels.measure import MeasureParams
 from pipeline.layout.annotations import STEM, VOCABULARY, Vocabulary, read_vocabulary
 from pipeline.layout.exact import MAX_SPLITS
-from pipeline.layout.features import FeatureSet, list_features, missing_features, next_attempt, read_feature_rows
+from pipeline.layout.features import (
+    FeatureSet,
+    is_settled,
+    list_features,
+    missing_features,
+    next_attempt,
+    read_feature_rows,
+)
 from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.models import ModelRef
 from pipeline.layout.parts import Slice, cover, cut, list_parts, missing, part_name, shard_size
@@ -119,6 +126,8 @@ def _extract_again(session: Session, snapshot: Snapshot, model: ModelRef, earlie
     transient = [status.value for status in TRANSIENT]
     tasks = []
     for piece in earlier:
+        if is_settled(session.store, piece.part):
+            continue
         rows = read_feature_rows(session.store, features, piece.lo, piece.hi, ["image_id", "status"])
         statuses = rows["status"].to_numpy().astype(str)
         failed = rows["image_id"].to_numpy()[np.isin(statuses, transient)]
