@@ -3,8 +3,8 @@
 AuditError
 ├── UsageError            wrong call or config                                   exit 2
 ├── StorageError          bytes at rest: cause in the subclass                   exit 3
-│   ├── NotFound, AccessDenied, BadCredentials, AlreadyExists,
-│   └── CorruptObject, StorageFull, StorageUnavailable, ObjectChanged
+│   ├── NotFound, AccessDenied, BadCredentials, ObjectChanged,
+│   └── CorruptObject, StorageFull, StorageUnavailable
 ├── ArtifactError         a committed part is not what its name says             exit 3
 ├── ModelError            a model cannot be used                                 exit 3
 ├── IncompleteError       parts failed; the message holds the resuming command   exit 4
@@ -43,10 +43,6 @@ class AccessDenied(StorageError):
 
 class BadCredentials(StorageError):
     """Credentials are missing, wrong or expired."""
-
-
-class AlreadyExists(StorageError):
-    """Put-if-absent found an object with other bytes."""
 
 
 class ObjectChanged(StorageError):

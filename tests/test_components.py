@@ -11,12 +11,10 @@ from pipeline.errors import UsageError
 from pipeline.kernels.components import (
     empty_forest,
     group_sizes,
-    group_split_masks,
     labels_for,
     merge_forests,
     star_forest,
     union_dense,
-    union_stream,
 )
 
 EDGES = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=60)
@@ -69,9 +67,6 @@ def test_known_shapes_equal_a_walk_of_the_graph(name, edges, factor):
     a, b = arrays(edges, factor)
     forest = star_forest(a, b)
     assert forest_dict(forest) == {n: root for n, root in expected.items() if n != root}
-    touched = np.array(sorted(expected), dtype=np.int64)
-    streamed = union_stream(touched, [(a[s : s + 700], b[s : s + 700]) for s in range(0, len(a), 700)])
-    assert streamed.tolist() == [expected[n] for n in touched.tolist()]
 
 
 @settings(max_examples=60, deadline=None)
@@ -88,10 +83,6 @@ def test_order_direction_repetition_and_sharding_do_not_matter(edges, factor, ra
         assert (np.diff(tree.child) > 0).all()
         assert (tree.root < tree.child).all()
         assert not np.isin(tree.root, tree.child).any()
-    touched = np.unique(np.concatenate([*arrays(edges, factor), np.array([3 * factor + 1])]))
-    streamed = union_stream(touched, [(p.child, p.root) for p in parts])
-    assert streamed.tolist() == labels_for(touched, forest).tolist()
-    assert len(np.unique(streamed)) == len(touched) - len(forest.child)
 
 
 @settings(max_examples=30, deadline=None)
@@ -110,17 +101,14 @@ def test_dense_union_equals_the_forest_for_any_chunks(edges, chunk):
     assert union_dense(41, chunks[::-1]).dtype == np.uint32
 
 
-def test_labels_sizes_and_split_masks_of_groups():
+def test_labels_and_sizes_of_groups():
     forest = star_forest(np.array([1, 2, 7]), np.array([2, 9, 8]))
     labels = labels_for(np.array([9, 0, 8, 1, 7]), forest)
     assert labels.tolist() == [1, 0, 7, 1, 7]
     sizes = group_sizes(labels)
     assert (sizes.label.tolist(), sizes.size.tolist()) == ([0, 1, 7], [1, 2, 2])
-    label, mask = group_split_masks(labels, np.array([1, 1, 2, 4, 2], dtype=np.uint64))
-    assert (label.tolist(), mask.tolist()) == ([0, 1, 7], [1, 5, 2])
     none = np.empty(0, dtype=np.int64)
-    assert len(labels_for(none, forest)) == len(group_sizes(none).label) == 0
-    assert len(group_split_masks(none, none.astype(np.uint64))[0]) == len(merge_forests([]).child) == 0
+    assert len(labels_for(none, forest)) == len(group_sizes(none).label) == len(merge_forests([]).child) == 0
 
 
 def test_wrong_edges_are_refused():
@@ -132,7 +120,3 @@ def test_wrong_edges_are_refused():
         union_dense(5, [(np.array([1]), np.array([5]))])
     with pytest.raises(UsageError, match="2\\*\\*32"):
         union_dense(2**32 + 1, [])
-    with pytest.raises(UsageError, match="id 4"):
-        union_stream(np.array([1, 3]), [(np.array([1]), np.array([4]))])
-    with pytest.raises(UsageError, match="ascending"):
-        union_stream(np.array([3, 1]), [])

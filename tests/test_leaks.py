@@ -16,8 +16,6 @@ from pipeline.kernels.leaks import (
     Edges,
     Leaks,
     Members,
-    count_exact_pairs,
-    count_leaks,
     expand_matches,
     leak_severity,
 )
@@ -194,7 +192,7 @@ def test_rows_are_those_of_a_loop_over_all_pairs_in_any_order(world, random) -> 
 
 @settings(max_examples=50, deadline=None)
 @given(worlds(), st.integers(1, 4))
-def test_ranges_asked_one_by_one_give_the_same_rows_and_counts(world, size) -> None:
+def test_ranges_asked_one_by_one_give_the_same_rows(world, size) -> None:
     rows, links = world
     table, pairs, ids = members(rows), edges(links), np.array([row[0] for row in rows])
 
@@ -202,11 +200,6 @@ def test_ranges_asked_one_by_one_give_the_same_rows_and_counts(world, size) -> N
     parts = [expand_matches(table, pairs, ids[k : k + size]) for k in range(0, len(ids), size)]
 
     assert [row for part in parts for row in listed(part)] == listed(whole)
-    total = count_leaks(parts[0], 3)
-    for part in parts[1:]:
-        total = total + count_leaks(part, 3)
-    assert total.between.tolist() == count_leaks(whole, 3).between.tolist()
-    assert total.anywhere.tolist() == count_leaks(whole, 3).anywhere.tolist()
 
 
 def test_every_copy_in_a_large_exact_group_has_its_row() -> None:
@@ -217,14 +210,7 @@ def test_every_copy_in_a_large_exact_group_has_its_row() -> None:
 
     assert len(leaks.image_id) == n
     assert set(leaks.match_id.tolist()) == {0, 1}
-    assert count_leaks(leaks, 3).anywhere.tolist() == [n // 2, n // 2, 0]
-
-
-def test_leaking_images_count_once_however_many_splits_they_touch() -> None:
-    counts = count_leaks(expand_matches(PLANTED, PLANTED_EDGES, PLANTED.image_id), 3)
-
-    assert counts.anywhere.tolist() == [3, 2, 2]
-    assert counts.between.tolist() == [[0, 3, 3], [2, 0, 2], [2, 2, 0]]
+    assert (leaks.severity >= LEAKING).all()
 
 
 @pytest.mark.parametrize(
@@ -251,29 +237,6 @@ def test_the_severities_in_the_documents_are_the_ones_given() -> None:
 
     assert told.pop("transitive") == TRANSITIVE_SEVERITY
     assert told == {kind.value: severity for kind, severity in SEVERITY.items()}
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(-1, 2)), max_size=15))
-def test_exact_pairs_are_counted_as_a_loop_does(rows) -> None:
-    representative, split = (np.array([row[c] for row in rows], np.int64) for c in (0, 1))
-    expected = np.zeros((3, 3), int)
-    for i in range(len(rows)):
-        for j in range(i):
-            if rows[i][0] == rows[j][0] and min(rows[i][1], rows[j][1]) >= 0:
-                expected[rows[i][1], rows[j][1]] += 1
-                expected[rows[j][1], rows[i][1]] += rows[i][1] != rows[j][1]
-
-    assert count_exact_pairs(representative, split, 3).tolist() == expected.tolist()
-
-
-def test_exact_pairs_of_a_million_copies_are_exact() -> None:
-    split = np.repeat([0, 1], [600_000, 400_000])
-
-    assert count_exact_pairs(np.zeros(1_000_000, np.int64), split, 2).tolist() == [
-        [600_000 * 599_999 // 2, 600_000 * 400_000],
-        [600_000 * 400_000, 400_000 * 399_999 // 2],
-    ]
 
 
 def test_no_images_give_no_rows() -> None:

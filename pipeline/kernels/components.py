@@ -16,7 +16,6 @@ from pipeline.errors import UsageError
 
 Int64 = NDArray[np.int64]
 UInt32 = NDArray[np.uint32]
-UInt64 = NDArray[np.uint64]
 
 # A table over the span of the ids replaces their sort (three quarters of the time) while it is not much larger.
 _TABLE_SPAN_PER_EDGE = 8
@@ -137,27 +136,6 @@ def union_dense(count: int, chunks: Iterable[tuple[Int64, Int64]]) -> UInt32:
     return parent
 
 
-def union_stream(touched: Int64, chunks: Iterable[tuple[Int64, Int64]]) -> Int64:
-    """Return the label (smallest id of its component) of each touched id, from a stream of edges between them.
-
-    touched int64 (n,) ascending and unique; returns int64 (n,).
-    Raises UsageError if touched is not ascending or an edge names an id outside it.
-    """
-    if len(touched) > 1 and not bool((touched[1:] > touched[:-1]).all()):
-        raise UsageError("components: touched ids are not ascending and unique; pass np.unique of them")
-    positions = ((_positions(touched, a), _positions(touched, b)) for a, b in chunks)
-    return touched[union_dense(len(touched), positions)]
-
-
-def _positions(touched: Int64, ids: Int64) -> Int64:
-    position = np.searchsorted(touched, ids)
-    is_missing = position == len(touched)
-    is_missing[~is_missing] = touched[position[~is_missing]] != ids[~is_missing]
-    if is_missing.any():
-        raise UsageError(f"components: an edge names id {int(ids[is_missing][0])}, which is not among the touched ids")
-    return position.astype(np.int64)
-
-
 def labels_for(ids: Int64, forest: Forest) -> Int64:
     """Return the label of each id: its root in the forest, or itself. int64 (n,) in, int64 (n,) out."""
     labels = np.array(ids, dtype=np.int64)
@@ -172,16 +150,3 @@ def group_sizes(labels: Int64) -> GroupSizes:
     """Return the number of images of each label. labels int64 (n,), one per image."""
     label, size = np.unique(np.asarray(labels, dtype=np.int64), return_counts=True)
     return GroupSizes(label, size.astype(np.int64))
-
-
-def group_split_masks(labels: Int64, split_mask: UInt64) -> tuple[Int64, UInt64]:
-    """Return the ascending labels and, for each, the union of its members' split masks: both (g,).
-
-    labels int64 (n,), split_mask uint64 (n,): one per image.
-    """
-    if len(labels) == 0:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64)
-    order = np.argsort(labels, kind="stable")
-    ordered = labels[order]
-    start = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    return ordered[start], np.bitwise_or.reduceat(split_mask[order], start)

@@ -227,39 +227,3 @@ def leak_severity(kind: Array, is_label_conflict: Array) -> Array:
     severity = _SEVERITIES[kind]
     raised = np.minimum(severity + 1, 5)
     return np.where(is_label_conflict & (severity >= LEAKING), raised, severity).astype(np.int8)
-
-
-@dataclass(frozen=True)
-class LeakCounts:
-    """Leaking images: between[s, t] int64 of split s with a match in split t, anywhere[s] with one in any other."""
-
-    between: Array
-    anywhere: Array
-
-    def __add__(self, other: LeakCounts) -> LeakCounts:
-        return LeakCounts(self.between + other.between, self.anywhere + other.anywhere)
-
-
-def count_leaks(leaks: Leaks, splits: int) -> LeakCounts:
-    """Images that leak, by split and by pair of splits. Counts of disjoint sets of images add up with +."""
-    serious = leaks.severity >= LEAKING
-    between = np.zeros((splits, splits), np.int64)
-    np.add.at(between, (leaks.split[serious], leaks.match_split[serious]), 1)
-    _, first = np.unique(leaks.image_id[serious], return_index=True)
-    return LeakCounts(between, np.bincount(leaks.split[serious][first], minlength=splits).astype(np.int64))
-
-
-def count_exact_pairs(representative: Array, split: Array, splits: int) -> Array:
-    """Pairs of images with the same bytes or pixels, by pair of splits: int64 (splits, splits), symmetric.
-
-    One entry per image of the exact groups at hand; on the diagonal the pairs inside a split. Combinatorial, so a group
-    of a million copies costs a million steps. Exact up to 6e9 images. Counts over disjoint groups add up.
-    """
-    inside = split >= 0
-    owner, group = np.unique(representative[inside], return_inverse=True)
-    size = np.zeros((len(owner), splits), np.int64)
-    np.add.at(size, (group, split[inside]), 1)
-    pairs = size.T @ size
-    within = (size * (size - 1) // 2).sum(axis=0)
-    np.fill_diagonal(pairs, within)
-    return np.asarray(pairs, np.int64)
