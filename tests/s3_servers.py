@@ -7,6 +7,7 @@ Each is started on first use, once per process, and stopped at exit. All of them
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import logging
 import os
@@ -83,8 +84,8 @@ def ministack_port() -> int:
     """Start ministack, which shares no code with moto."""
     port = free_port()
     settings = {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": "s3"}
-    _start([sys.executable, "-m", "ministack"], settings)
-    _wait_for(f"http://127.0.0.1:{port}/_ministack/health")
+    process = _start([sys.executable, "-m", "ministack"], settings)
+    _wait_for(f"http://127.0.0.1:{port}/_ministack/health", process)
     return port
 
 
@@ -121,7 +122,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def _start(command: list[str], settings: dict[str, str]) -> None:
+def _start(command: list[str], settings: dict[str, str]) -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         command, env={**os.environ, **settings}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -131,13 +132,16 @@ def _start(command: list[str], settings: dict[str, str]) -> None:
         process.wait(10)
 
     atexit.register(stop)
+    return process
 
 
-def _wait_for(url: str, seconds: float = 60.0) -> None:
+def _wait_for(url: str, server: subprocess.Popen[bytes], seconds: float = 60.0) -> None:
+    """Wait until the server answers or ends, whichever comes first."""
     deadline = time.monotonic() + seconds
     while not _answers(url):
         assert time.monotonic() < deadline, f"{url} does not answer"
-        time.sleep(0.05)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            raise AssertionError(f"{server.args!r} ended with {server.wait(0.05)}")
 
 
 def _answers(url: str) -> bool:
