@@ -44,10 +44,19 @@ class Agreement(NamedTuple):
 NOTHING = Agreement(0, 0.0, 0.0, 1.0, 0.0)
 
 
+def _smooth(raster: Array, unit: float) -> tuple[Array, Array]:
+    """The raster blurred by 1.5 units and, at every second pixel, by nearly 5: on half a raster a fifth of the time."""
+    fine = cv2.GaussianBlur(raster, (0, 0), 1.5 * unit)
+    # variances add: the fine blur, that of pyrDown and of pyrUp (1 pixel each), and this one in pixels twice as wide
+    rest = np.sqrt(max(22.75 * unit**2 - 2, 0.5) / 4)
+    coarse = cv2.GaussianBlur(cv2.pyrDown(fine), (0, 0), float(rest))
+    return np.asarray(fine, dtype=np.float32), np.asarray(coarse, dtype=np.float32)
+
+
 def band(raster: Array, unit: float) -> Array:
     """Difference of Gaussians (1.5 and 5 units of `unit` pixels) of a float32 raster (H, W)."""
-    smooth = cv2.GaussianBlur(raster, (0, 0), 1.5 * unit)
-    return np.asarray(smooth - cv2.GaussianBlur(raster, (0, 0), 5.0 * unit), dtype=np.float32)
+    fine, coarse = _smooth(raster, unit)
+    return np.asarray(fine - cv2.pyrUp(coarse, dstsize=(raster.shape[1], raster.shape[0])), dtype=np.float32)
 
 
 def judged(inside: Mask, border: int) -> Mask:
@@ -57,10 +66,10 @@ def judged(inside: Mask, border: int) -> Mask:
     return shrunk.view(np.bool_)
 
 
-def unclipped(first: Luminance, second: Luminance, inside: Mask) -> Mask:
-    """Where neither image is clipped (nor next to it): brightening and filled corners wipe detail out."""
-    clear = inside & (cv2.min(first, second) > CLIPPED_LOW) & (cv2.max(first, second) < CLIPPED_HIGH)
-    return cv2.erode(clear.view(np.uint8), np.ones((3, 3), np.uint8)).view(np.bool_)
+def unclipped(luminance: Luminance) -> Luminance:
+    """1 where an image is not clipped (nor next to it): brightening and filled corners wipe detail out."""
+    clear = ((luminance > CLIPPED_LOW) & (luminance < CLIPPED_HIGH)).view(np.uint8)
+    return np.asarray(cv2.erode(clear, np.ones((3, 3), np.uint8)), dtype=np.uint8)
 
 
 @lru_cache(maxsize=64)
@@ -74,53 +83,67 @@ def _averaging(length: int) -> Array:
 
 
 def _windows(values: Array) -> Array:
-    """Means of (H, W) over overlapping windows, (19, 19)."""
-    return np.asarray(_averaging(values.shape[0]) @ values @ _averaging(values.shape[1]).T, dtype=np.float32)
+    """Means of each of (k, H, W) over overlapping windows, (k, 361)."""
+    count, height, width = values.shape
+    rows, columns = _averaging(height), _averaging(width)
+    across = (values.reshape(-1, width) @ columns.T).reshape(count, height, -1)
+    return np.asarray(rows @ across, dtype=np.float32).reshape(count, -1)
+
+
+def _median(values: Array) -> float:
+    ordered = np.sort(values)
+    return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
 
 
 def agreement(first: Array, second: Array, mask: Mask) -> Agreement:
     """Compare two aligned bands (float32 (H, W)) under `mask`, whatever the gain between them (1/4 to 4)."""
-    weight = mask.astype(np.float32)
-    covered = _windows(weight)
-    seen = covered > 0.5
-    first, second, share = first * weight, second * weight, covered[seen]
-    a = _windows(first * first)[seen] / share
-    b = _windows(second * second)[seen] / share
-    both = _windows(first * second)[seen] / share
+    products = np.empty((4, *mask.shape), np.float32)
+    weight = products[0]
+    weight[:] = mask
+    first, second = first * weight, second * weight
+    np.multiply(first, first, out=products[1])
+    np.multiply(second, second, out=products[2])
+    np.multiply(first, second, out=products[3])
+    means = _windows(products)
+    seen = np.flatnonzero(means[0] > 0.5)
+    _, a, b, both = means[:, seen] / means[0, seen]
     gain = min(max(float(np.sqrt((float(a.sum()) + 1e-6) / (float(b.sum()) + 1e-6))), 0.25), 4.0)
     b, both = b * gain**2, both * gain
-    textured = np.maximum(a, b) > TEXTURE
-    if not textured.any():
+    textured = np.flatnonzero(np.maximum(a, b) > TEXTURE)
+    if not len(textured):
         return NOTHING
     a, b, both = a[textured], b[textured], both[textured]
     alike = both / np.sqrt((a + NOISE) * (b + NOISE))
     good, poor = alike > 0.7, alike < 0.6
     fit = gain * float(both[good].sum()) / float(b[good].sum()) if good.any() else gain
-    second = np.asarray(fit * second, dtype=np.float32)
-    left = _windows(np.abs(first - second))[seen][textured]
-    size = _windows(np.abs(first) + np.abs(second))[seen][textured] / 2
+    second = np.float32(fit) * second
+    rest = np.stack([np.abs(first - second), np.abs(first) + np.abs(second)])
+    left, size = _windows(rest)[:, seen[textured]]
     sides = np.clip(np.log((a[poor] + 1) / (b[poor] + 1)) / 0.3, -1, 1)
     return Agreement(
         windows=len(a),
-        half=float((alike > 0.5).mean()),
-        well=float(good.mean()),
-        residual=float(np.median(left / np.maximum(size, 1e-3))),
+        half=np.count_nonzero(alike > 0.5) / len(a),
+        well=np.count_nonzero(good) / len(a),
+        residual=_median(left / np.maximum(size / 2, 1e-3)),
         sides=abs(float(sides.mean())) if len(sides) else 1.0,
     )
 
 
 def correlation(first: Luminance, second: Luminance, inside: Mask) -> float:
     """Pearson's over the common area, -1 to 1; two flat ones correlate (1) when they are equal within two levels."""
-    a, b = first[inside].astype(np.float64), second[inside].astype(np.float64)
-    if not len(a):
+    count = np.count_nonzero(inside)
+    if not count:
         return 0.0
-    level = abs(float(a.mean() - b.mean()))
-    a, b = a - a.mean(), b - b.mean()
-    energy_a, energy_b = float(a @ a), float(b @ b)
-    least = 0.01 * len(a)
+    a = np.where(inside, first, np.uint8(0)).ravel().astype(np.float64)
+    b = np.where(inside, second, np.uint8(0)).ravel().astype(np.float64)
+    sum_a, sum_b = float(a.sum()), float(b.sum())  # whole numbers below 2^53: exact, whatever the order of the pair
+    level = abs(sum_a - sum_b) / count
+    energy_a, energy_b = float(a @ a) - sum_a**2 / count, float(b @ b) - sum_b**2 / count
+    least = 0.01 * count
     if energy_a < least or energy_b < least:
         return float(energy_a < least and energy_b < least and level <= 2)
-    return max(-1.0, min(1.0, float(a @ b) / float(np.sqrt(energy_a * energy_b))))
+    both = float(a @ b) - sum_a * sum_b / count
+    return max(-1.0, min(1.0, both / float(np.sqrt(energy_a * energy_b))))
 
 
 def difference(first: Luminance, second: Luminance, inside: Mask) -> float:

@@ -9,10 +9,11 @@ keeps one frame inside the other without shear, a hand-held camera does not. Lum
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.errors import UsageError
 from pipeline.kernels import agreement, align
@@ -21,7 +22,18 @@ from pipeline.kernels.align import Array, Geometry, Mask, Transform
 from pipeline.schemas import Kind
 
 THUMB = 32
+STRIDE = 2
+"""Every so many pixels are compared: the band holds nothing finer than 4 of them, and windows keep 64 samples."""
+TURNED = tuple((turns, mirrored) for mirrored in (False, True) for turns in range(4))
+UNMOVED = np.eye(2, 3)
 IN_PLACE = Geometry(contained=1.0, common=1.0, scale=1.0, rotation=0.0, centre=0.0, skew=0.0, shear=0.0)
+
+
+def _oriented(array: npt.NDArray[Any], turns: int, mirrored: bool) -> npt.NDArray[Any]:
+    return np.ascontiguousarray(np.rot90(array[:, ::-1] if mirrored else array, turns))
+
+
+TURNED_PLACES = np.stack([_oriented(np.arange(THUMB * THUMB).reshape(THUMB, THUMB), *view).ravel() for view in TURNED])
 
 
 @dataclass(frozen=True)
@@ -114,10 +126,14 @@ class Evidence(NamedTuple):
 
 @dataclass
 class PreparedImage:
-    """One image, ready for any number of pairs: `luminance` uint8 and `band` float32 (H, W); 0.2 MB at 160 pixels."""
+    """One image, ready for any number of pairs: 0.2 MB at 160 pixels.
+
+    `luminance` and `clear` (see `unclipped`) are uint8 (H, W), `band` is float32 (H, W).
+    """
 
     luminance: Luminance
     band: Array
+    clear: Luminance
     thumb: Array
     _features: align.Features | None = None
 
@@ -131,25 +147,29 @@ class PreparedImage:
         """The image mirrored (left to right) and then turned by quarter turns counter-clockwise."""
         if not turns and not mirrored:
             return self
-        luminance = np.ascontiguousarray(np.rot90(self.luminance[:, ::-1] if mirrored else self.luminance, turns))
-        return PreparedImage(luminance, _oriented(self.band, turns, mirrored), _oriented(self.thumb, turns, mirrored))
+        luminance, band, clear, thumb = (
+            _oriented(array, turns, mirrored) for array in (self.luminance, self.band, self.clear, self.thumb)
+        )
+        return PreparedImage(luminance, band, clear, thumb)
 
 
 class _Laid(NamedTuple):
-    """One alignment of a pair, judged; `second` is the other luminance as moved, `inside` where it has any."""
+    """One alignment of a pair, judged: `second`, as it was turned or mirrored, laid on `first` by `transform`."""
 
     agreement: Agreement
     geometry: Geometry
     turns: int
     mirrored: bool
     inliers: int
-    first: Luminance
-    second: Luminance
-    inside: Mask
+    first: PreparedImage
+    second: PreparedImage
+    transform: Transform
 
-
-def _oriented(array: Array, turns: int, mirrored: bool) -> Array:
-    return np.ascontiguousarray(np.rot90(array[:, ::-1] if mirrored else array, turns))
+    def pixels(self) -> tuple[Luminance, Luminance, Mask]:
+        """The luminance of both, one on the other, and where the second has any."""
+        shape = self.first.luminance.shape
+        moved = _moved(self.first, self.second, self.transform)
+        return self.first.luminance, moved, align.inside(self.second.luminance.shape, self.transform, shape)
 
 
 def prepare(luminance: Luminance, params: VerifyParams) -> PreparedImage:
@@ -172,34 +192,42 @@ def prepare(luminance: Luminance, params: VerifyParams) -> PreparedImage:
     thumb = np.asarray(cv2.resize(raster, (THUMB, THUMB), interpolation=cv2.INTER_AREA), dtype=np.float32)
     thumb = thumb - thumb.mean()
     band = agreement.band(raster.astype(np.float32), params.side / 160)
-    return PreparedImage(raster, band, thumb / max(float(np.linalg.norm(thumb)), 1e-6))
+    return PreparedImage(raster, band, agreement.unclipped(raster), thumb / max(float(np.linalg.norm(thumb)), 1e-6))
 
 
 def _is_scaled(transform: Transform) -> bool:
     """True from 3% on: then two bands hold frequencies that differ."""
-    return abs(float(np.sqrt(abs(np.linalg.det(transform[:, :2])))) - 1) > 0.03
+    (a, b, _), (c, d, _) = transform.tolist()
+    return bool(abs(abs(a * d - b * c) ** 0.5 - 1) > 0.03)
 
 
-def _lay(
-    a: PreparedImage, b: PreparedImage, transform: Transform, params: VerifyParams
-) -> tuple[Agreement, Luminance, Mask]:
-    """The agreement of `b` laid on `a`, its luminance there and where it has any."""
-    shape = a.luminance.shape
-    moved = align.warp(b.luminance, transform, shape)
-    inside = align.inside(b.luminance.shape, transform, shape)
-    unit = params.side / 160
-    if _is_scaled(transform):
-        band = agreement.band(moved.astype(np.float32), unit)
+def _moved(a: PreparedImage, b: PreparedImage, transform: Transform) -> Luminance:
+    """The luminance of `b` laid on the raster of `a`."""
+    if a.luminance.shape == b.luminance.shape and np.array_equal(transform, UNMOVED):
+        return b.luminance
+    return align.warp(b.luminance, transform, a.luminance.shape)
+
+
+def _lay(a: PreparedImage, b: PreparedImage, transform: Transform, params: VerifyParams) -> Agreement:
+    """The agreement of `b` laid on `a`, at every second pixel."""
+    at, unit = align.strided(transform, STRIDE), params.side / 160
+    own = a.band[::STRIDE, ::STRIDE]
+    small = own.shape
+    if a.luminance.shape == b.luminance.shape and np.array_equal(transform, UNMOVED):
+        band = b.band[::STRIDE, ::STRIDE]
+    elif _is_scaled(transform):
+        band = agreement.band(_moved(a, b, transform).astype(np.float32), unit)[::STRIDE, ::STRIDE]
     else:
-        band = align.warp(b.band, transform, shape)
-    core = agreement.judged(inside, round(4 * unit))
-    found = agreement.agreement(a.band, band, agreement.unclipped(a.luminance, moved, core))
+        band = align.warp(b.band, at, small)
+    core = agreement.judged(align.inside(b.luminance.shape, at, small), round(4 * unit / STRIDE))
+    clear = a.clear[::STRIDE, ::STRIDE].view(np.bool_) & align.hits(b.clear, at, small)
+    found = agreement.agreement(own, band, core & clear)
     if found.windows < params.least_windows:
-        found = agreement.agreement(a.band, band, core)
+        found = agreement.agreement(own, band, core)
     elif params.overlaid_agreement <= found.half < params.moved:
         # clipping hides white captions, which tell most clearly on which side the detail was added
-        found = found._replace(sides=agreement.agreement(a.band, band, core).sides)
-    return found, moved, inside
+        found = found._replace(sides=agreement.agreement(own, band, core).sides)
+    return found
 
 
 def _is_edit_geometry(found: Geometry, judged: Agreement, params: VerifyParams) -> bool:
@@ -222,7 +250,7 @@ def _is_same_photo(laid: _Laid, params: VerifyParams) -> bool:
     if not _is_edit_geometry(laid.geometry, found, params):
         return False
     if found.windows < params.least_windows:
-        apart = agreement.difference(laid.first, laid.second, laid.inside)
+        apart = agreement.difference(*laid.pixels())
         return laid.inliers == 0 and apart <= params.flat_difference
     if laid.mirrored:  # no burst holds the mirror image of a frame
         return found.well >= params.mirrored_agreement
@@ -249,20 +277,18 @@ def _agrees(found: Agreement, is_pinned: bool, params: VerifyParams) -> bool:
 
 def _same_frames(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> list[_Laid]:
     """The pair laid frame on frame, in the two orientations whose thumbnails agree best; the first same photo ends."""
-    turned = [(turns, mirrored) for mirrored in (False, True) for turns in range(4)]
-    thumbs = np.stack([_oriented(b.thumb, *view).ravel() for view in turned])
-    alike = thumbs @ a.thumb.ravel()
+    alike = b.thumb.ravel()[TURNED_PLACES] @ a.thumb.ravel()
     flat = not a.thumb.any() or not b.thumb.any()
     laid: list[_Laid] = []
     order = np.argsort(-alike, kind="stable")[:2]
     for place in order:
         if alike[place] < max(0.5, alike[order[0]] - 0.1) and not (flat and place == 0):
             break
-        view_turns, view_mirrored = turned[place]
+        view_turns, view_mirrored = TURNED[place]
         view = b.view(view_turns, view_mirrored)
         transform = align.frame_change(a.luminance.shape, view.luminance.shape)
-        found, moved, inside = _lay(a, view, transform, params)
-        laid.append(_Laid(found, IN_PLACE, view_turns, view_mirrored, 0, a.luminance, moved, inside))
+        found = _lay(a, view, transform, params)
+        laid.append(_Laid(found, IN_PLACE, view_turns, view_mirrored, 0, a, view, transform))
         if _is_same_photo(laid[-1], params):
             return laid[-1:]
     return laid
@@ -270,12 +296,12 @@ def _same_frames(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> li
 
 def _refined(a: PreparedImage, b: PreparedImage, start: Transform, unit: float) -> Transform:
     """`start` refined on the bands; where the pictures differ in scale once more, on bands of equal frequencies."""
-    transform = align.refine(a.band, b.band, start, steps=8)
+    transform = align.refine(a.band, b.band, start)
     if not _is_scaled(transform):
         return transform
     moved = align.warp(b.luminance, transform, a.luminance.shape)
     seen = agreement.judged(align.inside(b.luminance.shape, transform, a.luminance.shape), round(4 * unit))
-    rest = align.refine(a.band, agreement.band(moved.astype(np.float32), unit), np.eye(2, 3), steps=5, seen=seen)
+    rest = align.refine(a.band, agreement.band(moved.astype(np.float32), unit), np.eye(2, 3), seen)
     return np.asarray(transform @ np.vstack([rest, [0.0, 0.0, 1.0]]), dtype=np.float64)
 
 
@@ -283,22 +309,23 @@ def _by_features(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> _L
     """The pair laid by matching corners, plain or mirrored, whichever has more of them; None without enough."""
     unit = params.side / 160
     first, second = a.features(), b.features()
-    found = []
-    for seen in (second, align.mirrored(second, b.luminance.shape[1])):
+    mirrored, transform, inliers = False, UNMOVED, 0
+    for is_mirrored, seen in enumerate((second, align.mirrored(second, b.luminance.shape[1]))):
         source, target = align.match(first, seen, params.patch_similarity, 80)
-        found.append(align.vote(source, target, params.tolerance * unit))
-    mirrored = found[1][1] > found[0][1]
-    transform, inliers = found[mirrored]
+        least = max(params.least_inliers, inliers + 1)
+        found, votes = align.vote(source, target, params.tolerance * unit, least)
+        if votes > inliers:
+            mirrored, transform, inliers = bool(is_mirrored), found, votes
     if inliers < params.least_inliers:
         return None
     view = b.view(0, mirrored)
     rough = align.geometry(transform, a.luminance.shape, view.luminance.shape)
     if rough.contained > 0.85 and min(rough.skew, rough.shear) < 12 * unit:  # else no refinement makes it an edit
         transform = _refined(a, view, transform, unit)
-    judged, moved, inside = _lay(a, view, transform, params)
+    judged = _lay(a, view, transform, params)
     change = align.geometry(transform, a.luminance.shape, view.luminance.shape)
     units = change._replace(centre=change.centre / unit, skew=change.skew / unit, shear=change.shear / unit)
-    return _Laid(judged, units, 0, mirrored, inliers, a.luminance, moved, inside)
+    return _Laid(judged, units, 0, mirrored, inliers, a, view, transform)
 
 
 def _is_in_place(laid: _Laid) -> bool:
@@ -310,7 +337,7 @@ def _is_in_place(laid: _Laid) -> bool:
 
 def _kind(laid: _Laid, params: VerifyParams) -> Kind:
     if _is_same_photo(laid, params):
-        overlay = agreement.covered_share(laid.first, laid.second, laid.inside) if _is_in_place(laid) else 1.0
+        overlay = agreement.covered_share(*laid.pixels()) if _is_in_place(laid) else 1.0
         limit = params.overlay if laid.agreement.half >= params.moved else params.overlay / 8
         return Kind.NEAR_IDENTICAL if overlay < limit else Kind.EDITED
     scene = laid.agreement.half >= 0.5 and laid.agreement.windows >= params.least_windows
@@ -341,12 +368,14 @@ def compare(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> Evidenc
     best = (
         same[0] if same else max(tried, key=lambda laid: (laid.agreement.half * laid.geometry.contained, laid.inliers))
     )
+    first, second, inside = best.pixels()
+    here = np.s_[::STRIDE, ::STRIDE]
     scale, rotation = best.geometry.scale, best.geometry.rotation + 90.0 * best.turns
     if swapped:
         scale, rotation = 1 / scale, -rotation if not best.mirrored else rotation
     return Evidence(
         kind=_kind(best, params),
-        correlation=round(agreement.correlation(best.first, best.second, best.inside), 6),
+        correlation=round(agreement.correlation(first[here], second[here], inside[here]), 6),
         overlap=best.geometry.contained,
         mirrored=best.mirrored,
         scale=scale,

@@ -32,7 +32,7 @@ from pipeline.schemas import EDGES as EDGES_TABLE
 from pipeline.schemas import Kind
 from pipeline.storage import StorageConfig, is_remote
 
-VERSION = 1
+VERSION = 2
 KEPT_IMAGES = 512  # 256 x 256 bytes and their features: about 0.2 MB each
 READS_IN_FLIGHT = 16
 UNREADABLE = (NotFound, ObjectChanged, CorruptObject, AccessDenied, ImageError)
