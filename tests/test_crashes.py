@@ -93,7 +93,7 @@ def test_image_that_kills_the_driver_is_set_aside_by_the_next_run(tmp_path: Path
     assert "process of its own" not in poisoned(-9)
     before = committed(root)
     said = poisoned(4)
-    assert "an earlier run ended inside features/" in said
+    assert "an earlier run may have died of an image of features/" in said
     assert "2 of 11 images could not be read (2 crashed)" in said
     assert {key: at for key, at in committed(root).items() if key in before} == before
     assert "(2 crashed)" in poisoned(4)

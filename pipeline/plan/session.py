@@ -117,7 +117,7 @@ class Session:
         waiting = {task.name for task in work.tasks}
         suspect = next((name for name in known["waiting"] if name in waiting), "")
         if suspect:
-            self.reporter.say(f"an earlier run ended inside {suspect}: this part gets a process of its own")
+            self.reporter.say(f"an earlier run may have died of an image of {suspect}: it gets a process of its own")
         tasks = [replace(task, is_suspect=task.is_suspect or task.name == suspect) for task in work.tasks]
         return replace(work, tasks=tasks)
 
