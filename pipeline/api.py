@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ RAY_PAYS_FROM = 3000
 
 @dataclass(frozen=True)
 class Where:
-    """Where an audit runs: runner auto, local or ray; address of a Ray cluster; workers on this machine."""
+    """Where an audit runs: runner auto, local or ray; address of a Ray cluster; workers on this machine.
+
+    Raises UsageError for what contradicts itself, and for `ray://`, which needs Ray's client: plain Ray has none.
+    """
 
     runner: str = "auto"
     address: str | None = None
@@ -41,6 +45,12 @@ class Where:
             problems.append(f"address {self.address!r} with the local runner: drop one of them")
         if self.runner == "local" and (self.workers or 1) > 1:
             problems.append(f"workers {self.workers} with the local runner, which is one process: drop one of them")
+        if self.address and self.address != "auto" and not re.fullmatch(r"[^/]+:\d+", self.address):
+            client = "ray:// needs Ray's client, which is not installed with image-audit; "
+            problems.append(
+                f"address {self.address!r}: {client * self.address.startswith('ray://')}run on a node of the cluster "
+                "and give auto, or the host:port of its head, such as 10.0.0.7:6379"
+            )
         if self.workers is not None and self.workers < 1:
             problems.append(f"workers {self.workers}, want at least 1")
         if self.workers is not None and self.address:
@@ -58,8 +68,19 @@ def run(
 ) -> Audit | None:
     """Audits sources into a root and returns the audit; None where only a range of offsets was asked for.
 
-    `config` are the keys of docs/config.toml (test="...", rule={"table": ...}, min_offset=...). Does only what is
-    missing. Raises an AuditError whose message says what to do next.
+    `where`: `pipeline.api.Where(runner, address, workers)`; `progress`: log a line per stage. `config`:
+
+    - `test`: one more source, whose split is test
+    - `rule`: {"table": CSV or Parquet with filename and label, split or both} or {"pattern": regular expression}
+    - `model`: {"path": ONNX or ORT file, "input": {...}} instead of the default model
+    - `neighbours`: {"space": "keep" or "new", "threshold": copy similarity of candidates, ...}
+    - `min_offset`, `max_offset`: list and extract these offsets only, publish nothing
+    - `shard_size`: images per shard
+    - `storage`: {"region": ..., "endpoint_url": ..., "endpoints": {name: url}}
+    - `max_failed_share` and the tables of limits, see `pipeline.config.AuditConfig`: `measure`, `space`, `threshold`,
+      `verify`, `quality`, `keeper`
+
+    Does only what is missing. Raises an AuditError whose message says what to do next.
     """
     values = {"sources": tuple(os.fspath(source) for source in sources), "root": os.fspath(root), **config}
     reporter: Reporter = LineReporter() if progress else SilentReporter()
@@ -135,9 +156,10 @@ def _stage_status(store: Store, record: dict[str, Any]) -> dict[str, Any]:
 
 def demo(into: str | None, where: Where, reporter: Reporter, command: str) -> Sequence[str]:
     """Makes the planted photo set, audits it, and says what was planted and what was found."""
-    from pipeline.demo import make_demo, report_demo
+    from pipeline.demo import make_demo, report_demo, require_own
 
     place = Path(into) if into else Path(tempfile.mkdtemp(prefix="image-audit-demo-"))
+    require_own(place)
     truth = make_demo(place / "photos")
     config = config_from({"sources": (str(place / "photos"),), "root": str(place / "audit")})
     audit = run_config(config, where, reporter, command)

@@ -108,7 +108,7 @@ def _add_runner(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--runner", choices=("auto", "local", "ray"), default="auto", help="default: by the work there is"
     )
-    group.add_argument("--address", help="Ray cluster to join: auto, host:port or ray://host:port")
+    group.add_argument("--address", help="Ray cluster to join: auto, or host:port of its head")
     group.add_argument("--workers", type=int, help="Ray workers on this machine (default: one per core)")
     group.add_argument("-q", "--quiet", action="store_true", help="no progress")
 

@@ -57,6 +57,13 @@ def demo_photos() -> dict[str, bytes]:
     return {name: found[name].read_bytes() for name in sorted(found)}
 
 
+def require_own(place: Path) -> None:
+    """Raises UsageError where a folder holds anything beside the demo's own folders: its photos go nowhere else."""
+    strange = _first_other(open_store(str(place)), {}, ("photos/", "audit/"))
+    if strange is not None:
+        raise UsageError(f"{place} holds {strange!r}, which is not of the demo: give an empty folder or a new name")
+
+
 def make_demo(target: Path, seed: int = 7) -> DemoTruth:
     """Writes the planted photo set into the folder `target` and returns what was planted, as uris relative to it.
 
@@ -103,9 +110,10 @@ def report_demo(truth: DemoTruth, tables: dict[str, pa.Table]) -> list[str]:
     return lines
 
 
-def _first_other(store: Store, files: dict[str, bytes]) -> str | None:
+def _first_other(store: Store, files: dict[str, bytes], folders: tuple[str, ...] = ()) -> str | None:
     try:
-        return next((entry.key for entry in store.list() if entry.key not in files), None)
+        keys = (entry.key for entry in store.list())
+        return next((key for key in keys if key not in files and not key.startswith(folders)), None)
     except NotFound:
         return None
 

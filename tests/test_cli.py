@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -298,6 +299,39 @@ def test_workers_of_one_process_are_refused(tmp_path: Path, capsys: pytest.Captu
     assert "workers 2 with the local runner, which is one process" in refused(capsys, 2, *words, "2")
     assert not (tmp_path / "audit").exists()
     assert main([*words, "1"]) == 0
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "head", "local", "http://head:8265"])
+def test_addresses_that_no_cluster_has_are_refused(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before any work, with what an address looks like; `ray://` with the reason."""
+    message = refused(capsys, 2, "run", str(tmp_path), "--root", str(tmp_path / "audit"), "--address", address)
+    assert "host:port of its head" in message
+    assert ("Ray's client" in message) == address.startswith("ray://")
+    assert not (tmp_path / "audit").exists()
+
+
+def test_a_cluster_that_nobody_started_is_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An address where nobody listens ends the run: Ray tries it for minutes. The photos are there, so work is."""
+    photos = write_files(tmp_path / "photos", small_set(4))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and does not listen
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        message = refused(
+            capsys, 3, "run", str(photos), "--root", str(tmp_path / "audit"), "--address", address, "--quiet"
+        )
+    assert f"no Ray cluster could be joined at '{address}'" in message
+    assert "ray start --head" in message
+
+
+def test_the_demo_leaves_other_folders_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that holds anything but a demo is refused, before a photo is written."""
+    write_files(tmp_path / "nine", {"mine.jpg": b"x"})
+    assert "holds 'mine.jpg', which is not of the demo" in refused(
+        capsys, 2, "demo", "--into", str(tmp_path / "nine"), *QUIET
+    )
+    assert [path.name for path in (tmp_path / "nine").iterdir()] == ["mine.jpg"]
 
 
 def test_wrong_show_is_2(planted: Audited, capsys: pytest.CaptureFixture[str]) -> None:
