@@ -9,8 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 
 HELD = """
+import signal
 import sys
 import crashing
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a script inherit that it is ignored
 from pipeline import cli
 from pipeline.plan import preparing
 preparing.extract.extract = crashing.held_extract
