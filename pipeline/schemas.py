@@ -363,13 +363,16 @@ CATALOG_ROWS = Table(
     (
         _IMAGE_ID,
         _SOURCE,
-        Column("uri", _TEXT, "name relative to the source, bytes that are not UTF-8 percent-encoded"),
+        Column("uri", _TEXT, "name relative to the source, escaped so that no two share one, see above"),
         Column("raw_key", pa.binary(), "the name's own bytes; null where the uri has the same"),
         Column("size_bytes", _LONG, "size in the listing", "bytes"),
         Column("etag", _TEXT, "etag in the listing of an object store; null on disk"),
         Column("mtime_ns", _LONG, "last change on disk, since 1970; null on an object store", "ns"),
     ),
     ("image_id",),
+    "In every `uri` a byte that is not UTF-8 is `%XX`, and a `%` that two hexadecimal digits follow is `%25`, so that "
+    "`a%20b.jpg` is shown as `a%2520b.jpg`: putting the byte for each `%XX` gives the name. Tables of labels and "
+    "patterns see the file's own name, or this uri where that is not UTF-8.",
 )
 
 _FINDINGS = (DUPLICATES, GROUPS, LEAKS, OUTLIERS, LABELS, LABEL_CONFLICTS, QUALITY, INVALID, IMAGES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 
 import pyarrow as pa
 import pyarrow.csv
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
-from pipeline.sources.folder import decode_key, encode_key, image_objects, is_image_key
+from pipeline.sources.folder import decode_key, encode_key, image_objects, is_image_key, own_name
 from pipeline.sources.labels import RuleParams, assign, count_unmatched
 from pipeline.sources.tabular import match_rows, read_label_table
 from pipeline.storage import ObjectInfo
@@ -67,10 +68,14 @@ def test_image_objects_keeps_order() -> None:
     assert [entry.key for entry in image_objects(iter(listed))] == ["b.jpg", "a.png"]
 
 
-@given(st.binary(max_size=40))
-@settings(max_examples=150, deadline=None)
+PIECES = st.sampled_from([b"%", b"%25", b"%E9", b"%e9", b"\xe9", b"\xc3\xa9", b"2", b"5", b"F", b"g", b".jpg"])
+NAMES = st.one_of(st.binary(max_size=40), st.lists(PIECES, max_size=8).map(b"".join))
+
+
+@given(NAMES)
+@settings(max_examples=200, deadline=None)
 def test_names_round_trip(raw: bytes) -> None:
-    """Any bytes of a name come back, and what is stored is UTF-8."""
+    """Any bytes of a name come back, with the raw bytes and from the uri alone; what is stored is UTF-8."""
     key = raw.decode("utf-8", "surrogateescape")
     uri, raw_key = encode_key(key)
 
@@ -78,12 +83,21 @@ def test_names_round_trip(raw: bytes) -> None:
     assert decode_key(uri, raw_key) == key
     assert (raw_key is None) == (uri == key)
     assert raw_key in (None, raw)
+    assert re.sub(rb"%([0-9A-Fa-f]{2})", lambda found: bytes.fromhex(found[1].decode()), uri.encode()) == raw
 
 
-def test_invalid_bytes_become_percent() -> None:
-    """Only invalid bytes are encoded; valid neighbours and percent signs stay."""
+def test_names_that_look_alike_have_uris_of_their_own() -> None:
+    """Only invalid bytes and what reads like one are encoded; valid neighbours and other percent signs stay."""
     assert encode_key(os.fsdecode(b"caf\xe9 \xc3\xa9 50%.jpg")) == ("caf%E9 é 50%.jpg", b"caf\xe9 \xc3\xa9 50%.jpg")
+    assert encode_key("caf%E9 é 50%.jpg") == ("caf%25E9 é 50%.jpg", "caf%E9 é 50%.jpg".encode())
     assert encode_key("50%.jpg") == ("50%.jpg", None)
+
+
+def test_rules_see_the_name_that_its_owner_wrote() -> None:
+    """A table says `a%20b.jpg` for the file of that name; one that is not UTF-8 goes by its uri."""
+    assert own_name(*encode_key("a%20b/1.jpg")) == "a%20b/1.jpg"
+    assert own_name(*encode_key("é.jpg")) == "é.jpg"
+    assert own_name(*encode_key(os.fsdecode(b"%20\xe9.jpg"))) == "%2520%E9.jpg"
 
 
 def test_surrogate_that_is_no_byte() -> None:

@@ -4,30 +4,29 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
-from pipeline.errors import UsageError
 from pipeline.kernels.hashing import content_hash
-from pipeline.layout.annotations import SCHEMA, STEM, VOCABULARY
+from pipeline.kernels.sampling import mix
+from pipeline.layout.annotations import SCHEMA, STEM, VOCABULARY, load_table
 from pipeline.layout.parts import list_parts, part_name
-from pipeline.layout.root import Root, opened
+from pipeline.layout.root import Root
 from pipeline.layout.snapshots import Snapshot, SourceRecord, catalog_rows, read_snapshot, removed_ids
 from pipeline.layout.tables import json_bytes, read_table, write_table
 from pipeline.runner import Counters
+from pipeline.sources.folder import own_name
 from pipeline.sources.labels import RuleParams, assign, count_unmatched
-from pipeline.sources.tabular import LabelTable, read_label_table
-from pipeline.storage import StorageConfig
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class AnnotateSpec:
-    """Offsets [lo, hi) of a snapshot, annotated into a folder; table_hash: content hash of the rule's table, if any."""
+    """Offsets [lo, hi) of a snapshot, annotated into a folder; table_hash: of the rule's table as the root has it."""
 
     root: Root
     snapshot: int
@@ -52,14 +51,15 @@ def annotate(spec: AnnotateSpec) -> Counters:
     store = spec.root.open()
     snapshot = read_snapshot(store, spec.snapshot)
     rows = catalog_rows(store, snapshot, spec.lo, spec.hi)
-    table = load_table(spec.rule.table, spec.root.storage, spec.table_hash) if spec.rule.table else None
-    uris, source = rows["uri"].to_pylist(), rows["source"].to_numpy()
-    splits: list[str | None] = [None] * len(uris)
-    labels: list[str | None] = [None] * len(uris)
+    table = load_table(store, spec.table_hash, spec.rule.table) if spec.rule.table else None
+    names = [*map(own_name, rows["uri"].to_pylist(), rows["raw_key"].to_pylist())]
+    source = rows["source"].to_numpy()
+    splits: list[str | None] = [None] * len(names)
+    labels: list[str | None] = [None] * len(names)
     unmatched = 0
     for index, record in enumerate(snapshot.sources):
         at = np.flatnonzero(source == index)
-        paths = [uris[row] for row in at]
+        paths = [names[row] for row in at]
         rule = source_rule(spec.rule, record, snapshot)
         found_splits, found_labels = assign(paths, rule, table)
         unmatched += count_unmatched(paths, rule, table)
@@ -72,7 +72,7 @@ def annotate(spec: AnnotateSpec) -> Counters:
     }
     key = f"{spec.folder}/{part_name(STEM, spec.lo, spec.hi)}"
     write_table(store, key, pa.table(columns, schema=SCHEMA).replace_schema_metadata({"unmatched": str(unmatched)}))
-    return {"images": len(uris), "unmatched": unmatched}
+    return {"images": len(names), "unmatched": unmatched}
 
 
 def source_rule(rule: RuleParams, record: SourceRecord, snapshot: Snapshot) -> RuleParams:
@@ -84,47 +84,43 @@ def source_rule(rule: RuleParams, record: SourceRecord, snapshot: Snapshot) -> R
     return rule
 
 
-@lru_cache(maxsize=1)
-def load_table(address: str, storage: StorageConfig, hashed: str) -> LabelTable:
-    """The table of splits and labels at an address, of this content hash, read once per process.
-
-    Raises UsageError where it is another by now: its annotations would be kept under the name of the first.
-    """
-    data = read_address(address, storage)
-    if content_hash(data).hex() != hashed:
-        raise UsageError(f"table {address} changed while the run read it. Run again when it is finished.")
-    return read_label_table(data, address)
-
-
-def read_address(address: str, storage: StorageConfig) -> bytes:
-    """The bytes of one object named by its full address."""
-    folder, slash, name = address.rpartition("/")
-    return opened(folder or slash or ".", storage).read(name)
-
-
 def count_vocabulary(spec: VocabularySpec) -> Counters:
-    """Commits the sorted splits and labels of the live images with their counts."""
+    """Commits the sorted splits and labels of the live images with their counts and digests."""
     store = spec.root.open()
     snapshot = read_snapshot(store, spec.snapshot)
     gone = pa.array(removed_ids(store, snapshot))
     splits: Counter[str] = Counter()
     labels: Counter[str] = Counter()
     unmatched = 0
+    digests = {"split": np.uint64(0), "label": np.uint64(0)}
     for part in list_parts(store, spec.folder, STEM):
         rows = read_table(store, part.key)
         unmatched += int((rows.schema.metadata or {}).get(b"unmatched", b"0"))
         live = rows.filter(pc.invert(pc.is_in(rows["image_id"], value_set=gone)))
         splits.update(_counts(live["split"]))
         labels.update(_counts(live["label"]))
+        for name in digests:
+            digests[name] += _digest(live["image_id"].to_numpy(), live[name])
     value = {
         "splits": sorted(splits),
         "labels": sorted(labels),
         "split_counts": [splits[name] for name in sorted(splits)],
         "label_counts": [labels[name] for name in sorted(labels)],
         "unmatched": unmatched,
+        **{f"{name}_digest": f"{int(digest):016x}" for name, digest in digests.items()},
     }
     store.put(f"{spec.folder}/{VOCABULARY}", json_bytes(value))
     return {"splits": len(splits), "labels": len(labels), "unmatched": unmatched}
+
+
+def _digest(ids: NDArray[np.int64], column: pa.ChunkedArray) -> np.uint64:
+    """A sum over rows, so that it does not depend on how they were cut into parts."""
+    coded = column.cast(pa.string()).combine_chunks().dictionary_encode()
+    names = coded.dictionary.to_pylist()
+    words = np.frombuffer(b"".join(content_hash(name.encode())[:8] for name in names) + bytes(8), np.uint64)
+    codes = pc.fill_null(coded.indices, len(names)).to_numpy()
+    total: np.uint64 = mix((mix(ids) ^ words[codes]).view(np.int64), 1).sum(dtype=np.uint64)
+    return total
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

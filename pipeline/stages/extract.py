@@ -30,7 +30,7 @@ from pipeline.layout.root import Root
 from pipeline.layout.snapshots import Snapshot, catalog_rows, catalog_rows_of, read_snapshot, removed_ids
 from pipeline.runner import FATAL, Counters
 from pipeline.schemas import FEATURE_ROWS, TRANSIENT, Status
-from pipeline.sources.folder import encode_key
+from pipeline.sources.folder import escape_bytes
 from pipeline.storage import StorageConfig, is_remote
 
 VERSION = 2  # 2: entropy, colour and signature of a raster that does not depend on the model
@@ -185,7 +185,7 @@ def _read_one(wanted: ImageObject | None, storage: StorageConfig) -> tuple[bytes
     except FATAL:
         raise
     except tuple(CAUSES) as error:
-        message, _ = encode_key(str(error))  # it names the file, and the name may be no UTF-8
+        message = escape_bytes(str(error))  # it names the file, and the name may be no UTF-8
         return b"", _failed(next(CAUSES[cause] for cause in type(error).__mro__ if cause in CAUSES), message)
 
 
