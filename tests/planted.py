@@ -32,7 +32,7 @@ HOSTILE_NAMES = (
     "=1+1.jpg",
     "-rf.jpg",
     "@at.jpg",
-    "50%41.jpg",
+    "50%2541.jpg",
     "back\\slash.jpg",
     "#hash?query.jpg",
     "emoji \U0001f600.jpg",
@@ -43,6 +43,8 @@ HOSTILE_NAMES = (
 )
 RAW_NAMES = {"latin %E9.jpg": b"latin \xe9.jpg", "%FF%FE.jpg": b"\xff\xfe.jpg"}
 """Uris of names that are not UTF-8, and those names; only a disk can hold them."""
+DISK_NAMES = {**RAW_NAMES, "50%2541.jpg": b"50%41.jpg"}
+"""Every uri that differs from its name on disk, and that name."""
 
 OTHER = {"tools": "fish", "fish": "buildings", "buildings": "tools"}
 """Label -> a wrong one."""
@@ -141,7 +143,7 @@ def build(folder: Path, seed: int = 7) -> Truth:
     planted = plant(seed)
     for uri, data in planted.files.items():
         parent, _, name = uri.rpartition("/")
-        path = folder / parent / os.fsdecode(RAW_NAMES.get(name, os.fsencode(name)))
+        path = folder / parent / os.fsdecode(DISK_NAMES.get(name, os.fsencode(name)))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     return planted.truth

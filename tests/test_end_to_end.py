@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from audited import SEED, Audited, by_uri, planted_audit, rows
-from planted import RAW_NAMES
+from planted import DISK_NAMES
 
 from pipeline.audit import FINDINGS
 from pipeline.demo import SUBJECTS
@@ -33,22 +33,14 @@ def pair_of(row: dict[str, Any]) -> frozenset[str]:
 def test_every_file_is_an_image_of_the_snapshot(found: Audited) -> None:
     """The images table has each file once, sorted by the bytes of its name; hostile names are spelled exactly."""
     files = sorted(os.fsencode(path.relative_to(found.photos)) for path in found.photos.rglob("*.*"))
-    utf8 = [name.decode() for name in files if is_utf8(name)]
+    plain = [name.decode() for name in files if name.rpartition(b"/")[2] not in DISK_NAMES.values()]
     listed = [row["uri"] for row in rows(found.audit, "images")]
-    raw = {f"train/{label}/{name}" for label in SUBJECTS for name in RAW_NAMES}
+    spelled = {f"train/{label}/{name}" for label in SUBJECTS for name in DISK_NAMES}
 
     assert [row["image_id"] for row in rows(found.audit, "images")] == [*range(len(files))]
-    assert len(set(listed)) == len(files) == len(utf8) + len(RAW_NAMES)
-    assert [uri for uri in listed if uri not in raw] == utf8
+    assert len(set(listed)) == len(files) == len(plain) + len(DISK_NAMES)
+    assert [uri for uri in listed if uri not in spelled] == plain
     assert {uri for pair in found.truth.hostile for uri in pair} <= set(listed)
-
-
-def is_utf8(name: bytes) -> bool:
-    try:
-        name.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def test_splits_and_labels_follow_the_folders(found: Audited) -> None:

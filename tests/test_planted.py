@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from planted import HOSTILE_NAMES, RAW_NAMES, Planted, build, plant
+from planted import DISK_NAMES, HOSTILE_NAMES, RAW_NAMES, Planted, build, plant
 
 from benchmarks.edits import decode
 from pipeline.demo import DemoTruth, demo_photos, make_demo, report_demo
@@ -124,7 +124,7 @@ def test_written_names(tmp_path: Path) -> None:
             path = Path(folder) / name
             uri, raw = encode_key(path.relative_to(tmp_path).as_posix())
             found[uri] = path.read_bytes()
-            assert (raw is not None) == (name.encode(errors="surrogateescape") in RAW_NAMES.values())
+            assert (raw is not None) == (name.encode(errors="surrogateescape") in DISK_NAMES.values())
 
     assert found == plant(seed=3).files
     assert {Path(uri).name for uri, _ in truth.hostile} == {*HOSTILE_NAMES, *RAW_NAMES}
