@@ -28,6 +28,7 @@ from pipeline.audit import Audit
 from pipeline.config import config_from
 from pipeline.layout.features import list_features
 from pipeline.layout.root import Root
+from pipeline.layout.snapshots import latest_snapshot
 from pipeline.plan import Call, run_audit
 from pipeline.progress import SilentReporter
 from pipeline.runner import LocalRunner, Runner
@@ -67,6 +68,41 @@ def test_second_run_does_nothing(planted: Audited) -> None:
     assert again.audit_id == planted.audit.audit_id
     assert again.summary() == planted.audit.summary()
     assert_equal_tables(again, planted.audit)
+
+
+def test_a_touched_file_makes_no_other_audit(tmp_path: Path) -> None:
+    """Equal bytes with a new time are one more snapshot, for the next listing, and nothing else is done."""
+    photos, root = write_files(tmp_path / "photos", small_set(12)), tmp_path / "audit"
+    first = run(photos, root=root)
+    os.utime(photos / "train/a/a00.jpg", ns=(1, 1))
+    again = run(photos, root=root)
+
+    assert latest_snapshot(first.root.open()).number == 2
+    assert attempts(again) == {"catalog": 1}
+    assert again.audit_id == first.audit_id
+    assert (again.published.snapshot, len([*root.glob("audits/*")])) == (1, 1)
+
+
+def test_what_splits_and_labels_do_not_change_is_not_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same table under another address or in another order is the same audit; a label alone moves no neighbour."""
+    files = small_set(12)
+    photos, root = write_files(tmp_path / "photos", files), tmp_path / "audit"
+    lines = [f"{uri},{uri.split('/')[1]}" for uri in files]
+    written = {"one.csv": lines, "turned.csv": lines[::-1], "other.csv": [*lines[:-1], f"{[*files][-1]},c"]}
+    for name, listed in written.items():
+        (tmp_path / name).write_text("\n".join(["filename,label", *listed]))
+    first = run(photos, root=root, rule={"table": str(tmp_path / "one.csv")})
+    monkeypatch.chdir(tmp_path)
+    assert attempts(run(photos, root=root, rule={"table": "./one.csv"})) == {"catalog": 1}
+    turned = run(photos, root=root, rule={"table": "turned.csv"})
+    other = run(photos, root=root, rule={"table": "other.csv"})
+
+    assert turned.audit_id == first.audit_id
+    assert set(attempts(turned)) == {"catalog", "annotate", "vocabulary", "exact groups"}
+    assert set(attempts(other)) == {*attempts(turned), "score", "totals", "findings", "summary"}
+    assert {row["label"] for row in rows(other, "images")} == {"a", "b", "c"}
 
 
 def states(root: Path) -> dict[str, tuple[str, int, int, float]]:

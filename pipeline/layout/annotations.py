@@ -11,12 +11,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import ArtifactError
+from pipeline.kernels.hashing import content_hash
 from pipeline.layout.parts import cover, list_parts, missing
-from pipeline.layout.tables import read_json, read_table
+from pipeline.layout.root import Root, kept, opened
+from pipeline.layout.tables import read_json, read_table, way_out
+from pipeline.sources.tabular import LabelTable, read_label_table
 from pipeline.storage import Store
 
 STEM = "annotations"
 VOCABULARY = "vocabulary.json"
+TABLES = "annotations/tables"
 SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.int64()),
@@ -29,13 +33,19 @@ NONE = -1
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Every split and label of a snapshot, sorted, with the number of live images of each. A code is a position."""
+    """Every split and label of a snapshot, sorted, with the number of live images of each. A code is a position.
+
+    split_digest, label_digest: of the ids of live images and the split or label of each. They name what depends on
+    splits or labels, so that another rule or table that gives the same ones costs nothing.
+    """
 
     splits: tuple[str, ...]
     labels: tuple[str, ...]
     split_counts: tuple[int, ...]
     label_counts: tuple[int, ...]
     unmatched: int
+    split_digest: str
+    label_digest: str
 
     @property
     def labelled(self) -> int:
@@ -51,6 +61,28 @@ class Codes:
     label: npt.NDArray[np.int32]
 
 
+def store_table(root: Root, address: str) -> str:
+    """Copies a table of splits and labels into the root, where every worker finds it; returns the hash it is under."""
+    folder, slash, name = address.rpartition("/")
+    data = opened(folder or slash or ".", root.storage).read(name)
+    hashed = content_hash(data).hex()
+    root.open().put_if_absent(f"{TABLES}/{hashed}", data)
+    return hashed
+
+
+def load_table(store: Store, hashed: str, address: str) -> LabelTable:
+    """The stored table of a hash, read once per process; `address` is where it came from, for messages."""
+    return kept(store, f"{TABLES}/{hashed}", lambda: _read_stored_table(store, hashed, address))
+
+
+def _read_stored_table(store: Store, hashed: str, address: str) -> LabelTable:
+    key = f"{TABLES}/{hashed}"
+    data = store.read(key)
+    if content_hash(data).hex() != hashed:
+        raise ArtifactError(f"{store.uri}/{key}: its hash is not the one in its name. {way_out(key)}")
+    return read_label_table(data, address)
+
+
 def read_vocabulary(store: Store, folder: str) -> Vocabulary:
     """The vocabulary of an annotations folder."""
     value = read_json(store, f"{folder}/{VOCABULARY}")
@@ -60,6 +92,8 @@ def read_vocabulary(store: Store, folder: str) -> Vocabulary:
         split_counts=tuple(value["split_counts"]),
         label_counts=tuple(value["label_counts"]),
         unmatched=value["unmatched"],
+        split_digest=value["split_digest"],
+        label_digest=value["label_digest"],
     )
 
 

@@ -52,8 +52,10 @@ class Snapshot:
 
     @property
     def digest(self) -> str:
-        """Hash of all that the snapshot names."""
-        return hashlib.sha256(json_bytes(snapshot_to_json(self))).hexdigest()[:20]
+        """Hash of its sources and rows; not of its number, nor of the times of files whose bytes did not change."""
+        named = snapshot_to_json(self)
+        del named["number"], named["restamped_key"]
+        return hashlib.sha256(json_bytes(named)).hexdigest()[:20]
 
     @property
     def live(self) -> int:
@@ -87,6 +89,19 @@ def read_snapshot(store: Store, number: int) -> Snapshot:
         removed_count=value["removed_count"],
         restamped_key=value["restamped_key"],
     )
+
+
+def first_alike(store: Store, snapshot: Snapshot) -> Snapshot:
+    """The first of the snapshots up to this one that hold the same rows: those after it have new times of files only.
+
+    An audit is one of that snapshot, so that a touched file makes no other.
+    """
+    while snapshot.number > 1:
+        before = read_snapshot(store, snapshot.number - 1)
+        if before.digest != snapshot.digest:
+            break
+        snapshot = before
+    return snapshot
 
 
 def snapshot_to_json(snapshot: Snapshot) -> dict[str, object]:

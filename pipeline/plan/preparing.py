@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.errors import AccessDenied, CorruptObject, IncompleteError, NotFound, ObjectChanged, UsageError
 from pipeline.kernels.hashing import content_hash
 from pipeline.kernels.measure import MeasureParams
-from pipeline.layout.annotations import STEM, VOCABULARY, Vocabulary, read_vocabulary
+from pipeline.layout.annotations import STEM, VOCABULARY, Vocabulary, read_vocabulary, store_table
 from pipeline.layout.exact import MAX_SPLITS
 from pipeline.layout.features import (
     FeatureSet,
@@ -24,7 +24,8 @@ from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.models import ModelRef
 from pipeline.layout.parts import Slice, cover, cut, list_parts, missing, part_name, shard_size
 from pipeline.layout.root import opened, versions
-from pipeline.layout.snapshots import Snapshot, SourceRecord, latest_snapshot, removed_ids
+from pipeline.layout.snapshots import Snapshot, SourceRecord, first_alike, latest_snapshot, removed_ids
+from pipeline.plan.listing import listed_counts, say_listed
 from pipeline.plan.session import Session, StageWork
 from pipeline.runner import Task
 from pipeline.schemas import TRANSIENT, Status
@@ -46,22 +47,20 @@ def take_snapshot(session: Session) -> Snapshot:
     _refuse_twice(session, sources)
     record = session.timed("catalog", "catalog")
     started, cpu = time.perf_counter(), time.process_time()
-    snapshot = update_catalog(session.root, sources, _KnownContent(session))
+    update = update_catalog(session.root, sources, _KnownContent(session))
+    snapshot = first_alike(session.store, update.snapshot)
+    record.counters = listed_counts(update)
     session.close(record, time.perf_counter() - started, time.process_time() - cpu, snapshot.live)
-    removed = f", {snapshot.removed_count:,} removed" if snapshot.removed_count else ""
-    session.reporter.say(f"catalog: {snapshot.live:,} images in snapshot {snapshot.number}{removed}")
-    if snapshot.live == 0:
-        session.reporter.say(f"no images found in {', '.join(source.uri for source in sources)}: every table is empty")
+    say_listed(session, snapshot, update)
     return snapshot
 
 
 def annotate_snapshot(session: Session, snapshot: Snapshot) -> str:
     """Gives every row its split and label; returns the annotations folder."""
     rule = session.config.rule
-    table_hash = ""
-    if rule.table:
-        table_hash = content_hash(annotate.read_address(rule.table, session.config.storage)).hex()
-    name = fingerprint("annotate", annotate.VERSION, snapshot=snapshot.digest, rule=rule, table=table_hash)
+    table_hash = store_table(session.root, rule.table) if rule.table else ""
+    of = {"snapshot": snapshot.digest, "rule": replace(rule, table=None), "table": table_hash}
+    name = fingerprint("annotate", annotate.VERSION, **of)
     folder = f"annotations/{name}"
     have = list_parts(session.store, folder, STEM)
     tasks = [

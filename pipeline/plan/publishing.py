@@ -85,7 +85,8 @@ def _score(session: Session, snapshot: Snapshot, inputs: Inputs, found: Found, t
     summary = summary_of(session, inputs)
     meant = rules.outliers.neighbours_among(summary.representatives)
     # the folder of the exact groups names the parts that it read: a shard size must not make another audit
-    exact = {"content": summary.digest, "annotations": inputs.annotations}
+    vocabulary = read_vocabulary(session.store, inputs.annotations)
+    exact = {"content": summary.digest, "splits": vocabulary.split_digest, "labels": vocabulary.label_digest}
     of = {"neighbours": found.neighbours, "groups": found.groups, "tail": tail, "exact": exact}
     folder = "scores/" + fingerprint("score", score.VERSION, meant=meant, rules=rules.labels, of=of)
     tasks = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from pipeline.layout.annotations import read_vocabulary
 from pipeline.layout.exact import FEATURES, MEMBERS, SUMMARY, ExactSummary, read_summary
 from pipeline.layout.features import FeatureSet
 from pipeline.layout.fingerprint import fingerprint
@@ -59,7 +60,7 @@ def summary_of(session: Session, inputs: Inputs) -> ExactSummary:
 def search(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSpace) -> Found:
     """Candidates, their kinds, the groups, and the semantic neighbours outside them."""
     summary = summary_of(session, inputs)
-    key = {"features": inputs.features, "content": summary.digest, "annotations": inputs.annotations}
+    key = {"features": inputs.features, "content": summary.digest}
     candidates = _join_copy(session, snapshot, inputs, space, key)
     found_pairs = f"pairs/{fingerprint('pairs', pairs.VERSION, candidates=candidates)}"
     spec = pairs.PairsSpec(inputs, space.folder, candidates, space.threshold, found_pairs)
@@ -82,6 +83,7 @@ def _join_copy(session: Session, snapshot: Snapshot, inputs: Inputs, space: Chos
         threshold=space.threshold,
         params=params,
         of=key,
+        splits=read_vocabulary(session.store, inputs.annotations).split_digest,
         ranges=query_ranges(snapshot.total),
     )
 

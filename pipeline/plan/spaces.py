@@ -54,7 +54,7 @@ class ChosenSpace:
 
 def choose_space(session: Session, inputs: Inputs, summary: ExactSummary, model: ModelRef) -> ChosenSpace:
     """The kept or newly trained space, with the threshold for this number of representatives."""
-    key = {"features": inputs.features, "content": summary.digest, "annotations": inputs.annotations}
+    key = {"features": inputs.features, "content": summary.digest}
     moments = f"moments/{fingerprint('moments', train.VERSION, of=key)}"
     spec = train.MomentsSpec(inputs, moments)
     session.run_one("moments", moments, (MOMENTS,), Task(moments, train.take_moments, spec))

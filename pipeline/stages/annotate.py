@@ -92,35 +92,34 @@ def count_vocabulary(spec: VocabularySpec) -> Counters:
     splits: Counter[str] = Counter()
     labels: Counter[str] = Counter()
     unmatched = 0
-    digests = {"split": np.uint64(0), "label": np.uint64(0)}
+    digests = {"split": 0, "label": 0}
     for part in list_parts(store, spec.folder, STEM):
         rows = read_table(store, part.key)
         unmatched += int((rows.schema.metadata or {}).get(b"unmatched", b"0"))
         live = rows.filter(pc.invert(pc.is_in(rows["image_id"], value_set=gone)))
         splits.update(_counts(live["split"]))
         labels.update(_counts(live["label"]))
-        for name in digests:
-            digests[name] += _digest(live["image_id"].to_numpy(), live[name])
+        for name, digest in digests.items():
+            digests[name] = (digest + _digest(live["image_id"].to_numpy(), live[name])) % 2**64
     value = {
         "splits": sorted(splits),
         "labels": sorted(labels),
         "split_counts": [splits[name] for name in sorted(splits)],
         "label_counts": [labels[name] for name in sorted(labels)],
         "unmatched": unmatched,
-        **{f"{name}_digest": f"{int(digest):016x}" for name, digest in digests.items()},
+        **{f"{name}_digest": f"{digest:016x}" for name, digest in digests.items()},
     }
     store.put(f"{spec.folder}/{VOCABULARY}", json_bytes(value))
     return {"splits": len(splits), "labels": len(labels), "unmatched": unmatched}
 
 
-def _digest(ids: NDArray[np.int64], column: pa.ChunkedArray) -> np.uint64:
+def _digest(ids: NDArray[np.int64], column: pa.ChunkedArray) -> int:
     """A sum over rows, so that it does not depend on how they were cut into parts."""
     coded = column.cast(pa.string()).combine_chunks().dictionary_encode()
     names = coded.dictionary.to_pylist()
     words = np.frombuffer(b"".join(content_hash(name.encode())[:8] for name in names) + bytes(8), np.uint64)
     codes = pc.fill_null(coded.indices, len(names)).to_numpy()
-    total: np.uint64 = mix((mix(ids) ^ words[codes]).view(np.int64), 1).sum(dtype=np.uint64)
-    return total
+    return int(mix((mix(ids) ^ words[codes]).view(np.int64), 1).sum(dtype=np.uint64))
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:
