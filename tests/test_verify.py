@@ -127,6 +127,35 @@ def test_an_object_that_moved_is_not_an_overlay() -> None:
     assert judge(first, second).kind is Kind.SAME_SCENE
 
 
+def shirt(colour: int, chest: str) -> np.ndarray:
+    """A symmetric thing on a plain ground, with something of its own in the middle."""
+    image = np.full((160, 160), 215, np.uint8)
+    outline = [
+        (60, 20),
+        (100, 20),
+        (150, 50),
+        (135, 75),
+        (115, 62),
+        (115, 145),
+        (45, 145),
+        (45, 62),
+        (25, 75),
+        (10, 50),
+    ]
+    cv2.fillPoly(image, [np.array(outline)], colour)
+    cv2.putText(image, chest, (50, 85), cv2.FONT_HERSHEY_SIMPLEX, 0.9, 225, 3)
+    return cv2.GaussianBlur(image, (0, 0), 1.0)
+
+
+def test_two_symmetric_things_are_not_mirror_images() -> None:
+    """Outlines agree either way round, but not to the pixel."""
+    first, second = shirt(60, "ABR"), np.roll(shirt(90, "SPQ"), 3, axis=1)
+
+    assert judge(first, second).kind not in NEAR_DUPLICATES
+    assert judge(first, second[:, ::-1]).kind not in NEAR_DUPLICATES
+    assert judge(first, first[:, ::-1]).kind is Kind.EDITED
+
+
 def sky(top: float, bottom: float, seed: int) -> np.ndarray:
     """A vertical gradient with a little noise: cloudless sky."""
     rows = np.linspace(top, bottom, 150)[:, None]
