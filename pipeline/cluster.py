@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
 import statistics
+import sys
 import threading
 import time
 import uuid
@@ -17,6 +19,7 @@ from typing import Any
 
 import ray
 from ray import exceptions
+from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import AuditError, StorageError, UsageError
@@ -37,33 +40,49 @@ WORKER_ENVIRONMENT = {
 OBJECT_STORE_BYTES = 80_000_000  # Ray's minimum is 75 MiB; only specs and counters pass through
 NODE_LOST = (exceptions.NodeDiedError, exceptions.ObjectLostError)
 PROCESS_LOST = (exceptions.WorkerCrashedError, exceptions.OutOfMemoryError, exceptions.TaskCancelledError)
+NOTES = "image-audit"  # namespace of what workers say, in the cluster's key-value store
 LOOK_SECONDS = 5.0
 CONNECT_SECONDS = 10.0
 STRAGGLER_SECONDS = 600.0
+LAST_SECONDS = 120.0  # of a twin, and of a piece of a task that hung
 STRAGGLER_FACTOR = 6.0
+UNKNOWN_SECONDS = 0.25  # per item while no part of the stage is done: 30 times what an extraction takes
+HUNG_CUTS = 4  # a task that hung is cut in 16 at once: each level costs LAST_SECONDS
 
 
 @dataclass
 class _Attempt:
+    """A try of a task. `begun`: when a worker was first seen to be at it, None while it waits for a core.
+
+    `is_last`: an attempt before it, or the task that it is a piece of, hung; it is given less time, and no twin.
+    """
+
     task: Task
-    number: int
-    started: float
-    is_twin: bool = False
-    twin_started: bool = False
+    number: int = 1
+    is_last: bool = False
+    key: str = ""
+    submitted: float = 0.0
+    begun: float | None = None
+    twin: _Attempt | None = None
 
 
 @dataclass
 class _Book:
-    """The driver's account of one call of `run`."""
+    """The driver's account of one call of `run`. `rates`: seconds per item of the parts that are done."""
 
-    waiting: deque[tuple[Task, int]]
+    waiting: deque[_Attempt]
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
+    submitted: int = 0
+    looked: float = 0.0
     running: dict[Any, _Attempt] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
-    seconds: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
 
 
 def start_ray(workers: int | None = None) -> RayRunner:
-    """Starts Ray on this machine, one worker per core unless told otherwise."""
+    """Starts Ray on this machine, one worker per core unless told otherwise; takes the one that this process is on."""
+    if ray.is_initialized():
+        return RayRunner(is_ours=False, at_most=workers)
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     started = time.perf_counter()
@@ -77,15 +96,26 @@ def start_ray(workers: int | None = None) -> RayRunner:
         configure_logging=False,
     )
     log.debug("Ray started in %.1f s", time.perf_counter() - started)
-    return RayRunner(owns_cluster=True)
+    return RayRunner(is_ours=True)
 
 
 def _init(**options: Any) -> None:
     """Starts or joins Ray, which answers SIGTERM with exit code 15; the handler of the command line is put back."""
     handler = signal.getsignal(signal.SIGTERM)
+    logging.getLogger("ray").setLevel(logging.ERROR)  # Ray's own level for it comes after its notice on tokens
     ray.init(**options)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
+
+
+def _present(address: str) -> RayRunner:
+    present = ray.get_runtime_context().gcs_address
+    if address not in ("auto", present):
+        raise UsageError(
+            f"this process is on the Ray cluster at {present!r} and is to join {address!r}: leave the address out, or "
+            "call ray.shutdown() first."
+        )
+    return RayRunner(is_ours=False)
 
 
 class ClusterError(AuditError):
@@ -95,7 +125,12 @@ class ClusterError(AuditError):
 
 
 def join_ray(address: str) -> RayRunner:
-    """Joins the cluster at `address` ("auto" or host:port). Raises ClusterError within a minute where there is none."""
+    """Joins the cluster at `address` ("auto" or host:port). Raises ClusterError within a minute where there is none.
+
+    A process that is on a cluster already stays there; UsageError where that is another one.
+    """
+    if ray.is_initialized():
+        return _present(address)
     place = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
     os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")  # one attempt of 35 s instead of 20, with Ray 2.60
     try:
@@ -114,10 +149,12 @@ def join_ray(address: str) -> RayRunner:
             f"no Ray cluster could be joined at {place!r} ({error}). Start one with 'ray start --head', check the "
             "address, and set RAY_AUTH_MODE=token with the cluster's token where it asks for one."
         ) from error
-    return RayRunner(owns_cluster=False)
+    return RayRunner(is_ours=True)
 
 
-def _execute(function: Callable[..., Any], *arguments: Any) -> Execution:
+def _execute(key: str, function: Callable[..., Any], *arguments: Any) -> Execution:
+    """Runs on a worker; says first that it has begun, since Ray's own task states need the dashboard."""
+    internal_kv._internal_kv_put(key, b"begun", namespace=NOTES)
     return execute(function, *arguments)
 
 
@@ -129,29 +166,44 @@ def _read_token(root: str, storage: StorageConfig, key: str) -> bytes:
 
 
 class RayRunner:
-    """Bounded in-flight Ray tasks with the retry budget in the driver and twins for stragglers."""
+    """Bounded in-flight Ray tasks with the retry budget in the driver and twins for stragglers.
+
+    `is_ours`: this runner started Ray or connected to it, and ends that in `close`. `at_most`: tasks at once.
+    """
 
     name = "ray"
 
-    def __init__(self, owns_cluster: bool) -> None:
-        self._owns_cluster = owns_cluster
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        self.workers = max(1, int(resources.get("CPU", 1)))
+    def __init__(self, is_ours: bool, at_most: int | None = None) -> None:
+        self._is_ours = is_ours
+        self._at_most = at_most
         self._remote: Any = ray.remote(_execute)
+        self.workers = self._cores()
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        """Yields an outcome per task as they end; a task whose process dies twice is halved, then quarantined."""
-        book = _Book(deque((task, 1) for task in tasks))
-        while book.waiting or book.running:
-            self._submit(book)
-            ready, _ = ray.wait(list(book.running), num_returns=1, timeout=LOOK_SECONDS) if book.running else ([], [])
-            for reference in ready:
-                yield from self._settle(book, reference)
-            self._watch(book)
+        """Yields an outcome per task as they end; one whose process dies or hangs twice is cut, then quarantined."""
+        book = _Book(deque(_Attempt(task) for task in tasks))
+        try:
+            while book.waiting or book.running:
+                self._submit(book)
+                waited = ray.wait(list(book.running), num_returns=1, timeout=LOOK_SECONDS) if book.running else ([],)
+                for reference in waited[0]:
+                    yield from self._settle(book, reference)
+                if time.monotonic() - book.looked >= LOOK_SECONDS:
+                    book.looked = time.monotonic()
+                    self.workers = self._cores()
+                    yield from self._watch(book)
+        finally:
+            self._abandon(book)
 
     def close(self) -> None:
-        """Stops Ray where this runner started it, else leaves the cluster to its owner."""
-        ray.shutdown()
+        """Leaves Ray where this runner started or joined it; the caller's own stays as it is."""
+        if self._is_ours:
+            ray.shutdown()
+
+    def _cores(self) -> int:
+        """Tasks that the cluster can run at once now; it may grow and shrink."""
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        return max(1, min(int(resources.get("CPU", 1)), self._at_most or sys.maxsize))
 
     def require_shared_root(self, root: str, storage: StorageConfig) -> None:
         """Proves that every node sees the root by having each read a token; UsageError names those that do not."""
@@ -178,27 +230,30 @@ class RayRunner:
         return remote.remote(root, storage, key)
 
     def _submit(self, book: _Book) -> None:
-        limit = 2 * self.workers + 2
+        """Keeps workers in work and some tasks waiting in Ray: an autoscaler adds nodes for what waits."""
+        limit = self._at_most or 2 * self.workers + 2
         while book.waiting and len(book.running) < limit:
-            task, number = book.waiting.popleft()
-            if task.name in book.finished:  # its twin was faster
-                continue
-            self._start(book, _Attempt(task, number, time.monotonic()))
+            attempt = book.waiting.popleft()
+            if attempt.task.name not in book.finished:  # else its twin was faster
+                self._start(book, attempt)
 
     def _start(self, book: _Book, attempt: _Attempt) -> None:
+        book.submitted += 1
+        attempt.key, attempt.submitted, attempt.begun = f"{book.name}/{book.submitted}", time.monotonic(), None
         reference = self._remote.options(name=attempt.task.name, num_cpus=1, max_retries=0).remote(
-            attempt.task.function, attempt.task.spec
+            attempt.key, attempt.task.function, attempt.task.spec
         )
         book.running[reference] = attempt
 
     def _settle(self, book: _Book, reference: Any) -> Iterator[Outcome]:
         attempt = book.running.pop(reference)
+        internal_kv._internal_kv_del(attempt.key, namespace=NOTES)
         task = attempt.task
         try:
             done: Execution = ray.get(reference)
         except NODE_LOST:
             log.warning("%s: its node died; trying again elsewhere", task.name)
-            book.waiting.append((task, attempt.number))
+            book.waiting.append(attempt)
             return
         except PROCESS_LOST as error:
             yield from self._after_crash(book, attempt, error)
@@ -208,10 +263,11 @@ class RayRunner:
             yield Outcome(task, error=TaskError(str(error)), attempts=attempt.number)
             return
         if done.error is not None and may_retry(done.error) and attempt.number < ATTEMPTS:
-            book.waiting.append((task, attempt.number + 1))
+            attempt.number += 1
+            book.waiting.append(attempt)
             return
         self._finish(book, task)
-        book.seconds.append(done.seconds)
+        book.rates.append(done.seconds / max(1, task.items))
         yield Outcome(task, done.counters, done.error, done.seconds, done.cpu_seconds, done.peak_bytes, attempt.number)
 
     def _finish(self, book: _Book, task: Task) -> None:
@@ -219,43 +275,89 @@ class RayRunner:
         book.finished.add(task.name)
         for reference, attempt in list(book.running.items()):
             if attempt.task.name == task.name:
-                book.running.pop(reference)
-                ray.cancel(reference, force=True)
+                self._end(book, reference)
+
+    def _end(self, book: _Book, reference: Any) -> None:
+        attempt = book.running.pop(reference)
+        ray.cancel(reference, force=True)
+        internal_kv._internal_kv_del(attempt.key, namespace=NOTES)
+
+    def _abandon(self, book: _Book) -> None:
+        """Ends what still runs where the caller wants no more outcomes: the cluster may outlive this audit."""
+        if ray.is_initialized():
+            for reference in list(book.running):
+                self._end(book, reference)
 
     def _after_crash(self, book: _Book, attempt: _Attempt, error: exceptions.RayError) -> Iterator[Outcome]:
-        task = attempt.task
-        log.warning("%s: its process died (attempt %d)", task.name, attempt.number)
+        log.warning("%s: its process died (attempt %d)", attempt.task.name, attempt.number)
         if attempt.number < 2:
-            book.waiting.append((task, attempt.number + 1))
+            attempt.number += 1
+            book.waiting.append(attempt)
             return
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        yield from self._cut(book, attempt, _pieces(attempt.task, 1), "crashed", reason)
+
+    def _cut(self, book: _Book, attempt: _Attempt, pieces: list[Task], cause: str, reason: str) -> Iterator[Outcome]:
+        """Goes on with the pieces of a task whose process died or hung twice; one that cannot be cut is settled."""
+        task = attempt.task
         self._finish(book, task)
-        pieces = task.halves(task.spec) if task.halves else []
         if len(pieces) > 1:
-            # a piece has one attempt already: its whole died twice
-            book.waiting.extend((piece_of(task, pieces, index), 1) for index in range(len(pieces)))
+            # a piece that crashes has two deaths of its own; one that hangs has none, each would take LAST_SECONDS
+            book.waiting.extend(_Attempt(piece, is_last=cause == "timeout") for piece in pieces)
         elif task.quarantine is not None:
-            done = execute(task.quarantine, task.spec, "timeout" if attempt.is_twin else "crashed")
+            done = execute(task.quarantine, task.spec, cause)
             yield Outcome(task, done.counters, done.error, done.seconds, done.cpu_seconds, done.peak_bytes, 2)
         else:
-            first_line = next(iter(str(error).splitlines()), type(error).__name__)
-            cause = TaskError(f"its process died or hung twice: {first_line}")
-            yield Outcome(task, error=cause, attempts=attempt.number)
+            error = TaskError(f"its process died or hung twice: {reason}")
+            yield Outcome(task, error=error, attempts=max(2, attempt.number))
 
-    def _watch(self, book: _Book) -> None:
-        """Starts a twin of a straggler; when the twin is late too, both are ended and count as a dead process."""
-        typical = statistics.median(book.seconds) if book.seconds else 0.0
-        limit = max(STRAGGLER_SECONDS, STRAGGLER_FACTOR * typical)
+    def _watch(self, book: _Book) -> Iterator[Outcome]:
+        """Starts a twin of a straggler; when the twin is late too, or a piece of what hung is, the task is cut.
+
+        Time counts from when a worker began. A twin that finds no core takes that of its straggler.
+        """
+        self._read_notes(book)
+        now = time.monotonic()
         for reference, attempt in list(book.running.items()):
-            if time.monotonic() - attempt.started < limit:
+            limit = _patience(book, attempt)
+            if reference not in book.running or attempt.begun is None or now - attempt.begun < limit:
                 continue
-            if attempt.is_twin:
-                for other, its in list(book.running.items()):
-                    if its.task.name == attempt.task.name:
-                        ray.cancel(other, force=True)
-                        if other is not reference:
-                            book.running.pop(other)
-                attempt.number = 2
-            elif not attempt.twin_started:
-                attempt.twin_started = True
-                log.warning("%s: no answer after %.0f s; starting a twin", attempt.task.name, limit)
-                self._start(book, _Attempt(attempt.task, attempt.number, time.monotonic(), is_twin=True))
+            name, twin = attempt.task.name, attempt.twin
+            if attempt.is_last:
+                log.warning("%s: no answer after %.0f s", name, limit)
+                reason = f"no answer after {limit:.0f} s"
+                yield from self._cut(book, attempt, _pieces(attempt.task, HUNG_CUTS), "timeout", reason)
+            elif twin is None:
+                log.warning("%s: no answer after %.0f s; starting a twin", name, limit)
+                attempt.twin = _Attempt(attempt.task, attempt.number, is_last=True)
+                self._start(book, attempt.twin)
+            elif twin.begun is None and now - twin.submitted >= LAST_SECONDS:
+                self._end(book, reference)
+
+    def _read_notes(self, book: _Book) -> None:
+        waiting = [attempt for attempt in book.running.values() if attempt.begun is None]
+        if waiting:
+            begun = {key.decode() for key in internal_kv._internal_kv_list(f"{book.name}/", namespace=NOTES)}
+            for attempt in waiting:
+                attempt.begun = time.monotonic() if attempt.key in begun else None
+
+
+def _patience(book: _Book, attempt: _Attempt) -> float:
+    """Seconds that an attempt may take, by what others of its stage took; for ever where nothing is known to compare
+    with and nothing can be cut, such as the one task of a stage over all images.
+    """
+    task = attempt.task
+    if not book.rates and task.halves is None:
+        return math.inf
+    per_item = STRAGGLER_FACTOR * statistics.median(book.rates) if book.rates else UNKNOWN_SECONDS
+    return (LAST_SECONDS if attempt.is_last else STRAGGLER_SECONDS) + per_item * task.items
+
+
+def _pieces(task: Task, cuts: int) -> list[Task]:
+    """The task cut in halves so many times, as far as it can be cut."""
+    if task.halves is None:
+        return [task]
+    specs = [task.spec]
+    for _ in range(cuts):
+        specs = [half for spec in specs for half in task.halves(spec)]
+    return [piece_of(task, specs, index) for index in range(len(specs))]

@@ -62,20 +62,21 @@ def poisoned(spec: Spec) -> Counters:
 def hung(spec: Spec) -> Counters:
     """Every process that has the poison in its range waits for ever."""
     if spec[1] <= POISON < spec[2]:
-        wait_for_ever(spec[0])
+        wait_for_ever(spec)
     return commit(spec)
 
 
 def first_hangs(spec: Spec) -> Counters:
     """The first attempt waits for ever."""
     if is_first(spec):
-        wait_for_ever(spec[0])
+        wait_for_ever(spec)
     return commit(spec)
 
 
-def wait_for_ever(folder: str) -> None:
+def wait_for_ever(spec: Spec) -> None:
     """Opens a pipe that nobody writes to."""
-    Path(folder, f"waiting-{os.getpid()}").touch()
+    folder, lo, hi = spec
+    Path(folder, f"waiting-{os.getpid()}-{lo}-{hi}").touch()
     Path(folder, "pipe").read_bytes()
 
 

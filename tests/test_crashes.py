@@ -241,13 +241,13 @@ def test_root_that_a_node_does_not_see_is_refused(tmp_path: Path, monkeypatch: p
     root.mkdir()
     FakeNodes(monkeypatch, tmp_path / "elsewhere")
     with pytest.raises(UsageError, match=rf"{root} is not shared: nodes 10\.0\.0\.2 do not see"):
-        cluster.RayRunner(owns_cluster=False).require_shared_root(str(root), StorageConfig())
+        cluster.RayRunner(is_ours=False).require_shared_root(str(root), StorageConfig())
     (tmp_path / "file").touch()
     FakeNodes(monkeypatch, tmp_path / "file")
     with pytest.raises(UsageError, match=r"10\.0\.0\.2 do not see"):
-        cluster.RayRunner(owns_cluster=False).require_shared_root(str(root), StorageConfig())
+        cluster.RayRunner(is_ours=False).require_shared_root(str(root), StorageConfig())
     FakeNodes(monkeypatch, None)
-    cluster.RayRunner(owns_cluster=False).require_shared_root(str(root), StorageConfig())
+    cluster.RayRunner(is_ours=False).require_shared_root(str(root), StorageConfig())
 
     assert not [path for path in root.rglob("*") if path.is_file()]
 

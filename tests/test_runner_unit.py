@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -172,16 +174,17 @@ def test_task_that_kills_twice_and_cannot_be_cut_fails(ray_runner: cluster.RayRu
 
 @pytest.fixture
 def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every attempt is late as soon as all that run are known to wait for ever, and none before."""
-    watch = cluster.RayRunner._watch
+    """An attempt is late as soon as all of its task that have begun are known to wait for ever, and never before."""
     os.mkfifo(tmp_path / "pipe")
 
-    def watch_all(self: cluster.RayRunner, book: Any) -> None:
-        waiting = [path for path in tmp_path.glob("waiting-*") if psutil.pid_exists(int(path.name[8:]))]
-        monkeypatch.setattr(cluster, "STRAGGLER_SECONDS", 0.0 if len(waiting) == len(book.running) else 1e9)
-        watch(self, book)
+    def patience(book: Any, attempt: Any) -> float:
+        _, lo, hi = attempt.task.spec
+        pids = [int(path.name.split("-")[1]) for path in tmp_path.glob(f"waiting-*-{lo}-{hi}")]
+        tries = [other for other in book.running.values() if other.task.name == attempt.task.name]
+        begun = [other for other in tries if other.begun is not None]
+        return 0.0 if sum(map(psutil.pid_exists, pids)) >= len(begun) else math.inf
 
-    monkeypatch.setattr(cluster.RayRunner, "_watch", watch_all)
+    monkeypatch.setattr(cluster, "_patience", patience)
     monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.1)
 
 
@@ -209,6 +212,51 @@ def test_task_that_hangs_twice_is_cut_down(ray_runner: cluster.RayRunner, tmp_pa
     names = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(("waiting", "pipe")))
     assert names == ["done-6-7", "timeout-7-8"]
     assert sum(outcome.task.items for outcome in found.values()) == 2
+
+
+@pytest.mark.usefixtures("impatient")
+def test_one_hung_item_of_many_is_found_in_few_waits(ray_runner: cluster.RayRunner, tmp_path: Path) -> None:
+    """The whole and its twin, a piece of 4 and the one item wait: a level of halves each would be 8 waits."""
+    more = {"halves": crashing.halves, "quarantine": crashing.quarantine}
+    found = ended(ray_runner, task(crashing.hung, (str(tmp_path), 0, 64), items=64, **more))
+
+    assert [path.name.split("-", 2)[2] for path in tmp_path.glob("waiting-*")].count("0-64") == 2
+    assert sorted({path.name.split("-", 2)[2] for path in tmp_path.glob("waiting-*")}) == ["0-64", "4-8", "7-8"]
+    assert len(list(tmp_path.glob("waiting-*"))) == 4
+    assert [path.name for path in tmp_path.glob("timeout-*")] == ["timeout-7-8"]
+    assert sum(outcome.task.items for outcome in found.values()) == 64
+    assert sum(outcome.counters.get("items", 0) for outcome in found.values()) == 63
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_waits_for_a_core_is_not_late(
+    ray_runner: cluster.RayRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both cores hang: their twins find none, so they take those of their stragglers; what waited behind is done."""
+    monkeypatch.setattr(cluster, "LAST_SECONDS", 0.0)
+    folder, settled = str(tmp_path), {"quarantine": crashing.quarantine}
+    found = ended(
+        ray_runner,
+        task(crashing.hung, (folder, 5, 8), **settled),
+        task(crashing.hung, (folder, 7, 8), **settled),
+        *(task(crashing.commit, (folder, at, at + 1), **settled) for at in range(10, 13)),
+    )
+
+    assert sorted(path.name for path in tmp_path.glob("timeout-*")) == ["timeout-5-8", "timeout-7-8"]
+    healthy = [outcome for name, outcome in found.items() if name.startswith("commit")]
+    assert [(outcome.counters, outcome.attempts) for outcome in healthy] == [({"items": 1}, 1)] * 3
+
+
+def test_patience_follows_what_others_took() -> None:
+    """Items of 0.01 s: ten minutes or, after a hang, two, and six times as long as the others; at first a guess."""
+    many, one = Task("a", crashing.commit, ("", 0, 1000), 1000, crashing.halves), Task("b", crashing.commit, None)
+    known, unknown = cluster._Book(deque(), rates=[0.01, 0.01, 5.0]), cluster._Book(deque())
+    whole, piece = cluster._Attempt(many), cluster._Attempt(many, is_last=True)
+
+    assert [round(cluster._patience(known, attempt)) for attempt in (whole, piece)] == [660, 180]
+    assert [round(cluster._patience(unknown, attempt)) for attempt in (whole, piece)] == [850, 370]
+    assert cluster._patience(unknown, cluster._Attempt(one)) == math.inf
+    assert round(cluster._patience(known, cluster._Attempt(one))) == 600
 
 
 @pytest.mark.usefixtures("impatient")
