@@ -76,7 +76,11 @@ def test_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog
     with caplog.at_level("INFO"):
         assert main(["run", str(tmp_path / "photos"), "--root", str(tmp_path / "audit"), "--runner", "local"]) == 0
 
-    assert f"no images found in {tmp_path / 'photos'}: every table is empty" in caplog.text
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith(
+        f"no images found in {tmp_path / 'photos'}: every table is empty (there is 1 file: 1 .txt"
+    )
+    assert "; 1 hidden; wanted .bmp, .gif, .jfif" in warning
     assert "images      0 (0 ok, 0 invalid)" in capsys.readouterr().out
     assert_consistent(pipeline.open(tmp_path / "audit"), 0, 0)
 
@@ -92,6 +96,47 @@ def test_a_folder_that_fills_and_empties(tmp_path: Path) -> None:
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / "photos" / name).unlink()
     assert_consistent(run(tmp_path / "photos", root=tmp_path / "audit"), 0, 0)
+
+
+def test_files_that_are_no_images_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Counted by suffix over all sources, in a rerun too, and in the record; a source without an image warns."""
+    one = write_files(tmp_path / "one", {f"{i}.{suffix}": b"x" for i in range(5) for suffix in ("heic", "avif")})
+    write_files(one, {"a.jpg": noise_jpeg(1), ".git/config": b"x", "audit/old.csv": b"x"})
+    two = write_files(tmp_path / "two", {"b.JPG.part": b"x", "c.heic": b"x"})
+    for line in ("catalog: 1 image in snapshot 1", "catalog: 1 image in snapshot 1, as before"):
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            audit = run(one, two, root=one / "audit", progress=True)
+        assert line in caplog.messages
+        assert "left out 12 files: 6 .heic, 5 .avif, 1 .part; 1 hidden" in caplog.messages
+        (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert warning.startswith(f"no images found in {two} (there are 2 files: 1 .heic, 1 .part; wanted .bmp, ")
+        counters = audit.published.session["stages"][0]["counters"]
+        assert (counters["left_out"], counters["hidden"]) == (12, 1)
+
+
+def test_quiet_run_warns_of_an_empty_audit(tmp_path: Path) -> None:
+    """A typing error must not pass for an audit without findings: one line on stderr, even with -q."""
+    photos = write_files(tmp_path / "photos", {"a.heic": b"x"})
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(photos), "--root", str(tmp_path / "audit"), *QUIET]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+
+    assert done.stderr.startswith(f"no images found in {photos}: every table is empty (there is 1 file: 1 .heic; ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_catalog_line_says_what_changed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Added, changed and removed since the snapshot before; not added up over all of them."""
+    photos = write_files(tmp_path / "photos", {f"{i}.jpg": noise_jpeg(i) for i in range(4)})
+    run(photos, root=tmp_path / "audit")
+    (photos / "0.jpg").unlink()
+    run(photos, root=tmp_path / "audit")
+    write_files(photos, {"1.jpg": noise_jpeg(7, 80), "4.jpg": noise_jpeg(4), "5.jpg": noise_jpeg(5)})
+    (photos / "2.jpg").unlink()
+    with caplog.at_level("INFO"):
+        run(photos, root=tmp_path / "audit", progress=True)
+
+    assert "catalog: 4 images in snapshot 3 (2 added, 1 changed, 1 removed since snapshot 2)" in caplog.messages
 
 
 def test_one_image(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class World:
         records = tuple(SourceRecord(str(self.folder / f"source{i}"), "") for i in range(self.sources))
         for record in records:
             Path(record.uri).mkdir(exist_ok=True)
-        return update_catalog(self.root, records, self.same_content)
+        return update_catalog(self.root, records, self.same_content).snapshot
 
     def same_content(self, image_id: int, source: int, info: ObjectInfo) -> bool:
         return self.contents[image_id] == self.files[source, os.fsencode(info.key)][0]

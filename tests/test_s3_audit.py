@@ -18,7 +18,7 @@ from pipeline.errors import IncompleteError
 from pipeline.layout.root import Root
 from pipeline.layout.snapshots import SourceRecord, catalog_rows
 from pipeline.stages.catalog import update_catalog
-from pipeline.storage import StorageConfig, Store
+from pipeline.storage import StorageConfig, Store, open_store
 
 FILES = small_set(10)
 STORAGE: dict[str, Any] = {"region": "us-east-1", "backoff": 0.0, "read_timeout": 5.0}
@@ -81,13 +81,32 @@ def test_minio_uris(photos: Store, on_disk: Audit) -> None:
 def test_an_object_store_has_no_time(photos: Store, on_disk: Audit) -> None:
     """Rows hold the etag, which tells a changed object; the time is null, as the schema says."""
     root = Root(beside(photos, "audit"), StorageConfig(**STORAGE))
-    snapshot = update_catalog(root, (SourceRecord(photos.uri, ""),), lambda *_: False)
+    snapshot = update_catalog(root, (SourceRecord(photos.uri, ""),), lambda *_: False).snapshot
     listed = catalog_rows(root.open(), snapshot, 0, snapshot.total)
 
     assert snapshot.total == on_disk.table("images").num_rows
     assert listed["etag"].null_count == 0
     assert listed["mtime_ns"].null_count == snapshot.total
-    assert update_catalog(root, (SourceRecord(photos.uri, ""),), lambda *_: False) == snapshot
+    assert update_catalog(root, (SourceRecord(photos.uri, ""),), lambda *_: False).snapshot == snapshot
+
+
+def test_a_prefix_under_which_nothing_is(photos: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """A mistyped one is a path that does not exist: 3, and its name. Files that are no images are an empty audit."""
+    root, typo, other = (beside(photos, name) for name in ("audit", "fotos", "other"))
+    assert main(["run", typo, "--root", root, *QUIET]) == 3
+    assert f"list {typo}: nothing is there. Check the path" in capsys.readouterr().err
+    assert main(["run", photos.uri, typo, "--root", root, *QUIET]) == 3
+    open_store(other, StorageConfig(**STORAGE)).put("a.heic", b"x")
+    assert run(other, root=root, storage=STORAGE).summary()["images"]["live"] == 0
+
+
+def test_a_folder_that_a_console_made_is_empty(photos: Store) -> None:
+    """Its marker is an object: the path is there, and holds no image."""
+    empty = beside(photos, "empty")
+    open_store(empty, StorageConfig(**STORAGE)).put("", b"")
+
+    audit = run(empty, root=beside(photos, "audit"), storage=STORAGE)
+    assert audit.summary()["images"]["live"] == 0
 
 
 def test_s3_uris_from_the_command_line(

@@ -14,7 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
-from pipeline.sources.folder import decode_key, encode_key, image_objects, is_image_key, own_name
+from pipeline.sources.folder import (
+    MAX_SUFFIXES,
+    LeftOut,
+    decode_key,
+    encode_key,
+    image_objects,
+    is_image_key,
+    own_name,
+    together,
+)
 from pipeline.sources.labels import RuleParams, assign, count_unmatched
 from pipeline.sources.tabular import match_rows, read_label_table
 from pipeline.storage import ObjectInfo
@@ -61,11 +70,32 @@ def test_visible_names_with_dots() -> None:
     assert is_image_key("my__MACOSX/a.jpg")
 
 
-def test_image_objects_keeps_order() -> None:
-    """Only images pass, in the order of the listing."""
-    listed = [ObjectInfo(key, 1, "", 0) for key in ("b.jpg", "a.txt", ".x/c.png", "a.png")]
+def test_images_in_order_and_the_others_counted() -> None:
+    """Only images pass, in the order of the listing; what else there is is counted by suffix, hidden files apart."""
+    keys = ["b.jpg", "a.HEIC", "x/b.heic", "c.avif", ".x/c.png", "a.png", "Makefile", "d.of-a-long-name", "x/.DS_Store"]
+    left_out = LeftOut()
+    passed = image_objects((ObjectInfo(key, 1, "", 0) for key in keys), left_out)
 
-    assert [entry.key for entry in image_objects(iter(listed))] == ["b.jpg", "a.png"]
+    assert [entry.key for entry in passed] == ["b.jpg", "a.png"]
+    assert (left_out.images, left_out.files, left_out.hidden) == (2, 5, 2)
+    assert str(left_out) == "5 files: 2 .heic, 2 without a suffix, 1 .avif; 2 hidden"
+    assert str(together([left_out, LeftOut(), left_out])) == (
+        "10 files: 4 .heic, 4 without a suffix, 2 .avif; 4 hidden"
+    )
+    assert str(LeftOut()) == ""
+
+
+def test_counts_of_suffixes_are_bounded() -> None:
+    """A folder with a suffix per file fills no memory; each file is counted once."""
+    left_out = LeftOut()
+    for number in range(10_000):
+        left_out.add(f"{number}.s{number}")
+        left_out.add(os.fsdecode(b"x.\xff"))
+
+    assert left_out.files == 20_000
+    assert len(left_out.suffixes) <= MAX_SUFFIXES + 1
+    assert str(left_out).startswith("20,000 files: 10,000 .%FF, 1 .s0, ")
+    assert sum(int(part.split()[0].replace(",", "")) for part in str(left_out).split(": ")[1].split(", ")) == 20_000
 
 
 PIECES = st.sampled_from([b"%", b"%25", b"%E9", b"%e9", b"\xe9", b"\xc3\xa9", b"2", b"5", b"F", b"g", b".jpg"])

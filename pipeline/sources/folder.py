@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from pipeline.errors import UsageError
 from pipeline.storage import ObjectInfo
 
 IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"})
 """Last parts of the names that are taken as images, in any case. What the bytes are is for the decoder to say."""
+
+MAX_SUFFIXES, MAX_SUFFIX, SHOWN_SUFFIXES = 40, 12, 8
+OTHER, NO_SUFFIX = "other", "without a suffix"
 
 _LITERAL = re.compile("%(?=[0-9A-Fa-f]{2})")
 
@@ -20,9 +25,56 @@ def is_image_key(key: str) -> bool:
     return bool(stem) and suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(f"/{key}")
 
 
-def image_objects(objects: Iterator[ObjectInfo]) -> Iterator[ObjectInfo]:
-    """The objects of a listing that are images, in the order of the listing."""
-    return (entry for entry in objects if is_image_key(entry.key))
+@dataclass
+class LeftOut:
+    """What a listing holds beside its images: files by suffix, and hidden ones. Memory is bounded by MAX_SUFFIXES."""
+
+    images: int = 0
+    hidden: int = 0
+    suffixes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def files(self) -> int:
+        """Files that are neither images by their name nor hidden."""
+        return sum(self.suffixes.values())
+
+    def add(self, key: str) -> None:
+        """Counts a key that is no image."""
+        if _is_hidden(f"/{key}"):
+            self.hidden += 1
+            return
+        stem, dot, suffix = key.rpartition("/")[2].rpartition(".")
+        named = f".{escape_bytes(suffix.lower())}" if stem and dot and len(suffix) <= MAX_SUFFIX else NO_SUFFIX
+        self.suffixes[named if named in self.suffixes or len(self.suffixes) < MAX_SUFFIXES else OTHER] += 1
+
+    def __str__(self) -> str:
+        """`15 files: 5 .heic, 5 .avif, 5 .txt; 3 hidden`."""
+        most = sorted(self.suffixes.items(), key=lambda item: (item[0] == OTHER, -item[1], item[0]))
+        shown = [f"{count:,} {name}" for name, count in most[:SHOWN_SUFFIXES]]
+        rest = sum(count for _, count in most[SHOWN_SUFFIXES:])
+        shown += [f"{rest:,} of {len(most) - SHOWN_SUFFIXES} other suffixes"] if rest else []
+        named = [f"{self.files:,} file{'s'[: self.files != 1]}: {', '.join(shown)}"] if shown else []
+        return "; ".join([*named, *([f"{self.hidden:,} hidden"] if self.hidden else [])])
+
+
+def together(parts: Iterable[LeftOut]) -> LeftOut:
+    """What several listings hold, added up."""
+    whole = LeftOut()
+    for part in parts:
+        whole.images += part.images
+        whole.hidden += part.hidden
+        whole.suffixes.update(part.suffixes)
+    return whole
+
+
+def image_objects(objects: Iterable[ObjectInfo], left_out: LeftOut) -> Iterator[ObjectInfo]:
+    """The objects of a listing that are images, in the order of the listing; the others are counted in `left_out`."""
+    for entry in objects:
+        if is_image_key(entry.key):
+            left_out.images += 1
+            yield entry
+        else:
+            left_out.add(entry.key)
 
 
 def encode_key(key: str) -> tuple[str, bytes | None]:

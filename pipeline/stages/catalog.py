@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import heapq
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline.errors import StorageUnavailable, UsageError
+from pipeline.errors import NotFound, StorageUnavailable, UsageError
 from pipeline.layout.root import Root, opened
 from pipeline.layout.snapshots import (
     FOLDER,
@@ -27,8 +27,9 @@ from pipeline.layout.snapshots import (
 )
 from pipeline.layout.tables import json_bytes, parquet_bytes, read_table
 from pipeline.schemas import CATALOG_ROWS
-from pipeline.sources.folder import encode_key, image_objects
-from pipeline.storage import ObjectInfo, Store
+from pipeline.sources.folder import LeftOut, encode_key, image_objects
+from pipeline.storage import ObjectInfo, StorageConfig, Store, is_remote
+from pipeline.storage.uri import parse_bucket
 
 log = logging.getLogger(__name__)
 
@@ -54,29 +55,46 @@ class _Changes:
     removed: list[int] = field(default_factory=list)
     restamped: dict[int, tuple[str, int]] = field(default_factory=dict)
     total: int = 0
+    added: int = 0
+    changed: int = 0
 
 
-def update_catalog(root: Root, sources: tuple[SourceRecord, ...], same_content: SameContent) -> Snapshot:
+@dataclass(frozen=True)
+class Update:
+    """A snapshot, how it differs from number `since` (0 = there was none), and what each source has beside images."""
+
+    snapshot: Snapshot
+    since: int
+    added: int
+    changed: int
+    removed: int
+    left_out: tuple[LeftOut, ...]
+
+
+def update_catalog(root: Root, sources: tuple[SourceRecord, ...], same_content: SameContent) -> Update:
     """The snapshot of what the sources hold now: the latest one where nothing changed, else a new one.
 
     The listing is streamed against the sorted runs of the catalog, so memory does not grow with it. Who loses the
-    race for a snapshot's number lists again. Raises UsageError where the root belongs to other sources.
+    race for a snapshot's number lists again. Raises UsageError where the root belongs to other sources, NotFound where
+    nothing is under a path of an object store.
     """
     store = root.open()
     for _ in range(RACES):
         previous = latest_snapshot(store)
         merged = merge_sources(root, previous.sources, sources)
-        changes = _compare(store, root, previous, merged, same_content)
+        left_out = tuple(LeftOut() for _ in merged)
+        changes = _compare(store, previous, _listing(root, merged, left_out), same_content)
+        counts = (changes.added, changes.changed, len(changes.removed) - changes.changed)
         _flush(store, changes, previous.number + 1)
         if (
             previous.number
             and previous.sources == merged
             and not (changes.parts or changes.removed or changes.restamped)
         ):
-            return previous
+            return Update(previous, previous.number, *counts, left_out)
         snapshot = _next_snapshot(store, previous, merged, changes)
         if store.put_if_absent(snapshot_key(snapshot.number), json_bytes(snapshot_to_json(snapshot))):
-            return snapshot
+            return Update(snapshot, previous.number, *counts, left_out)
         log.info("another audit wrote snapshot %d first; listing again", snapshot.number)
     raise StorageUnavailable(
         f"{root.uri}: lost the race for a snapshot {RACES} times. Run again when fewer audits start."
@@ -99,12 +117,12 @@ def merge_sources(
 
 
 def _compare(
-    store: Store, root: Root, previous: Snapshot, sources: tuple[SourceRecord, ...], same_content: SameContent
+    store: Store, previous: Snapshot, listing: Iterable[tuple[int, ObjectInfo, bytes]], same_content: SameContent
 ) -> _Changes:
     changes = _Changes(total=previous.total)
     known = _known_rows(store, previous)
     row = next(known, None)
-    for source, info, raw in _listing(root, sources):
+    for source, info, raw in listing:
         while row is not None and row[0] < (source, raw):
             changes.removed.append(row[1].image_id)
             row = next(known, None)
@@ -112,9 +130,11 @@ def _compare(
             if not _is_kept(row[1], source, info, changes, same_content):
                 changes.removed.append(row[1].image_id)
                 changes.appended.append((source, info))
+                changes.changed += 1
             row = next(known, None)
         else:
             changes.appended.append((source, info))
+            changes.added += 1
         if len(changes.appended) >= PART_ROWS:
             _flush(store, changes, previous.number + 1)
     while row is not None:
@@ -134,14 +154,24 @@ def _is_kept(known: _Known, source: int, info: ObjectInfo, changes: _Changes, sa
     return True
 
 
-def _listing(root: Root, sources: tuple[SourceRecord, ...]) -> Iterator[tuple[int, ObjectInfo, bytes]]:
+def _listing(
+    root: Root, sources: tuple[SourceRecord, ...], left_out: tuple[LeftOut, ...]
+) -> Iterator[tuple[int, ObjectInfo, bytes]]:
     """Every image of every source, sorted by (source, raw bytes of the key); the root itself is left out."""
     for index, source in enumerate(sources):
         store = opened(source.uri, root.storage)
         inside = root.uri.removeprefix(source.uri + "/") + "/" if root.uri.startswith(source.uri + "/") else None
-        for info in image_objects(store.list()):
-            if inside is None or not info.key.startswith(inside):
-                yield index, info, info.key.encode("utf-8", "surrogateescape")
+        listed = (info for info in store.list() if inside is None or not info.key.startswith(inside))
+        for info in image_objects(listed, left_out[index]):
+            yield index, info, info.key.encode("utf-8", "surrogateescape")
+        if left_out[index] == LeftOut():
+            _require_path(store, source.uri, root.storage)
+
+
+def _require_path(store: Store, uri: str, storage: StorageConfig) -> None:
+    """An object store has no folders: a path under which nothing is does not exist, but for a console's marker."""
+    if is_remote(uri) and parse_bucket(uri, storage).prefix and not store.exists(""):
+        raise NotFound(f"list {uri}: nothing is there. Check the path")
 
 
 def _known_rows(store: Store, snapshot: Snapshot) -> Iterator[tuple[tuple[int, bytes], _Known]]:
