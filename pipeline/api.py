@@ -105,11 +105,13 @@ def start_runner(where: Where, images: int, root: Root) -> Runner:
         return LocalRunner()
     from pipeline.cluster import join_ray, start_ray
 
-    if not where.address:
-        return start_ray(where.workers)
-    runner = join_ray(where.address)
-    if not is_remote(root.uri):
-        runner.require_shared_root(root.uri, root.storage)
+    runner = join_ray(where.address) if where.address else start_ray(where.workers)
+    try:
+        if not is_remote(root.uri):
+            runner.require_shared_root(root.uri, root.storage)
+    except BaseException:
+        runner.close()
+        raise
     return runner
 
 

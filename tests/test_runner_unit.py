@@ -17,6 +17,7 @@ from dying import committed
 
 import pipeline
 from pipeline import cluster
+from pipeline.api import Where
 from pipeline.cli import main
 from pipeline.config import config_from
 from pipeline.errors import (
@@ -299,6 +300,21 @@ def pipeline_status(status: str) -> Any:
     import pyarrow.compute as pc
 
     return pc.field("status") == status
+
+
+def test_initialised_ray_is_used_and_left(ray_runner: cluster.RayRunner, photos: Path, tmp_path: Path) -> None:
+    """A notebook's Ray carries the tasks out and is there afterwards; the address of another cluster is refused."""
+    audit = pipeline.run(photos, root=tmp_path / "audit", where=Where("ray", workers=1), shard_size=9)
+    joined = pipeline.run(photos, root=tmp_path / "other", where=Where(address="auto"), shard_size=9)
+    with pytest.raises(UsageError, match=r"this process is on the Ray cluster at .*'127\.0\.0\.1:1'"):
+        pipeline.run(photos, root=tmp_path / "audit", where=Where(address="127.0.0.1:1"))
+
+    assert audit is not None
+    assert joined is not None
+    sessions = [(found.published.session["runner"], found.published.session["workers"]) for found in (audit, joined)]
+    assert sessions == [("ray", 1), ("ray", 2)]
+    assert_equal_tables(audit, joined)
+    assert ended(ray_runner, task(crashing.commit, (str(tmp_path), 0, 1)))["commit-0-1"].error is None
 
 
 def test_worker_killed_inside_a_shard_changes_nothing(
