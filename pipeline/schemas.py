@@ -163,7 +163,7 @@ GROUPS = Table(
         Column("is_chained", _FLAG, "it joined through others: under the threshold to the medoid, and no edge to it"),
     ),
     ("group_id", "image_id"),
-    "The keeper is chosen by split (test, val, train, any other, none: an evaluation split is not thinned in favour "
+    "The keeper is chosen by split (test, val, any other, train, none: an evaluation split is not thinned in favour "
     "of training data), then more pixels, larger file, shorter uri, smaller image_id. `keeper_reason` is one of "
     "`split first`, `more pixels`, `larger file`, `shorter uri`, `smaller id` for a keeper, and one of `split later`, "
     "`fewer pixels`, `smaller file`, `longer uri`, `larger id` for the others. Images with the same bytes or pixels "

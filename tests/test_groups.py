@@ -20,6 +20,7 @@ from pipeline.kernels.groups import (
     has_edge_to,
 )
 from pipeline.schemas import TABLES
+from pipeline.sources.splits import SPLIT_NAMES
 
 
 def contenders(rows: list[tuple[int, int, int, int, int, int]]) -> Contenders:
@@ -33,8 +34,18 @@ def reasons(rows: list[tuple[int, int, int, int, int, int]]) -> list[str]:
 
 
 def test_evaluation_splits_keep_their_images() -> None:
-    assert KeeperPolicy().ranks(["train", "val", "extra", "test"]).tolist() == [2, 1, 3, 0, 4]
-    assert KeeperPolicy(("gold",)).ranks(["train", "gold"])[[0, 1, -1]].tolist() == [1, 0, 2]
+    assert KeeperPolicy().ranks(["train", "val", "fold3", "test"]).tolist() == [3, 1, 2, 0, 4]
+    assert KeeperPolicy(("gold",)).ranks(["train", "test", "gold"])[[2, 1, 0, -1]].tolist() == [0, 1, 2, 3]
+    assert KeeperPolicy(("train", "gold")).ranks(["gold", "train", "dev"])[[1, 0, 2, -1]].tolist() == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize("split", [*sorted(set(SPLIT_NAMES.values()) - {"train"}), "fold3"])
+def test_every_split_but_train_keeps_its_copy_of_a_training_image(split) -> None:
+    """Of a small copy in the split and a large one in train, the small one is kept; no split at all comes last."""
+    named, train, none = KeeperPolicy().ranks([split, "train"])
+    rows = [(1, 1, none, 90, 90, 1), (1, 2, train, 50, 50, 2), (1, 3, named, 10, 10, 3)]
+
+    assert reasons(rows) == ["drop: split later", "drop: split later", "keep: split first"]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +97,7 @@ def test_the_reasons_in_the_documents_are_the_ones_given() -> None:
     notes = TABLES["groups"].notes
 
     assert all(f"`{reason}`" in notes for reason in (*WINS, *LOSES))
-    assert f"split ({', '.join(KeeperPolicy().splits)}," in notes
+    assert f"split ({', '.join(KeeperPolicy().splits)}, any other, train, none:" in notes
 
 
 def unit(random: np.random.Generator, n: int, d: int = 320) -> np.ndarray:

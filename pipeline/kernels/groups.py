@@ -16,18 +16,20 @@ WINS = ("split first", "more pixels", "larger file", "shorter uri", "smaller id"
 LOSES = ("split later", "fewer pixels", "smaller file", "longer uri", "larger id")
 """Why an image is the keeper or is not: the first rule that tells it from the runner-up, or from the keeper."""
 
+TRAIN = "train"
+
 _BLOCK_ROWS = 65_536
 
 
 @dataclass(frozen=True)
 class KeeperPolicy:
-    """splits: names in the order in which they keep their images; others come after, images without a split last.
+    """splits: names in the order in which they keep their images; then any other name, then train, then no split.
 
-    Evaluation splits come first: a copy is cheap to remove from the training data, and an evaluation set that is
-    thinned is another set.
+    Train comes last unless it is listed: a copy is cheap to remove from the training data, and an evaluation set that
+    is thinned is another set, whatever it is called (dev, eval, holdout, fold3).
     """
 
-    splits: tuple[str, ...] = ("test", "val", "train")
+    splits: tuple[str, ...] = ("test", "val")
 
     def __post_init__(self) -> None:
         if len(set(self.splits)) != len(self.splits) or "" in self.splits:
@@ -35,8 +37,9 @@ class KeeperPolicy:
 
     def ranks(self, names: list[str]) -> Array:
         """The rank of each split name, int16; index it with -1 for the rank of an image without a split."""
-        known = {name: rank for rank, name in enumerate(self.splits)}
-        return np.array([*(known.get(name, len(known)) for name in names), len(known) + 1], np.int16)
+        listed = len(self.splits)
+        known = {TRAIN: listed + 1} | {name: rank for rank, name in enumerate(self.splits)}
+        return np.array([*(known.get(name, listed) for name in names), listed + 2], np.int16)
 
 
 @dataclass(frozen=True)
