@@ -170,6 +170,19 @@ def symmetrise(hits: Hits, threshold: float | None = None) -> Pairs:
     return Pairs(low[is_new], high[is_new], similarity[is_new])
 
 
+def rows_of_pairs(image_id: Int64, match_id: Int64, of_image: Int64, of_match: Int64) -> Int64:
+    """Return for each pair (image_id, match_id) its row in (of_image, of_match), -1 where it has none.
+
+    int64 (n,) and (m,) in any order, each pair once on either side; returns int64 (n,).
+    """
+    image, match = np.concatenate([of_image, image_id]), np.concatenate([of_match, match_id])
+    order = np.lexsort((match, image))  # stable: of two equal pairs the known one stands first
+    at = np.flatnonzero(_equals_previous(image[order], match[order]))
+    found = np.full(len(image_id), -1, dtype=np.int64)
+    found[order[at] - len(of_image)] = order[at - 1]
+    return found
+
+
 def saturated_queries(hits: Hits, params: JoinParams) -> Int64:
     """Return the ascending ids of queries with a full list at or over the threshold: more matches may lie beyond it.
 

@@ -7,6 +7,9 @@ import pyarrow as pa
 CANDIDATES, SATURATED, NEIGHBOURS = "candidates", "saturated", "neighbours"
 PAIRS = "pairs.parquet"
 EDGES = "edges"
+KNOWN = "known.parquet"
+VERDICT = ("kind", "correlation", "overlap", "is_mirrored")
+"""What the pixels of a pair said."""
 TAIL = "tail.parquet"
 RECALL = "recall.json"
 

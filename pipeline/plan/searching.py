@@ -10,7 +10,7 @@ from pipeline.layout.features import FeatureSet
 from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.groups import FOREST
 from pipeline.layout.inputs import Inputs
-from pipeline.layout.neighbours import CANDIDATES, EDGES, NEIGHBOURS, PAIRS, SATURATED
+from pipeline.layout.neighbours import CANDIDATES, EDGES, KNOWN, NEIGHBOURS, PAIRS, SATURATED
 from pipeline.layout.parts import cover, cut, part_name
 from pipeline.layout.root import versions
 from pipeline.layout.snapshots import Snapshot
@@ -18,10 +18,11 @@ from pipeline.layout.tables import count_rows
 from pipeline.plan.session import Session, StageWork
 from pipeline.plan.spaces import ChosenSpace
 from pipeline.runner import Task
-from pipeline.stages import exact_groups, group, join, pairs, verify
+from pipeline.stages import exact_groups, group, join, known, pairs, verify
 
 JOIN_ROWS = 8192  # queries per task: 14,000 images make two, a million 123
 VERIFY_PAIRS = 512  # 2-3 s of one core
+EARLIER_EDGES = 4  # folders asked for verdicts: the newest holds last night's, others those of another threshold
 
 
 @dataclass(frozen=True)
@@ -111,17 +112,40 @@ def _join_semantic(session: Session, snapshot: Snapshot, inputs: Inputs, space: 
 
 
 def _verify(session: Session, inputs: Inputs, found_pairs: str) -> str:
-    params = session.config.verify
-    of = {"pairs": found_pairs, "params": params, "versions": versions(), "rows": VERIFY_PAIRS}
-    folder = "edges/" + fingerprint("verify", verify.VERSION, **of)
+    """Kinds of the pairs. A folder of folders holds the edges of all audits that compare pixels in the same way."""
+    params, max_pixels = session.config.verify, session.config.measure.max_pixels
+    same = fingerprint("verify", verify.VERSION, params=params, max_pixels=max_pixels, versions=versions())
+    folder = f"edges/{same}/" + fingerprint("edges", verify.VERSION, pairs=found_pairs, rows=VERIFY_PAIRS)
     count = count_rows(session.store, f"{found_pairs}/{PAIRS}")
+    ranges = cut(0, count, VERIFY_PAIRS)
+    earlier = _earlier_verdicts(session, found_pairs, folder, count)
 
     def task(lo: int, hi: int) -> Task:
-        spec = verify.VerifySpec(inputs, found_pairs, folder, params, session.config.measure.max_pixels, lo, hi)
+        spec = verify.VerifySpec(inputs, found_pairs, folder, params, max_pixels, earlier, lo, hi)
         return Task(f"{folder}/{part_name(EDGES, lo, hi)}", verify.verify, spec, hi - lo)
 
-    run_ranges(session, "verify", folder, [task(lo, hi) for lo, hi in cut(0, count, VERIFY_PAIRS)])
+    run_ranges(session, "verify", folder, [task(lo, hi) for lo, hi in ranges])
+    if reused := int(session.records[-1].counters.get("reused", 0)):
+        session.reporter.say(f"verify: the pixels of {reused:,} of {count:,} pairs were compared by earlier audits")
     return folder
+
+
+def _earlier_verdicts(session: Session, found_pairs: str, folder: str, count: int) -> str:
+    """Key of what earlier audits found of these pairs; "" where all are verified, or nothing was."""
+    have = {info.key for info in session.store.list(f"{folder}/")}
+    if have.issuperset(f"{folder}/{part_name(EDGES, lo, hi)}" for lo, hi in cut(0, count, VERIFY_PAIRS)):
+        return ""
+    written: dict[str, int] = {}
+    for info in session.store.list(folder.rpartition("/")[0] + "/"):
+        other = info.key.rpartition("/")[0]
+        written[other] = max(written.get(other, 0), info.mtime_ns)
+    written.pop(folder, None)
+    if not written:
+        return ""
+    newest = sorted(written, key=lambda name: (-written[name], name))[:EARLIER_EDGES]
+    spec = known.KnownSpec(session.root, found_pairs, count, tuple(newest), folder)
+    session.run_one("earlier verdicts", folder, (KNOWN,), Task(folder, known.collect_known, spec, count))
+    return f"{folder}/{KNOWN}"
 
 
 def run_ranges(session: Session, name: str, folder: str, tasks: list[Task]) -> None:

@@ -30,7 +30,7 @@ from pipeline.layout.tables import read_rows, write_table
 from pipeline.runner import Counters
 from pipeline.schemas import EDGES as EDGES_TABLE
 from pipeline.schemas import Kind
-from pipeline.storage import StorageConfig, is_remote
+from pipeline.storage import StorageConfig, Store, is_remote
 
 VERSION = 2
 KEPT_IMAGES = 512  # 256 x 256 bytes and their features: about 0.2 MB each
@@ -41,13 +41,14 @@ UNREADABLE = (NotFound, ObjectChanged, CorruptObject, AccessDenied, ImageError)
 
 @dataclass(frozen=True)
 class VerifySpec:
-    """Rows [lo, hi) of the collected pairs."""
+    """Rows [lo, hi) of the collected pairs. known: key of what earlier audits found of all of them, "" = nothing."""
 
     inputs: Inputs
     pairs: str
     folder: str
     params: VerifyParams
     max_pixels: int
+    known: str
     lo: int
     hi: int
 
@@ -57,16 +58,33 @@ def verify(spec: VerifySpec) -> Counters:
     store = spec.inputs.root.open()
     pairs = read_rows(store, f"{spec.pairs}/{PAIRS}", spec.lo, spec.hi)
     rows = pairs.to_pylist()
-    looked_at = [row for row in rows if not may_skip(row["similarity"], row["signature_similarity"], spec.params)]
+    known = _known(store, spec, rows)
+    looked_at = [row for row, found in zip(rows, known, strict=True) if not (found or _skips(row, spec.params))]
     prepared = _Prepared(spec, looked_at)
-    evidence = [_evidence(row, prepared, spec.params) for row in rows]
+    evidence = [found or _evidence(row, prepared, spec.params) for row, found in zip(rows, known, strict=True)]
     write_table(store, f"{spec.folder}/{part_name(EDGES, spec.lo, spec.hi)}", _edge_table(pairs, evidence))
     kinds = [item["kind"] for item in evidence]
-    return {"pairs": len(rows), "looked_at": len(looked_at)} | {kind: kinds.count(kind) for kind in set(kinds)}
+    seen = {"pairs": len(rows), "looked_at": len(looked_at), "reused": sum(map(bool, known))}
+    return seen | {kind: kinds.count(kind) for kind in set(kinds)}
+
+
+def _known(store: Store, spec: VerifySpec, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What an earlier audit found on the pixels of each pair, empty where there is nothing or it is not asked for."""
+    if not spec.known:
+        return [{}] * len(rows)
+    verdicts = read_rows(store, spec.known, spec.lo, spec.hi).to_pylist()
+    return [
+        {} if found["kind"] is None or _skips(row, spec.params) else {**found, "is_verified": True}
+        for row, found in zip(rows, verdicts, strict=True)
+    ]
+
+
+def _skips(row: dict[str, Any], params: VerifyParams) -> bool:
+    return may_skip(row["similarity"], row["signature_similarity"], params)
 
 
 def _evidence(row: dict[str, Any], prepared: _Prepared, params: VerifyParams) -> dict[str, Any]:
-    if may_skip(row["similarity"], row["signature_similarity"], params):
+    if _skips(row, params):
         return _unseen(Kind.NEAR_IDENTICAL)
     a, b = prepared.get(row["image_id"]), prepared.get(row["match_id"])
     if a is None or b is None:

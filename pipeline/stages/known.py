@@ -1,0 +1,104 @@
+"""Known stage: of the pairs to verify, those whose pixels an earlier audit of the root compared in the same way.
+
+Ids are never reused and a changed file gets a new one, so a pair of ids has one verdict for given parameters and
+versions, which are in the name of the folder that holds the folders of edges. Only what was decided on pixels counts:
+the rest follows from similarities, which another space changes, or could not be read at the time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import ArtifactError, NotFound
+from pipeline.kernels.hits import rows_of_pairs
+from pipeline.layout.neighbours import EDGES, KNOWN, PAIRS, VERDICT
+from pipeline.layout.parts import cut, list_parts
+from pipeline.layout.root import Root
+from pipeline.layout.tables import parquet_bytes, read_rows, read_table
+from pipeline.runner import Counters
+from pipeline.schemas import EDGES as EDGES_TABLE
+from pipeline.storage import Store
+
+log = logging.getLogger(__name__)
+
+BLOCK = 131_072
+PAIR = ("image_id", "match_id")
+HELD = pa.schema([EDGES_TABLE.schema.field(name).with_nullable(True) for name in (*PAIR, *VERDICT)])
+
+
+@dataclass(frozen=True)
+class KnownSpec:
+    """Collected pairs, so many, and the folders of earlier edges, the one that is asked first in front."""
+
+    root: Root
+    pairs: str
+    count: int
+    earlier: tuple[str, ...]
+    folder: str
+
+
+def collect_known(spec: KnownSpec) -> Counters:
+    """Commits a verdict per pair, row-aligned with them, null where there is none.
+
+    Both sides are sorted: a block of pairs and the verdicts up to its end are held at once, and 25 bytes per pair.
+    """
+    store = spec.root.open()
+    earlier = [_Earlier(_verdicts(store, folder)) for folder in spec.earlier]
+    blocks = [HELD.empty_table().select(VERDICT)]
+    for lo, hi in cut(0, spec.count, BLOCK):
+        pairs = read_rows(store, f"{spec.pairs}/{PAIRS}", lo, hi, PAIR)
+        blocks.append(_known_of(pairs, [folder.until(_last(pairs)) for folder in earlier]))
+    known = pa.concat_tables(blocks)
+    store.put_if_absent(f"{spec.folder}/{KNOWN}", parquet_bytes(known))  # of two the first stays: both are right
+    return {"pairs": spec.count, "known": known.num_rows - known["kind"].null_count}
+
+
+def _known_of(pairs: pa.Table, tables: list[pa.Table]) -> pa.Table:
+    image_id, match_id = (pairs[name].to_numpy() for name in PAIR)
+    found = np.full(len(image_id), -1, np.int64)
+    start = 0
+    for table in tables:
+        at = rows_of_pairs(image_id, match_id, *(table[name].to_numpy() for name in PAIR))
+        found = np.where((found < 0) & (at >= 0), at + start, found)
+        start += table.num_rows
+    every = pa.concat_tables([HELD.empty_table(), *tables]).select(VERDICT)
+    return every.take(pa.array(found, mask=found < 0))
+
+
+def _verdicts(store: Store, folder: str) -> Iterator[pa.Table]:
+    """What a folder of edges decided on pixels, part by part, sorted by pair. Parts of a stopped audit count too."""
+    for part in list_parts(store, folder, EDGES):
+        try:
+            edges = read_table(store, part.key, [*HELD.names, "is_verified"])
+        except (ArtifactError, NotFound) as error:  # no artifact of this audit: it can do without
+            log.warning("%s Until then its pairs are compared again.", error)
+            continue
+        yield edges.filter(edges["is_verified"]).select(HELD.names).cast(HELD)
+
+
+def _last(table: pa.Table) -> tuple[int, int]:
+    return table["image_id"][-1].as_py(), table["match_id"][-1].as_py()
+
+
+class _Earlier:
+    """The verdicts of an earlier folder, read as far as they are asked for."""
+
+    def __init__(self, parts: Iterator[pa.Table]) -> None:
+        self._parts = parts
+        self._held = HELD.empty_table()
+
+    def until(self, pair: tuple[int, int]) -> pa.Table:
+        """The verdicts up to a pair, and some after it; those before the pair asked for last may be left out."""
+        taken = [self._held]
+        while not (taken[-1].num_rows and _last(taken[-1]) > pair):
+            part = next(self._parts, None)
+            if part is None:
+                break
+            taken.append(part)
+        self._held = taken[-1]
+        return pa.concat_tables(taken)

@@ -1,0 +1,140 @@
+"""Pixels are compared once: a later audit of the root takes the verdicts of pairs that an earlier one came to."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from audited import assert_equal_tables, rows, run, small_set, write_files
+
+from benchmarks.edits import decode, edited_jpeg
+from pipeline.audit import Audit
+from pipeline.kernels.hits import rows_of_pairs
+from pipeline.layout.neighbours import CANDIDATE_SCHEMA, EDGES, KNOWN, PAIRS, VERDICT
+from pipeline.layout.parts import part_name
+from pipeline.layout.root import Root
+from pipeline.layout.tables import read_table, write_table
+from pipeline.schemas import EDGES as EDGES_TABLE
+from pipeline.stages.known import KnownSpec, collect_known
+from pipeline.storage import StorageConfig, open_store
+
+
+def verified(audit: Audit) -> dict[str, Any]:
+    """What the verify stage of the session counted."""
+    (stage,) = [stage for stage in audit.published.session["stages"] if stage["stage"] == "verify"]
+    counters: dict[str, Any] = stage["counters"]
+    return counters
+
+
+@pytest.fixture
+def audited(tmp_path: Path) -> tuple[Path, Path, Audit]:
+    files = small_set(16)
+    for edit in ("crop", "mirror", "grey"):
+        files[f"val/b/{edit}.jpg"] = edited(files["train/b/b01.jpg"], edit)
+    photos, root = write_files(tmp_path / "photos", files), tmp_path / "audit"
+    return photos, root, run(photos, root=root)
+
+
+def edited(photo: bytes, edit: str) -> bytes:
+    return edited_jpeg(edit, decode(photo), np.random.default_rng(3))
+
+
+def add_photo(photos: Path) -> None:
+    (photos / "train/a/new.jpg").write_bytes(edited((photos / "val/a/a03.jpg").read_bytes(), "mirror"))
+
+
+def test_only_new_pairs_are_compared(audited: tuple[Path, Path, Audit], tmp_path: Path) -> None:
+    """One more photograph: the rest is taken over, and all is as if every pair had been compared."""
+    photos, root, first = audited
+    add_photo(photos)
+    second = run(photos, root=root, neighbours={"space": "keep"})
+    before, now = verified(first), verified(second)
+
+    assert before["reused"] == 0 < before["looked_at"]
+    assert now["reused"] == before["looked_at"]
+    assert 0 < now["looked_at"] < now["pairs"]
+    assert "train/a/new.jpg" in {row["uri"] for row in rows(second, "groups")}
+    again = tmp_path / "again"
+    shutil.copytree(root, again)
+    for folder in ("edges", "groups", "audits"):
+        shutil.rmtree(again / folder)
+    third = run(photos, root=again, neighbours={"space": "keep"})
+    assert verified(third)["looked_at"] == now["reused"] + now["looked_at"]
+    assert third.audit_id == second.audit_id
+    assert_equal_tables(third, second)
+
+
+def test_another_threshold_compares_nothing_again(audited: tuple[Path, Path, Audit]) -> None:
+    """What it leaves out needs no comparison, what it has was compared."""
+    photos, root, first = audited
+    similarity = sorted(row["similarity"] for row in rows(first, "duplicates"))
+    strict = run(photos, root=root, neighbours={"threshold": similarity[1] + 1e-6})
+    assert 0 < verified(strict)["pairs"] < verified(first)["pairs"]
+    assert verified(strict)["looked_at"] == 0 < verified(strict)["reused"]
+    other = run(photos, root=root, verify={"side": 128})
+    assert (verified(other)["reused"], verified(other)["looked_at"]) == (0, verified(first)["looked_at"])
+
+
+def test_damaged_verdicts_are_done_without(audited: tuple[Path, Path, Audit], caplog: pytest.LogCaptureFixture) -> None:
+    """They belong to another audit: this one says so and compares again."""
+    photos, root, first = audited
+    (part,) = root.glob("edges/*/*/edges-*.parquet")
+    part.write_bytes(part.read_bytes()[:-9])
+    add_photo(photos)
+    with caplog.at_level(logging.WARNING):
+        second = run(photos, root=root, neighbours={"space": "keep"})
+
+    assert f"{part.name}: it is damaged" in caplog.text
+    assert verified(second)["reused"] == 0
+    assert verified(second)["looked_at"] > verified(first)["looked_at"]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_verdicts_of_any_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Blocks, parts, holes, folders that overlap and pairs without pixels: each pair has the verdict of its ids."""
+    monkeypatch.setattr("pipeline.stages.known.BLOCK", 7)
+    rng = np.random.default_rng(seed)
+    store = open_store(str(tmp_path))
+    every = [(a, b) for a in range(12) for b in range(a + 1, 12)]
+    wanted = sorted(every[at] for at in rng.choice(len(every), 40, replace=False))
+    write_table(store, f"pairs/{PAIRS}", pa.table([*zip(*[(*p, 0.5, 0.5, 0.5) for p in wanted], strict=True)], schema=CANDIDATE_SCHEMA))  # fmt: skip # noqa: E501
+    expected: dict[tuple[int, int], float] = {}
+    for folder in ("edges/a", "edges/b"):
+        had = sorted(every[at] for at in rng.choice(len(every), int(rng.integers(1, 40)), replace=False))
+        for lo in range(0, len(had), 5):
+            if rng.random() < 0.2:
+                continue
+            seen = [bool(rng.random() < 0.8) for _ in had[lo : lo + 5]]
+            expected |= {p: evidence_of(p) for p, is_seen in zip(had[lo : lo + 5], seen, strict=True) if is_seen}
+            write_table(store, f"{folder}/{part_name(EDGES, lo, lo + 5)}", edges_of(had[lo : lo + 5], seen))
+    spec = KnownSpec(Root(str(tmp_path), StorageConfig()), "pairs", 40, ("edges/a", "edges/b"), "edges/c")
+    counters = collect_known(spec)
+
+    found = read_table(store, f"edges/c/{KNOWN}")
+    assert found.column_names == [*VERDICT]
+    assert found["correlation"].to_pylist() == [expected.get(pair) for pair in wanted]
+    assert found["kind"].to_pylist() == ["edited" if pair in expected else None for pair in wanted]
+    assert counters["known"] == len(set(wanted) & set(expected))
+
+
+def evidence_of(pair: tuple[int, int]) -> float:
+    return pair[0] + pair[1] / 16
+
+
+def edges_of(pairs: list[tuple[int, int]], is_seen: list[bool]) -> pa.Table:
+    columns: dict[str, Any] = {name: [0.5] * len(pairs) for name in EDGES_TABLE.schema.names}
+    columns |= {"image_id": [a for a, _ in pairs], "match_id": [b for _, b in pairs], "kind": ["edited"] * len(pairs)}
+    columns |= {"correlation": [*map(evidence_of, pairs)], "is_mirrored": [False] * len(pairs), "is_verified": is_seen}
+    return pa.table(columns, schema=EDGES_TABLE.schema)
+
+
+def test_rows_of_no_pairs() -> None:
+    """None on either side."""
+    none, some = np.empty(0, np.int64), np.array([3], np.int64)
+    assert rows_of_pairs(none, none, some, some).tolist() == []
+    assert rows_of_pairs(some, some, none, none).tolist() == [-1]
