@@ -9,6 +9,9 @@ import pytest
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
+SLOW_TIMEOUT = 1800
+"""Seconds for a test of the slow tier: a hundred processes that are killed one after the other take 150 to 300."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds --slow: the tier with more seeds, the second S3 server and the opt-in ones."""
@@ -17,8 +20,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves the slow tier out of the collection unless it is asked for, so that nothing skipped looks green."""
-    if config.getoption("--slow"):
-        return
     slow = [item for item in items if item.get_closest_marker("slow")]
+    if config.getoption("--slow"):
+        for item in slow:
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
+        return
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if not item.get_closest_marker("slow")]

@@ -124,14 +124,14 @@ class DyingReporter(SilentReporter):
 
 
 def _die_at_commit(life: Life) -> None:
-    """Wraps the two calls that make a file of a root visible."""
+    """Wraps the two calls that make a file of a root visible; what only tells of a session is new in every life."""
     count = 0
     for name in ("link", "replace"):
         make_visible = getattr(os, name)
 
         def commit(source: Any, target: Any, make_visible: Any = make_visible) -> None:
             nonlocal count
-            is_new = not Path(target).exists() and "/status/" not in str(target)
+            is_new = not Path(target).exists() and not {"status", "sessions"} & set(Path(target).parts)
             count += is_new
             if is_new and count == life.commit and not life.is_after:
                 die()
