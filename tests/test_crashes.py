@@ -13,14 +13,18 @@ import crashing
 import pytest
 from audited import assert_equal_tables, by_uri, run, small_set, write_files
 from dying import committed
+from fault_proxy import FaultProxy, Rule
 from held import ended, environment, start, start_held, writer_of
+from s3_servers import moto_port, new_store, use_credentials
 
 import pipeline
-from pipeline import cluster
+from pipeline import cluster, plan
 from pipeline.audit import Audit
 from pipeline.errors import IncompleteError, NotFound, StorageUnavailable, UsageError
 from pipeline.layout.images import ImageObject
+from pipeline.layout.snapshots import Snapshot
 from pipeline.plan import preparing
+from pipeline.plan.session import Session
 from pipeline.stages.extract import ExtractSpec
 from pipeline.storage import StorageConfig
 
@@ -196,7 +200,7 @@ def test_files_that_were_away_are_tried_again(
 def test_store_that_is_away_while_pairs_are_verified(
     undisturbed: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No kind is settled without the pixels that were merely out of reach: incomplete, then as if undisturbed."""
+    """No kind is settled without the pixels that were merely out of reach: no answer, then as if undisturbed."""
     photos, root = photos_of(undisturbed), tmp_path / "audit"
     pipeline.run(photos, root=root, min_offset=0)
 
@@ -204,12 +208,49 @@ def test_store_that_is_away_while_pairs_are_verified(
         raise StorageUnavailable(f"{image.source}: no answer")
 
     monkeypatch.setattr(ImageObject, "read", away)
-    with pytest.raises(IncompleteError, match=r"stage verify: 1 of 1 parts failed(.|\n)*no answer(.|\n)*Resume with"):
+    with pytest.raises(StorageUnavailable, match=r"verify: 1 of 1 parts failed(.|\n)*no answer(.|\n)*Resume with"):
         run(photos, root=root)
     monkeypatch.undo()
 
     assert not list(root.glob("edges/*/*.parquet"))
     assert_equal_tables(run(photos, root=root), undisturbed)
+
+
+@pytest.mark.parametrize("is_all", [True, False], ids=["store", "images"])
+def test_store_that_goes_away_is_no_status_of_its_images(
+    undisturbed: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_all: bool
+) -> None:
+    """It answers the listing and then nothing: the first shards end the run, before all are asked for one by one.
+
+    Where it still lists, the images alone are out of reach, and get their status.
+    """
+    use_credentials(monkeypatch)
+    source = new_store(moto_port(), "photos")
+    for uri, data in small_set(16).items():
+        source.put(uri, data)
+    storage = {"region": "us-east-1", "backoff": 0.0, "max_attempts": 2}
+    monkeypatch.setattr(preparing.extract, "SILENT_IMAGES", 2)
+    take = plan.take_snapshot
+    with FaultProxy(moto_port()) as proxy:
+        where = source.uri.replace(f":{moto_port()}", f":{proxy.port}")
+
+        def take_and_go(session: Session) -> Snapshot:
+            snapshot = take(session)
+            proxy.inject(Rule("reset", "GET", r"photos" if is_all else r"\.jpg", count=10**6))
+            return snapshot
+
+        monkeypatch.setattr(plan, "take_snapshot", take_and_go)
+        expected = (StorageUnavailable, r"extract: 3 of 10 parts failed(.|\n)*Resume with")
+        error, said = expected if is_all else (IncompleteError, r"19 of 19 images could not be read \(19 timeout\)")
+        with pytest.raises(error, match=said):
+            run(where, root=tmp_path / "audit", storage=storage, shard_size=2)
+        committed_parts = list((tmp_path / "audit/features").glob("*/rows-*"))
+        proxy.inject()
+        monkeypatch.setattr(plan, "take_snapshot", take)
+        audit = run(where, root=tmp_path / "audit", storage=storage, shard_size=2)
+
+    assert len(committed_parts) == (0 if is_all else 10)
+    assert_equal_tables(audit, undisturbed)
 
 
 class FakeNodes:

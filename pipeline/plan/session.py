@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from pipeline.config import AuditConfig
-from pipeline.errors import ArtifactError, AuditError, IncompleteError, NotFound, TaskBug
+from pipeline.errors import ArtifactError, AuditError, IncompleteError, NotFound, StorageUnavailable, TaskBug
 from pipeline.layout.root import Root
 from pipeline.layout.tables import read_json, write_json
 from pipeline.progress import Reporter
@@ -19,6 +19,7 @@ from pipeline.storage import Store
 
 STATUS_FOLDER = "status"
 SHOWN_FAILURES = 5
+STORE_GONE = 3  # parts in a row that no store answered, three attempts each: the others would wait as long in vain
 DONE, DONE_BEFORE, FAILED, UNFINISHED = "done", "done before", "failed", "unfinished"
 
 
@@ -80,7 +81,8 @@ class Session:
         """Carries the missing tasks of a stage out; returns the sums of their counters.
 
         Raises a fatal cause at once; else, after every other part was tried, TaskBug where one met a bug, ArtifactError
-        where a damaged file must be dealt with first, IncompleteError where running again may be enough.
+        where a damaged file must be dealt with first, IncompleteError where running again may be enough. Where the
+        latest parts failed because a store does not answer, the stage ends with StorageUnavailable.
         """
         work = self._without_risk(work)
         record = self._begin(work)
@@ -88,8 +90,10 @@ class Session:
         counters: defaultdict[str, float] = defaultdict(float)
         failures: list[Outcome] = []
         fatal: Outcome | None = None
+        silent = 0  # parts in a row for which a store had no answer
         for outcome in self.runner.run(work.tasks) if work.tasks else ():
             self._account(record, outcome)
+            silent = silent + 1 if isinstance(outcome.error, StorageUnavailable) else 0
             if outcome.error is None:
                 for name, value in outcome.counters.items():
                     counters[name] += value
@@ -98,13 +102,15 @@ class Session:
             failures.append(outcome)
             if isinstance(outcome.error, FATAL):
                 fatal = outcome
+            if fatal or silent == STORE_GONE:
                 break
         record.counters = dict(counters)
         self._end(record, failures, time.perf_counter() - started)
         if fatal is not None and fatal.error is not None:
             raise fatal.error
         if failures:
-            raise _failure(work, failures, self.resume_command)
+            is_gone = silent >= min(STORE_GONE, len(work.tasks))
+            raise _failure(work, failures, self.resume_command, IncompleteError if not is_gone else StorageUnavailable)
         return dict(counters)
 
     def _without_risk(self, work: StageWork) -> StageWork:
@@ -203,10 +209,10 @@ def record_to_json(record: StageRecord) -> dict[str, Any]:
     return dict(vars(record))
 
 
-def _failure(work: StageWork, failures: Sequence[Outcome], resume_command: str) -> AuditError:
+def _failure(work: StageWork, failures: Sequence[Outcome], resume_command: str, least: type[AuditError]) -> AuditError:
     """The error of a stage of which parts failed: that of the gravest cause, whose parts are named first."""
     graves = (TaskBug, ArtifactError)
-    kind = next((kind for kind in graves if any(isinstance(item.error, kind) for item in failures)), IncompleteError)
+    kind = next((kind for kind in graves if any(isinstance(item.error, kind) for item in failures)), least)
     failures = sorted(failures, key=lambda outcome: not isinstance(outcome.error, kind))
     shown = [f"  {outcome.task.name}: {outcome.error}" for outcome in failures[:SHOWN_FAILURES]]
     more = [f"  (+{len(failures) - SHOWN_FAILURES} more)"] if len(failures) > SHOWN_FAILURES else []

@@ -26,7 +26,7 @@ from pipeline.layout.features import AGAIN, BASE, Features, commit_features, lis
 from pipeline.layout.images import ImageObject, image_object
 from pipeline.layout.models import ModelRef, load_model
 from pipeline.layout.parts import part_name
-from pipeline.layout.root import Root
+from pipeline.layout.root import Root, opened
 from pipeline.layout.snapshots import Snapshot, catalog_rows, catalog_rows_of, read_snapshot, removed_ids
 from pipeline.runner import FATAL, Counters
 from pipeline.schemas import FEATURE_ROWS, TRANSIENT, Status
@@ -36,6 +36,7 @@ from pipeline.storage import StorageConfig, is_remote
 VERSION = 2  # 2: entropy, colour and signature of a raster that does not depend on the model
 BATCH = 8  # int8 output is bitwise equal for 1 to 16; larger batches leave the second-level cache
 READS_IN_FLIGHT = 16  # a core at 300 images/s and 20-100 ms to the first byte needs 10-30
+SILENT_IMAGES = 2 * READS_IN_FLIGHT  # in a row without an answer: is the store there at all?
 SIGNATURE_LENGTH = 256
 
 CAUSES: dict[type[StorageError], Status] = {
@@ -67,7 +68,10 @@ class ExtractSpec:
 
 
 def extract(spec: ExtractSpec) -> Counters:
-    """Extracts and commits a part; counters hold images and one count per status."""
+    """Extracts and commits a part; counters hold images and one count per status.
+
+    Raises StorageUnavailable where the store gives no answer at all: that is no property of its images.
+    """
     store = spec.root.open()
     snapshot = read_snapshot(store, spec.snapshot)
     rows = _wanted_rows(spec, snapshot)
@@ -124,7 +128,7 @@ def _measure_all(
 ) -> Iterator[tuple[Measured, np.ndarray[Any, Any] | None]]:
     """Every row measured, with its embedding where it is ok, in order; inputs are embedded in batches."""
     pending: list[Measured] = []
-    for data, failed in _read_all(spec, snapshot, rows):
+    for data, failed in _while_there(spec, snapshot, _read_all(spec, snapshot, rows)):
         pending.append(measure(data, spec.measure) if failed is None else failed)
         if len(pending) == BATCH:
             yield from _embed(pending, model)
@@ -175,6 +179,23 @@ def _read_all(spec: ExtractSpec, snapshot: Snapshot, rows: pa.Table) -> Iterator
         while ahead:
             yield ahead.pop(0).result()
             ahead.extend(pool.submit(_read_one, item, spec.root.storage) for item in islice(waiting, 1))
+
+
+def _while_there(
+    spec: ExtractSpec, snapshot: Snapshot, reads: Iterator[tuple[bytes, Measured | None]]
+) -> Iterator[tuple[bytes, Measured | None]]:
+    """The reads, as long as the sources answer: after many images in a row without an answer a listing must have one.
+
+    Not while images are tried again: their statuses stay as they are, and nothing is lost.
+    """
+    silent = 0
+    for data, failed in reads:
+        silent = silent + 1 if failed is not None and failed.status is Status.TIMEOUT else 0
+        if silent == SILENT_IMAGES and spec.only is None:
+            silent = 0
+            for source in snapshot.sources:
+                next(opened(source.uri, spec.root.storage).list(), None)
+        yield data, failed
 
 
 def _read_one(wanted: ImageObject | None, storage: StorageConfig) -> tuple[bytes, Measured | None]:
