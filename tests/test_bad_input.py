@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -137,6 +138,48 @@ def test_catalog_line_says_what_changed(tmp_path: Path, caplog: pytest.LogCaptur
         run(photos, root=tmp_path / "audit", progress=True)
 
     assert "catalog: 4 images in snapshot 3 (2 added, 1 changed, 1 removed since snapshot 2)" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ("--labels", "{}"),
+            r"labels\.csv names none of the 3 images: the table has 'zz/1.jpg', the source has 'a%0A",
+        ),
+        (("--pattern", "x(?P<label>y)"), r"'x\(\?P<label>y\)' matches none of the 3 images: the source has 'a%0A"),
+    ],
+)
+def test_rule_that_matches_nothing(
+    flags: tuple[str, str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """2 with a name from each side, in a second run too: an audit without any label looked like a right one."""
+    photos = write_files(tmp_path / "photos", {f"{name}.jpg": noise_jpeg(1) for name in ("a%0A", "b", "c")})
+    table = tmp_path / "labels.csv"
+    table.write_text("filename,label\nzz/1.jpg,x\nzz/2.jpg,y\n")
+    arguments = [str(photos), "--root", str(tmp_path / "audit"), flags[0], flags[1].format(table)]
+    for _ in range(2):
+        capsys.readouterr()
+        assert main(["run", *arguments, *QUIET]) == 2
+        assert re.search(said, capsys.readouterr().err)
+
+
+def test_table_that_matches_in_part(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Rows without an image and images without a row are counted, each with one name; removed images are neither."""
+    files = {name: noise_jpeg(seed) for seed, name in enumerate(("a%20b.jpg", "b.jpg", "c.jpg", "d.jpg"))}
+    photos, table = write_files(tmp_path / "photos", files), tmp_path / "labels.csv"
+    table.write_text("filename,label\nnone.jpg,x\na%20b.jpg,x\nd.jpg,y\nc.jpg,x\nnor.jpg,y\n")
+    run(photos, root=tmp_path / "audit", rule={"table": str(table)})
+    (photos / "c.jpg").unlink()
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        audit = run(photos, root=tmp_path / "audit", rule={"table": str(table)}, progress=True)
+
+    assert "1 of 3 images are not named by the table or pattern, such as 'b.jpg'" in caplog.messages
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning == f"3 rows of the table {table} match no image, such as 'none.jpg'"
+    found = {row["uri"]: row["label"] for row in rows(audit, "images")}
+    assert found == {"a%2520b.jpg": "x", "b.jpg": None, "d.jpg": "y"}
 
 
 def test_one_image(tmp_path: Path) -> None:

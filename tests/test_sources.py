@@ -24,7 +24,7 @@ from pipeline.sources.folder import (
     own_name,
     together,
 )
-from pipeline.sources.labels import RuleParams, assign, count_unmatched
+from pipeline.sources.labels import RuleParams, assign, matched
 from pipeline.sources.tabular import match_rows, read_label_table
 from pipeline.storage import ObjectInfo
 
@@ -152,7 +152,7 @@ def test_table_by_path(make: object) -> None:
         [None, "val", "fold1", "train", None],
         ["0.10", "cat, grey", None, "007", None],
     )
-    assert count_unmatched(listed, BY_TABLE, table) == 1
+    assert matched(listed, BY_TABLE, table).tolist() == [3, 1, 2, 0, -1]
 
 
 def test_table_numbers_and_nulls() -> None:
@@ -187,7 +187,7 @@ def test_table_without_rows() -> None:
     table = read_label_table(b"filename,label,split\n", "t")
 
     assert assign(["1.jpg"], BY_TABLE, table) == ([None], [None])
-    assert count_unmatched(["1.jpg"], BY_TABLE, table) == 1
+    assert matched(["1.jpg"], BY_TABLE, table).tolist() == [-1]
 
 
 names = st.lists(st.text("ab/.", min_size=1, max_size=6), unique=True, max_size=12)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.sources import labels
-from pipeline.sources.labels import RuleParams, assign, count_unmatched, describe
+from pipeline.sources.labels import RuleParams, assign, describe, matched
 from pipeline.sources.splits import SPLIT_NAMES, canonical_split, split_of_name
 
 FOLDERS = RuleParams()
@@ -94,7 +94,8 @@ def test_pattern_gives_both() -> None:
     listed = ["training_cat01.jpg", "fold3_dog.png", "test/other.jpg"]
 
     assert assign(listed, rule) == (["train", "fold3", None], ["cat", "dog", None])
-    assert count_unmatched(listed, rule) == 1
+    assert matched(listed, rule).tolist() == [0, 0, -1]
+    assert matched(listed, RuleParams()).tolist() == [0, 0, 0]
 
 
 def test_pattern_gives_one() -> None:

@@ -26,8 +26,10 @@ SCHEMA = pa.schema(
         pa.field("image_id", pa.int64()),
         pa.field("split", pa.dictionary(pa.int32(), pa.string())),
         pa.field("label", pa.dictionary(pa.int32(), pa.string())),
+        pa.field("rule_row", pa.int64()),
     ]
 )
+"""rule_row: row of the table that names the image, 0 under a pattern or folders; null where nothing matches it."""
 NONE = -1
 
 
@@ -36,7 +38,8 @@ class Vocabulary:
     """Every split and label of a snapshot, sorted, with the number of live images of each. A code is a position.
 
     split_digest, label_digest: of the ids of live images and the split or label of each. They name what depends on
-    splits or labels, so that another rule or table that gives the same ones costs nothing.
+    splits or labels, so that another rule or table that gives the same ones costs nothing. unmatched, unused: live
+    images that the table or pattern does not match, rows of the table that match none; with the first name of each.
     """
 
     splits: tuple[str, ...]
@@ -44,6 +47,9 @@ class Vocabulary:
     split_counts: tuple[int, ...]
     label_counts: tuple[int, ...]
     unmatched: int
+    unmatched_name: str
+    unused: int
+    unused_name: str
     split_digest: str
     label_digest: str
 
@@ -92,6 +98,9 @@ def read_vocabulary(store: Store, folder: str) -> Vocabulary:
         split_counts=tuple(value["split_counts"]),
         label_counts=tuple(value["label_counts"]),
         unmatched=value["unmatched"],
+        unmatched_name=value["unmatched_name"],
+        unused=value["unused"],
+        unused_name=value["unused_name"],
         split_digest=value["split_digest"],
         label_digest=value["label_digest"],
     )

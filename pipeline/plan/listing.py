@@ -1,12 +1,16 @@
-"""What a run says of the listing of its sources: what changed, what was left out, which source has no image."""
+"""What a run says of its sources: what changed, what was left out, which source has no image, what the rule gave."""
 
 from __future__ import annotations
 
 import logging
 
+from pipeline.errors import UsageError
+from pipeline.layout.annotations import Vocabulary
 from pipeline.layout.snapshots import Snapshot
 from pipeline.plan.session import Session
 from pipeline.sources.folder import IMAGE_SUFFIXES, together
+from pipeline.sources.labels import describe
+from pipeline.stages.annotate import source_rule
 from pipeline.stages.catalog import Update
 
 log = logging.getLogger(__name__)
@@ -36,6 +40,44 @@ def say_listed(session: Session, snapshot: Snapshot, update: Update) -> None:
                 else "there are no files"
             )
             log.warning("no images found in %s%s (%s)", source.uri, result, seen)
+
+
+def say_rule(session: Session, snapshot: Snapshot, vocabulary: Vocabulary) -> None:
+    """Says which rule gave the splits and labels, how many there are, and what it left out."""
+    for source in snapshot.sources:
+        session.reporter.say(f"rule for {source.uri}: {describe(source_rule(session.config.rule, source, snapshot))}")
+    splits = ", ".join(
+        f"{name} {count:,}" for name, count in zip(vocabulary.splits, vocabulary.split_counts, strict=True)
+    )
+    session.reporter.say(f"splits: {splits or 'none'}; labels: {len(vocabulary.labels)}")
+    if vocabulary.unmatched:
+        session.reporter.say(
+            f"{vocabulary.unmatched:,} of {snapshot.live:,} images are not named by the table or pattern, such as "
+            f"{vocabulary.unmatched_name!r}"
+        )
+    if vocabulary.unused:
+        log.warning(
+            "%s rows of the table %s match no image, such as %r",
+            f"{vocabulary.unused:,}", session.config.rule.table, vocabulary.unused_name,
+        )  # fmt: skip
+
+
+def require_match(session: Session, snapshot: Snapshot, vocabulary: Vocabulary) -> None:
+    """Raises UsageError where a table or pattern matches none of the images: nobody wants an audit without labels."""
+    rule = session.config.rule
+    if not snapshot.live or vocabulary.unmatched < snapshot.live:
+        return
+    seen = f"none of the {snapshot.live:,} images"
+    if rule.table is None:
+        raise UsageError(
+            f"the pattern {rule.pattern!r} matches {seen}: the source has {vocabulary.unmatched_name!r}. It is "
+            "searched in each path relative to its source: correct it."
+        )
+    holds = f"the table has {vocabulary.unused_name!r}" if vocabulary.unused else "the table has no rows"
+    raise UsageError(
+        f"the table {rule.table} names {seen}: {holds}, the source has {vocabulary.unmatched_name!r}. Write each "
+        "filename as the path relative to the source, or as a file name that one row has."
+    )
 
 
 def _since(snapshot: Snapshot, update: Update) -> str:

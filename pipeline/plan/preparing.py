@@ -10,7 +10,7 @@ import numpy as np
 from pipeline.errors import AccessDenied, CorruptObject, IncompleteError, NotFound, ObjectChanged, UsageError
 from pipeline.kernels.hashing import content_hash
 from pipeline.kernels.measure import MeasureParams
-from pipeline.layout.annotations import STEM, VOCABULARY, Vocabulary, read_vocabulary, store_table
+from pipeline.layout.annotations import STEM, VOCABULARY, read_vocabulary, store_table
 from pipeline.layout.exact import MAX_SPLITS
 from pipeline.layout.features import (
     FeatureSet,
@@ -25,11 +25,10 @@ from pipeline.layout.models import ModelRef
 from pipeline.layout.parts import Slice, cover, cut, list_parts, missing, part_name, shard_size
 from pipeline.layout.root import opened, versions
 from pipeline.layout.snapshots import Snapshot, SourceRecord, first_alike, latest_snapshot, removed_ids
-from pipeline.plan.listing import listed_counts, say_listed
+from pipeline.plan.listing import listed_counts, require_match, say_listed, say_rule
 from pipeline.plan.session import Session, StageWork
 from pipeline.runner import Task
 from pipeline.schemas import TRANSIENT, Status
-from pipeline.sources.labels import describe
 from pipeline.stages import annotate, extract
 from pipeline.stages.catalog import update_catalog
 from pipeline.storage import ObjectInfo, canonical_uri
@@ -74,12 +73,13 @@ def annotate_snapshot(session: Session, snapshot: Snapshot) -> str:
         for lo, hi in cut(*gap, ANNOTATION_ROWS)
     ]
     session.run(StageWork("annotate", folder, tasks, snapshot.total, len(have) + len(tasks)))
-    spec = annotate.VocabularySpec(session.root, snapshot.number, folder)
+    spec = annotate.VocabularySpec(session.root, snapshot.number, folder, rule, table_hash)
     session.run_one(
         "vocabulary", folder, (VOCABULARY,), Task(f"{folder}/{VOCABULARY}", annotate.count_vocabulary, spec)
     )
     vocabulary = read_vocabulary(session.store, folder)
-    _say_rule(session, snapshot, vocabulary)
+    say_rule(session, snapshot, vocabulary)
+    require_match(session, snapshot, vocabulary)
     if len(vocabulary.splits) > MAX_SPLITS:
         raise UsageError(
             f"{len(vocabulary.splits)} splits ({', '.join(vocabulary.splits[:3])}, ...), want at most {MAX_SPLITS}: "
@@ -172,18 +172,6 @@ def _refuse_twice(session: Session, sources: tuple[SourceRecord, ...]) -> None:
         for other in uris:
             if other != uri and other.startswith(uri + "/"):
                 raise UsageError(f"the source {other} lies inside {uri}: its images would be listed twice. Name one.")
-
-
-def _say_rule(session: Session, snapshot: Snapshot, vocabulary: Vocabulary) -> None:
-    for source in snapshot.sources:
-        rule = annotate.source_rule(session.config.rule, source, snapshot)
-        session.reporter.say(f"rule for {source.uri}: {describe(rule)}")
-    splits = ", ".join(
-        f"{name} {count:,}" for name, count in zip(vocabulary.splits, vocabulary.split_counts, strict=True)
-    )
-    session.reporter.say(f"splits: {splits or 'none'}; labels: {len(vocabulary.labels)}")
-    if vocabulary.unmatched:
-        session.reporter.say(f"{vocabulary.unmatched:,} images are not named by the table or pattern")
 
 
 class _KnownContent:

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
+import numpy.typing as npt
+
 from pipeline.errors import UsageError
 from pipeline.sources.splits import canonical_split, find_split
 from pipeline.sources.tabular import LabelTable, match_rows, values_at
@@ -86,14 +89,17 @@ def assign(
     return splits, labels
 
 
-def count_unmatched(paths: Sequence[str], rule: RuleParams, table: LabelTable | None = None) -> int:
-    """How many of `paths` the pattern does not match or the table does not name; 0 under the folder rule."""
+def matched(paths: Sequence[str], rule: RuleParams, table: LabelTable | None = None) -> npt.NDArray[np.int64]:
+    """Row of the table that names each path, int64 (len(paths),), -1 where none; 0 where a pattern matches it.
+
+    Folders match every path: 0.
+    """
     if rule.table is not None:
-        return int((match_rows(paths, _loaded(rule, table)) < 0).sum())
+        return match_rows(paths, _loaded(rule, table))
     if rule.pattern is not None:
         search = re.compile(rule.pattern).search
-        return sum(search(path) is None for path in paths)
-    return 0
+        return np.fromiter((-(search(path) is None) for path in paths), np.int64, len(paths))
+    return np.zeros(len(paths), np.int64)
 
 
 def describe(rule: RuleParams) -> str:

@@ -19,9 +19,9 @@ from pipeline.layout.snapshots import Snapshot, SourceRecord, catalog_rows, read
 from pipeline.layout.tables import json_bytes, read_table, write_table
 from pipeline.runner import Counters
 from pipeline.sources.folder import own_name
-from pipeline.sources.labels import RuleParams, assign, count_unmatched
+from pipeline.sources.labels import RuleParams, assign, matched
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,13 @@ class AnnotateSpec:
 
 @dataclass(frozen=True)
 class VocabularySpec:
-    """The annotations folder of a snapshot, to be counted."""
+    """The annotations folder of a snapshot, to be counted; rule and table_hash as in AnnotateSpec."""
 
     root: Root
     snapshot: int
     folder: str
+    rule: RuleParams
+    table_hash: str
 
 
 def annotate(spec: AnnotateSpec) -> Counters:
@@ -56,23 +58,24 @@ def annotate(spec: AnnotateSpec) -> Counters:
     source = rows["source"].to_numpy()
     splits: list[str | None] = [None] * len(names)
     labels: list[str | None] = [None] * len(names)
-    unmatched = 0
+    rule_rows = np.full(len(names), -1, np.int64)
     for index, record in enumerate(snapshot.sources):
         at = np.flatnonzero(source == index)
         paths = [names[row] for row in at]
         rule = source_rule(spec.rule, record, snapshot)
         found_splits, found_labels = assign(paths, rule, table)
-        unmatched += count_unmatched(paths, rule, table)
+        rule_rows[at] = matched(paths, rule, table)
         for row, split, label in zip(at, found_splits, found_labels, strict=True):
             splits[row], labels[row] = split, label
     columns = {
         "image_id": rows["image_id"],
         "split": pa.array(splits, pa.string()).dictionary_encode(),
         "label": pa.array(labels, pa.string()).dictionary_encode(),
+        "rule_row": pa.array(rule_rows, mask=rule_rows < 0),
     }
     key = f"{spec.folder}/{part_name(STEM, spec.lo, spec.hi)}"
-    write_table(store, key, pa.table(columns, schema=SCHEMA).replace_schema_metadata({"unmatched": str(unmatched)}))
-    return {"images": len(names), "unmatched": unmatched}
+    write_table(store, key, pa.table(columns, schema=SCHEMA))
+    return {"images": len(names)}
 
 
 def source_rule(rule: RuleParams, record: SourceRecord, snapshot: Snapshot) -> RuleParams:
@@ -91,14 +94,14 @@ def count_vocabulary(spec: VocabularySpec) -> Counters:
     gone = pa.array(removed_ids(store, snapshot))
     splits: Counter[str] = Counter()
     labels: Counter[str] = Counter()
-    unmatched = 0
+    matches = _Matches(len(load_table(store, spec.table_hash, spec.rule.table or "").names) if spec.table_hash else 0)
     digests = {"split": 0, "label": 0}
     for part in list_parts(store, spec.folder, STEM):
         rows = read_table(store, part.key)
-        unmatched += int((rows.schema.metadata or {}).get(b"unmatched", b"0"))
         live = rows.filter(pc.invert(pc.is_in(rows["image_id"], value_set=gone)))
         splits.update(_counts(live["split"]))
         labels.update(_counts(live["label"]))
+        matches.add(live)
         for name, digest in digests.items():
             digests[name] = (digest + _digest(live["image_id"].to_numpy(), live[name])) % 2**64
     value = {
@@ -106,11 +109,48 @@ def count_vocabulary(spec: VocabularySpec) -> Counters:
         "labels": sorted(labels),
         "split_counts": [splits[name] for name in sorted(splits)],
         "label_counts": [labels[name] for name in sorted(labels)],
-        "unmatched": unmatched,
+        **_match_facts(spec, snapshot, matches),
         **{f"{name}_digest": f"{digest:016x}" for name, digest in digests.items()},
     }
     store.put(f"{spec.folder}/{VOCABULARY}", json_bytes(value))
-    return {"splits": len(splits), "labels": len(labels), "unmatched": unmatched}
+    return {
+        "splits": len(splits),
+        "labels": len(labels),
+        "unmatched": matches.unmatched,
+        "unused": int((~matches.used).sum()),
+    }
+
+
+class _Matches:
+    """Which rows of the table match a live image, and how many live images nothing matches; the first one's id."""
+
+    def __init__(self, rows: int) -> None:
+        self.used = np.zeros(rows, np.bool_)
+        self.unmatched, self.first = 0, -1
+
+    def add(self, live: pa.Table) -> None:
+        """Counts the annotation rows of live images."""
+        rule_rows = pc.fill_null(live["rule_row"], -1).to_numpy()
+        if len(self.used):
+            self.used[rule_rows[rule_rows >= 0]] = True
+        nowhere = np.flatnonzero(rule_rows < 0)
+        self.unmatched += len(nowhere)
+        if len(nowhere) and self.first < 0:
+            self.first = int(live["image_id"].to_numpy()[nowhere[0]])
+
+
+def _match_facts(spec: VocabularySpec, snapshot: Snapshot, matches: _Matches) -> dict[str, int | str]:
+    store = spec.root.open()
+    first, unused = "", ""
+    if matches.unmatched:
+        (row,) = catalog_rows(store, snapshot, matches.first, matches.first + 1).to_pylist()
+        first = own_name(row["uri"], row["raw_key"])
+    missed = np.flatnonzero(~matches.used)
+    if len(missed):
+        unused = load_table(store, spec.table_hash, spec.rule.table or "").names[int(missed[0])].as_py()
+    return {
+        "unmatched": matches.unmatched, "unmatched_name": first, "unused": len(missed), "unused_name": unused,
+    }  # fmt: skip
 
 
 def _digest(ids: NDArray[np.int64], column: pa.ChunkedArray) -> int:
