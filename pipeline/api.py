@@ -91,7 +91,7 @@ def run_config(config: AuditConfig, where: Where, reporter: Reporter, resume_com
     """Runs a checked configuration."""
 
     def start(images: int, root: Root) -> Runner:
-        return start_runner(where, images, root)
+        return start_runner(where, images, root, [*config.sources, *filter(None, [config.test])])
 
     published = run_audit(config, Call(start, reporter, resume_command))
     if published is None:
@@ -99,8 +99,8 @@ def run_config(config: AuditConfig, where: Where, reporter: Reporter, resume_com
     return Audit(Root(canonical_uri(config.root, config.storage), config.storage), published)
 
 
-def start_runner(where: Where, images: int, root: Root) -> Runner:
-    """The runner for work like so many extractions; on several nodes it proves first that all see the root."""
+def start_runner(where: Where, images: int, root: Root, sources: Sequence[str] = ()) -> Runner:
+    """The runner for work like so many extractions; on several nodes it proves first that all see root and sources."""
     if where.runner == "local" or (where.runner == "auto" and not where.address and images < RAY_PAYS_FROM):
         return LocalRunner()
     from pipeline.cluster import join_ray, start_ray
@@ -109,6 +109,9 @@ def start_runner(where: Where, images: int, root: Root) -> Runner:
     try:
         if not is_remote(root.uri):
             runner.require_shared_root(root.uri, root.storage)
+        for source in sources:
+            if not is_remote(source):
+                runner.require_shared_source(canonical_uri(source, root.storage), root.storage)
     except BaseException:
         runner.close()
         raise

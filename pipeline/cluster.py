@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import AuditError, StorageError, UsageError
 from pipeline.runner import ATTEMPTS, Execution, Outcome, Task, TaskError, execute, may_retry, piece_of
+from pipeline.sources.folder import is_image_key
 from pipeline.storage import StorageConfig, open_store
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ WORKER_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_task_oom_retries": "0",  # the budget is the driver's; Ray's default is endless
 }
+TOKEN_BYTES = 4096  # of a file that every node must read alike
 OBJECT_STORE_BYTES = 80_000_000  # Ray's minimum is 75 MiB; only specs and counters pass through
 NODE_LOST = (exceptions.NodeDiedError, exceptions.ObjectLostError)
 PROCESS_LOST = (exceptions.WorkerCrashedError, exceptions.OutOfMemoryError, exceptions.TaskCancelledError)
@@ -160,9 +162,14 @@ def _execute(key: str, function: Callable[..., Any], *arguments: Any) -> Executi
 
 def _read_token(root: str, storage: StorageConfig, key: str) -> bytes:
     try:
-        return open_store(root, storage).read(key)
+        return open_store(root, storage).read_range(key, 0, TOKEN_BYTES)
     except StorageError:  # whatever the cause: this node does not see what the others write
         return b""
+
+
+def _working_nodes() -> list[dict[str, Any]]:
+    every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in every if node["Alive"] and node["Resources"].get("CPU")]
 
 
 class RayRunner:
@@ -207,15 +214,13 @@ class RayRunner:
 
     def require_shared_root(self, root: str, storage: StorageConfig) -> None:
         """Proves that every node sees the root by having each read a token; UsageError names those that do not."""
-        every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-        nodes = [node for node in every if node["Alive"] and node["Resources"].get("CPU")]
+        nodes = _working_nodes()
         if len(nodes) < 2:
             return
         store, key, token = open_store(root, storage), f"tokens/{uuid.uuid4().hex}", uuid.uuid4().bytes
         store.put(key, token)
         try:
-            reads = {node["NodeID"]: self._read_on(node["NodeID"], root, storage, key) for node in nodes}
-            blind = [node["NodeManagerAddress"] for node in nodes if ray.get(reads[node["NodeID"]]) != token]
+            blind = self._blind(nodes, root, storage, key, token)
         finally:
             store.delete(key)
         if blind:
@@ -223,6 +228,27 @@ class RayRunner:
                 f"the root {root} is not shared: nodes {', '.join(sorted(blind))} do not see what this one writes "
                 "there. Use an s3:// or minio:// root, or a path on a file system that every node mounts."
             )
+
+    def require_shared_source(self, source: str, storage: StorageConfig) -> None:
+        """Proves that every node sees a source by its first image; UsageError names those that do not."""
+        nodes = _working_nodes()
+        store = open_store(source, storage)
+        first = next((info.key for info in store.list() if is_image_key(info.key)), None) if len(nodes) > 1 else None
+        if first is None:
+            return
+        blind = self._blind(nodes, source, storage, first, store.read_range(first, 0, TOKEN_BYTES))
+        if blind:
+            raise UsageError(
+                f"the source {source} is not shared: nodes {', '.join(sorted(blind))} do not see {first!r} as it is "
+                "here. Use s3:// or minio:// sources, or a path on a file system that every node mounts."
+            )
+
+    def _blind(
+        self, nodes: list[dict[str, Any]], place: str, storage: StorageConfig, key: str, expected: bytes
+    ) -> list[str]:
+        """Addresses of the nodes that read something else at a key, or nothing."""
+        reads = [(node["NodeManagerAddress"], self._read_on(node["NodeID"], place, storage, key)) for node in nodes]
+        return [address for address, found in reads if ray.get(found) != expected]
 
     def _read_on(self, node_id: str, root: str, storage: StorageConfig, key: str) -> Any:
         strategy = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)

@@ -212,7 +212,7 @@ def test_store_that_is_away_while_pairs_are_verified(
         run(photos, root=root)
     monkeypatch.undo()
 
-    assert not list(root.glob("edges/*/*.parquet"))
+    assert not list(root.glob("edges/**/*.parquet"))
     assert_equal_tables(run(photos, root=root), undisturbed)
 
 
@@ -291,6 +291,19 @@ def test_root_that_a_node_does_not_see_is_refused(tmp_path: Path, monkeypatch: p
     cluster.RayRunner(is_ours=False).require_shared_root(str(root), StorageConfig())
 
     assert not [path for path in root.rglob("*") if path.is_file()]
+
+
+def test_source_that_a_node_does_not_see_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another folder there, or none: the node is named before any image is called missing; no image proves nothing."""
+    photos, runner = tmp_path / "photos", cluster.RayRunner
+    write_files(photos, {"a/b.jpg": b"here", "a/notes.txt": b"no image"})
+    for name, files in {"other": {"a/b.jpg": b"there"}, "empty": {"a/notes.txt": b"no image"}}.items():
+        FakeNodes(monkeypatch, write_files(tmp_path / name, files))
+        with pytest.raises(UsageError, match=rf"{photos} is not shared: nodes 10\.0\.0\.2 do not see 'a/b.jpg'"):
+            runner(is_ours=False).require_shared_source(str(photos), StorageConfig())
+    runner(is_ours=False).require_shared_source(str(write_files(tmp_path / "none", {"x.txt": b"x"})), StorageConfig())
+    FakeNodes(monkeypatch, None)
+    runner(is_ours=False).require_shared_source(str(photos), StorageConfig())
 
 
 def test_message_of_an_incomplete_run_is_printed_with_exit_4(tmp_path: Path) -> None:
