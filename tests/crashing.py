@@ -14,12 +14,13 @@ from typing import Any
 
 from pipeline.errors import BadCredentials, StorageUnavailable, UsageError
 from pipeline.runner import Counters
-from pipeline.stages import extract
+from pipeline.stages import extract, verify
 from pipeline.stages.extract import ExtractSpec
+from pipeline.stages.verify import VerifySpec
 
 Spec = tuple[str, int, int]
 POISON = 7
-real_extract = extract.extract
+real_extract, real_verify = extract.extract, verify.verify
 
 
 def commit(spec: Spec) -> Counters:
@@ -122,6 +123,13 @@ def poisoned_extract(spec: ExtractSpec) -> Counters:
     if POISON in ids:
         die()
     return real_extract(spec)
+
+
+def poisoned_verify(spec: VerifySpec) -> Counters:
+    """Verify, but the pair in the row of the poison kills its process."""
+    if spec.lo <= POISON < spec.hi:
+        die()
+    return real_verify(spec)
 
 
 def twice_poisoned_extract(spec: ExtractSpec) -> Counters:

@@ -12,12 +12,13 @@ from typing import Any
 import crashing
 import psutil
 import pytest
-from audited import assert_equal_tables, run, small_set, write_files
+from audited import assert_equal_tables, half_size, run, small_set, write_files
 from dying import committed
 
 import pipeline
 from pipeline import cluster
 from pipeline.api import Where
+from pipeline.audit import Audit
 from pipeline.cli import main
 from pipeline.config import config_from
 from pipeline.errors import (
@@ -28,7 +29,8 @@ from pipeline.errors import (
     TaskBug,
     UsageError,
 )
-from pipeline.plan import Call, preparing, run_audit
+from pipeline.layout.neighbours import edge_slices, read_edges
+from pipeline.plan import Call, preparing, run_audit, searching
 from pipeline.progress import SilentReporter
 from pipeline.runner import ATTEMPTS, LocalRunner, Outcome, Runner, Task, TaskError
 
@@ -294,6 +296,42 @@ def test_image_that_kills_its_process_is_quarantined(
     assert row["image_id"] == crashing.POISON
     assert "died or hung twice" in row["message"]
     assert_equal_tables(again, undisturbed)
+
+
+def test_pair_that_kills_its_process_is_judged_without_pixels(
+    ray_runner: cluster.RayRunner,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It alone, and the log names it; the run ends well, and so does the next one, which has nothing to do."""
+    files = small_set()
+    plain = [uri for uri in files if uri.startswith("train/a/a")]
+    files |= {uri.replace("/a/a", "/a/half"): half_size(files[uri]) for uri in plain}
+    photos, root = write_files(tmp_path / "photos", files), tmp_path / "audit"
+    undisturbed = edges_of(run(photos, root=tmp_path / "other"))
+    monkeypatch.setattr(searching, "VERIFY_PAIRS", 2)
+    monkeypatch.setattr(searching.verify, "verify", crashing.poisoned_verify)
+    audit_with(ray_runner, photos, root)
+    before, edges = committed(root), edges_of(pipeline.open(root))
+    audit_with(ray_runner, photos, root)
+
+    poison = edges.pop(crashing.POISON)
+    assert poison == undisturbed.pop(crashing.POISON) | {
+        "kind": "look_alike", "correlation": None, "overlap": None, "is_mirrored": None, "is_verified": False,
+    }  # fmt: skip
+    assert edges == undisturbed
+    images = pipeline.open(root).table("images").to_pylist()
+    (said,) = [record.getMessage() for record in caplog.records if "similarity alone decides" in record.getMessage()]
+    assert all(images[poison[name]]["uri"] in said for name in ("image_id", "match_id"))
+    assert committed(root) == before
+
+
+def edges_of(audit: Audit) -> list[dict[str, Any]]:
+    """All verified pairs of a root with one folder of them."""
+    store = audit.root.open()
+    (folder,) = {info.key.rpartition("/")[0] for info in store.list("edges/")}
+    return [row for piece in edge_slices(store, folder) for row in read_edges(store, piece).to_pylist()]
 
 
 def pipeline_status(status: str) -> Any:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pyarrow as pa
+
+from pipeline.layout.parts import Slice, cover, list_parts
+from pipeline.layout.tables import read_rows
+from pipeline.storage import Store
 
 CANDIDATES, SATURATED, NEIGHBOURS = "candidates", "saturated", "neighbours"
 PAIRS = "pairs.parquet"
@@ -28,3 +34,14 @@ NEIGHBOUR_SCHEMA = pa.schema(
     [pa.field("image_id", pa.int64()), pa.field("match_id", pa.int64()), pa.field("similarity", pa.float64())]
 )
 """A neighbour outside the image's own group, nearest first."""
+
+
+def edge_slices(store: Store, folder: str) -> list[Slice]:
+    """What holds the edges of a folder, each pair once: a part that was cut may be there whole as well."""
+    parts = list_parts(store, folder, EDGES)
+    return cover(parts, 0, max((part.hi for part in parts), default=0))
+
+
+def read_edges(store: Store, piece: Slice, columns: Sequence[str] | None = None) -> pa.Table:
+    """The edges of a slice. Raises ArtifactError."""
+    return read_rows(store, piece.part.key, piece.lo - piece.part.lo, piece.hi - piece.part.lo, columns)

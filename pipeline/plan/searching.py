@@ -11,7 +11,7 @@ from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.groups import FOREST
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import CANDIDATES, EDGES, KNOWN, NEIGHBOURS, PAIRS, SATURATED
-from pipeline.layout.parts import cover, cut, part_name
+from pipeline.layout.parts import cover, cut, list_parts, missing, part_name
 from pipeline.layout.root import versions
 from pipeline.layout.snapshots import Snapshot
 from pipeline.layout.tables import count_rows
@@ -117,24 +117,25 @@ def _verify(session: Session, inputs: Inputs, found_pairs: str) -> str:
     same = fingerprint("verify", verify.VERSION, params=params, max_pixels=max_pixels, versions=versions())
     folder = f"edges/{same}/" + fingerprint("edges", verify.VERSION, pairs=found_pairs, rows=VERIFY_PAIRS)
     count = count_rows(session.store, f"{found_pairs}/{PAIRS}")
-    ranges = cut(0, count, VERIFY_PAIRS)
-    earlier = _earlier_verdicts(session, found_pairs, folder, count)
+    have = list_parts(session.store, folder, EDGES)
+    ranges = [bounds for gap in missing(have, 0, count) for bounds in cut(*gap, VERIFY_PAIRS)]
+    earlier = _earlier_verdicts(session, found_pairs, folder, count) if ranges else ""
 
     def task(lo: int, hi: int) -> Task:
         spec = verify.VerifySpec(inputs, found_pairs, folder, params, max_pixels, earlier, lo, hi)
-        return Task(f"{folder}/{part_name(EDGES, lo, hi)}", verify.verify, spec, hi - lo)
+        return Task(
+            f"{folder}/{part_name(EDGES, lo, hi)}", verify.verify, spec, hi - lo, verify.halves, verify.quarantine
+        )
 
-    run_ranges(session, "verify", folder, [task(lo, hi) for lo, hi in ranges])
+    parts = len(cover(have, 0, count)) + len(ranges)
+    session.run(StageWork("verify", folder, [task(lo, hi) for lo, hi in ranges], count, parts))
     if reused := int(session.records[-1].counters.get("reused", 0)):
         session.reporter.say(f"verify: the pixels of {reused:,} of {count:,} pairs were compared by earlier audits")
     return folder
 
 
 def _earlier_verdicts(session: Session, found_pairs: str, folder: str, count: int) -> str:
-    """Key of what earlier audits found of these pairs; "" where all are verified, or nothing was."""
-    have = {info.key for info in session.store.list(f"{folder}/")}
-    if have.issuperset(f"{folder}/{part_name(EDGES, lo, hi)}" for lo, hi in cut(0, count, VERIFY_PAIRS)):
-        return ""
+    """Key of what earlier audits found of these pairs; "" where that is nothing."""
     written: dict[str, int] = {}
     for info in session.store.list(folder.rpartition("/")[0] + "/"):
         other = info.key.rpartition("/")[0]

@@ -16,10 +16,10 @@ import pyarrow as pa
 
 from pipeline.errors import ArtifactError, NotFound
 from pipeline.kernels.hits import rows_of_pairs
-from pipeline.layout.neighbours import EDGES, KNOWN, PAIRS, VERDICT
-from pipeline.layout.parts import cut, list_parts
+from pipeline.layout.neighbours import KNOWN, PAIRS, VERDICT, edge_slices, read_edges
+from pipeline.layout.parts import cut
 from pipeline.layout.root import Root
-from pipeline.layout.tables import parquet_bytes, read_rows, read_table
+from pipeline.layout.tables import parquet_bytes, read_rows
 from pipeline.runner import Counters
 from pipeline.schemas import EDGES as EDGES_TABLE
 from pipeline.storage import Store
@@ -72,9 +72,9 @@ def _known_of(pairs: pa.Table, tables: list[pa.Table]) -> pa.Table:
 
 def _verdicts(store: Store, folder: str) -> Iterator[pa.Table]:
     """What a folder of edges decided on pixels, part by part, sorted by pair. Parts of a stopped audit count too."""
-    for part in list_parts(store, folder, EDGES):
+    for piece in edge_slices(store, folder):
         try:
-            edges = read_table(store, part.key, [*HELD.names, "is_verified"])
+            edges = read_edges(store, piece, [*HELD.names, "is_verified"])
         except (ArtifactError, NotFound) as error:  # no artifact of this audit: it can do without
             log.warning("%s Until then its pairs are compared again.", error)
             continue

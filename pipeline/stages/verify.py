@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,11 @@ from pipeline.layout.parts import part_name
 from pipeline.layout.tables import read_rows, write_table
 from pipeline.runner import Counters
 from pipeline.schemas import EDGES as EDGES_TABLE
-from pipeline.schemas import Kind
+from pipeline.schemas import Kind, Status
+from pipeline.sources.folder import encode_key
 from pipeline.storage import StorageConfig, Store, is_remote
+
+log = logging.getLogger(__name__)
 
 VERSION = 2
 KEPT_IMAGES = 512  # 256 x 256 bytes and their features: about 0.2 MB each
@@ -66,6 +70,32 @@ def verify(spec: VerifySpec) -> Counters:
     kinds = [item["kind"] for item in evidence]
     seen = {"pairs": len(rows), "looked_at": len(looked_at), "reused": sum(map(bool, known))}
     return seen | {kind: kinds.count(kind) for kind in set(kinds)}
+
+
+def halves(spec: VerifySpec) -> list[VerifySpec]:
+    """The spec cut in two; itself where it holds one pair."""
+    middle = (spec.lo + spec.hi) // 2
+    return [replace(spec, lo=lo, hi=hi) for lo, hi in ((spec.lo, middle), (middle, spec.hi)) if lo < hi]
+
+
+def quarantine(spec: VerifySpec, cause: str) -> Counters:
+    """Commits one pair that killed or hung its process twice: its kind follows from similarity, the log names it.
+
+    Raises StorageUnavailable where a pair hung whose images cannot be had now: it may have been the store that hung.
+    """
+    store = spec.inputs.root.open()
+    pairs = read_rows(store, f"{spec.pairs}/{PAIRS}", spec.lo, spec.hi)
+    (row,) = pairs.to_pylist()
+    ids = (row["image_id"], row["match_id"])
+    images = image_objects_of(store, spec.inputs.opened_snapshot(), np.array(ids, np.int64))
+    if cause == Status.TIMEOUT.value:
+        for image_id in ids:
+            _read_bytes(images[image_id], spec.inputs.root.storage)
+    names = " and ".join(f"{encode_key(images[image_id].info.key)[0]} ({image_id})" for image_id in ids)
+    log.warning("%s: the process that compared their pixels died or hung twice; similarity alone decides", names)
+    evidence = _unseen(kind_without_pixels(row["similarity"], row["signature_similarity"], spec.params))
+    write_table(store, f"{spec.folder}/{part_name(EDGES, spec.lo, spec.hi)}", _edge_table(pairs, [evidence]))
+    return {"pairs": 1, "looked_at": 0, "reused": 0, evidence["kind"]: 1, cause: 1}
 
 
 def _known(store: Store, spec: VerifySpec, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -21,10 +21,8 @@ from pipeline.layout.features import read_feature_rows
 from pipeline.layout.groups import read_forest
 from pipeline.layout.images import shown_uris
 from pipeline.layout.inputs import Inputs
-from pipeline.layout.neighbours import EDGES
-from pipeline.layout.parts import list_parts
+from pipeline.layout.neighbours import edge_slices, read_edges
 from pipeline.layout.snapshots import Snapshot, catalog_rows, catalog_rows_of
-from pipeline.layout.tables import read_table
 from pipeline.schemas import EDGES as EDGES_TABLE
 from pipeline.schemas import FEATURE_ROWS, TABLES
 from pipeline.storage import Store
@@ -144,7 +142,7 @@ def open_graph(inputs: Inputs, edges: str, groups: str) -> Graph:
     """The graph of an audit."""
     store = inputs.root.open()
     forest = read_forest(store, groups)
-    parts = [read_table(store, part.key) for part in list_parts(store, edges, EDGES)]
+    parts = [read_edges(store, piece) for piece in edge_slices(store, edges)]
     table = pa.concat_tables(parts).combine_chunks() if parts else EDGES_TABLE.empty()
     return Graph(forest, np.lexsort((forest.child, forest.root)), table, inputs.exact_groups())
 
