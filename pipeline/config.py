@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from numbers import Integral, Real
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pipeline.errors import UsageError
 from pipeline.kernels.groups import KeeperPolicy
-from pipeline.kernels.hits import JoinParams
+from pipeline.kernels.hits import MOST_NEIGHBOURS, JoinParams
 from pipeline.kernels.measure import MeasureParams
 from pipeline.kernels.quality_checks import QualityLimits
 from pipeline.kernels.space import SpaceParams
@@ -27,6 +28,7 @@ else:
     import tomli as tomllib
 
 EXACT_LIMIT = 100_000
+INT64 = range(-(2**63), 2**63)
 
 
 @dataclass(frozen=True)
@@ -46,8 +48,9 @@ class NeighbourParams:
     """How neighbours are searched.
 
     copy: neighbours kept per split; semantic_k: neighbours over all splits; exact_limit: representatives up to which
-    every list is searched; copy_probes, semantic_probes: lists searched beyond it; space: "keep" a trained space while
-    it fits or train a "new" one; threshold: a fixed candidate similarity instead of the rule.
+    every list is searched; copy_probes, semantic_probes: lists searched beyond it; recall_sample: queries searched
+    exactly to measure recall; space: "keep" a trained space while it fits or train a "new" one; threshold: a fixed
+    candidate similarity instead of the rule.
     """
 
     copy: JoinParams = field(default_factory=JoinParams)
@@ -61,9 +64,14 @@ class NeighbourParams:
 
     def __post_init__(self) -> None:
         problems = []
-        for name, least in (("semantic_k", 10), ("exact_limit", 0), ("copy_probes", 1), ("semantic_probes", 1)):
+        leasts = {"exact_limit": 0, "copy_probes": 1, "semantic_probes": 1, "recall_sample": 1}
+        for name, least in leasts.items():
             if getattr(self, name) < least:
                 problems.append(f"{name} {getattr(self, name)}, want at least {least}")
+        if not 10 <= self.semantic_k < MOST_NEIGHBOURS:  # the query is among its own neighbours
+            problems.append(f"semantic_k {self.semantic_k}, want 10 to {MOST_NEIGHBOURS - 1}")
+        if self.copy and self.copy.threshold is not None:  # None where it has a problem of its own
+            problems.append(f"copy.threshold {self.copy.threshold}: name it neighbours.threshold")
         if self.space not in ("keep", "new"):
             problems.append(f"space {self.space!r}, want keep or new")
         if self.threshold is not None and not 0 < self.threshold < 1:
@@ -114,6 +122,9 @@ class AuditConfig:
             problems.append(f"offsets [{low}, {high}), want 0 <= min_offset < max_offset")
         if not 0 <= self.max_failed_share <= 1:
             problems.append(f"max_failed_share {self.max_failed_share}, want 0 to 1")
+        measure = self.measure  # None where it has a problem of its own
+        if measure and replace(MeasureParams(), max_pixels=measure.max_pixels, min_side=measure.min_side) != measure:
+            problems.append("measure.input_size, input_width and input_height follow from the model: leave them out")
         if problems:
             raise UsageError("; ".join(problems))
 
@@ -165,7 +176,7 @@ def read_toml(data: bytes, where: str) -> dict[str, Any]:
         found: dict[str, Any] = tomllib.loads(data.decode())
         return found
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{where}: not TOML ({error}). See docs/config.toml for every key.") from error
+        raise UsageError(f"{where}: not TOML ({error}). Python's help(pipeline.run) lists the keys.") from error
 
 
 def _build(
@@ -203,7 +214,7 @@ def _plain(value: Any) -> Any:
 
 
 def _fits(hint: Any, value: Any) -> bool:
-    """Whether a value is of an annotated type; a whole number is a number, true and false are neither."""
+    """Whether a value is of an annotated type; a whole number of 64 bits is a number, true, false and NaN are none."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, UnionType):
         return any(_fits(arm, value) for arm in arguments)
@@ -212,14 +223,16 @@ def _fits(hint: Any, value: Any) -> bool:
     if origin is not None:
         keyed = isinstance(value, Mapping)
         return keyed and (arguments[1] is Any or all(_fits(arguments[1], item) for item in value.values()))
-    if hint in (int, float):
-        return isinstance(value, Integral if hint is int else Real) and not isinstance(value, bool)
-    return isinstance(value, hint)
+    if isinstance(value, bool):
+        return hint is bool
+    if isinstance(value, Integral):
+        return hint in (int, float) and int(value) in INT64
+    return isinstance(value, Real) and math.isfinite(value) if hint is float else isinstance(value, hint)
 
 
 def _wanted(hint: Any) -> str:
     arms = (
         [arm for arm in get_args(hint) if arm is not type(None)] if get_origin(hint) in (Union, UnionType) else [hint]
     )
-    words = {int: "a whole number", float: "a number", str: "text"}
+    words = {int: "a whole number of 64 bits", float: "a number", str: "text"}
     return words.get(arms[0], "a list of texts" if get_origin(arms[0]) is tuple else "a table of keys")

@@ -20,6 +20,8 @@ Int64 = NDArray[np.int64]
 UInt64 = NDArray[np.uint64]
 Mask = NDArray[np.bool_]
 
+MOST_NEIGHBOURS = 1000
+
 
 @dataclass(frozen=True)
 class JoinParams:
@@ -36,14 +38,14 @@ class JoinParams:
 
     def __post_init__(self) -> None:
         problems = []
-        if not 1 <= self.k <= 1000:
-            problems.append(f"k {self.k}, want 1 to 1000")
+        if not 1 <= self.k <= MOST_NEIGHBOURS:
+            problems.append(f"k {self.k}, want 1 to {MOST_NEIGHBOURS}")
         if not 0 <= self.k_cross <= self.k:
             problems.append(f"k_cross {self.k_cross}, want 0 to k ({self.k})")
         if self.threshold is not None and not -1 <= self.threshold <= 1:
             problems.append(f"threshold {self.threshold}, want a cosine (-1 to 1)")
-        if self.overfetch < 1:
-            problems.append(f"overfetch {self.overfetch}, want at least 1")
+        if not 1 <= self.overfetch <= MOST_NEIGHBOURS:
+            problems.append(f"overfetch {self.overfetch}, want 1 to {MOST_NEIGHBOURS}")
         if problems:
             raise UsageError("join: " + "; ".join(problems))
 

@@ -39,11 +39,9 @@ class QualityLimits:
     low_information: float = 3.0
 
     def __post_init__(self) -> None:
-        wrong = [field.name for field in fields(self) if not 0 < getattr(self, field.name) < math.inf]
+        wrong = [field.name for field in fields(self) if not 1e-6 <= getattr(self, field.name) <= 1e6]
         if wrong or self.odd_aspect <= 1:
-            raise UsageError(
-                f"quality limits {', '.join(wrong) or 'odd_aspect'}: want above 0 (odd_aspect above 1), finite"
-            )
+            raise UsageError(f"quality limits {', '.join(wrong) or 'odd_aspect'}: want 1e-6 to 1e6, odd_aspect above 1")
 
 
 @dataclass(frozen=True)

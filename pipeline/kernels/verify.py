@@ -79,21 +79,14 @@ class VerifyParams:
     def __post_init__(self) -> None:
         """Raise UsageError, all problems in one message."""
         shares = (
-            "agreement",
-            "overlaid_agreement",
-            "mirrored_agreement",
-            "moved",
-            "one_sided",
-            "residual",
-            "overlaid_residual",
-            "pinned_residual",
-            "mirrored_residual",
-            "exact_residual",
-            "contained",
-            "overlay",
+            "agreement", "overlaid_agreement", "mirrored_agreement", "moved", "one_sided", "residual",
+            "overlaid_residual", "pinned_residual", "mirrored_residual", "exact_residual", "contained", "overlay",
             "patch_similarity",
-        )
-        positive = ("least_windows", "skew", "clean_skew", "turn", "flat_difference", "tolerance", "least_inliers")
+        )  # fmt: skip
+        positive = (
+            "least_windows", "skew", "clean_skew", "turn", "flat_difference", "tolerance", "least_inliers",
+            "scene_inliers",
+        )  # fmt: skip
         problems = [
             f"{name} is {getattr(self, name)}, wanted 0 to 1"
             for name in (*shares, "skip_similarity", "skip_signature")

@@ -68,11 +68,17 @@ class Codes:
 
 
 def store_table(root: Root, address: str) -> str:
-    """Copies a table of splits and labels into the root, where every worker finds it; returns the hash it is under."""
+    """Copies a table of splits and labels into the root, where every worker finds it; returns the hash it is under.
+
+    Raises UsageError for one that cannot be read, the first time that the root sees it.
+    """
     folder, slash, name = address.rpartition("/")
     data = opened(folder or slash or ".", root.storage).read(name)
     hashed = content_hash(data).hex()
-    root.open().put_if_absent(f"{TABLES}/{hashed}", data)
+    store = root.open()
+    if not store.exists(f"{TABLES}/{hashed}"):
+        read_label_table(data, address)
+        store.put_if_absent(f"{TABLES}/{hashed}", data)
     return hashed
 
 

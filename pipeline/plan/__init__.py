@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pipeline.config import AuditConfig
+from pipeline.layout.annotations import store_table
 from pipeline.layout.audits import Published, has_audit
 from pipeline.layout.features import list_features, missing_features
 from pipeline.layout.models import ModelRef, store_model
@@ -51,6 +52,8 @@ def run_audit(config: AuditConfig, call: Call) -> Published | None:
     claim(root)
     session = Session(config, root, LocalRunner(), call.reporter, call.resume_command)
     model = store_model(root, config.model.path, config.model.input)
+    if config.rule.table:  # before the listing, which may take hours
+        store_table(root, config.rule.table)
     snapshot = take_snapshot(session)
     lo, hi = _range(config, snapshot)
     waiting = missing_features(list_features(session.store, features_folder(session, model)), lo, hi)

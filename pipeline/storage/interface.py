@@ -14,6 +14,8 @@ from pipeline.storage.redact import redact
 TEMPORARY_PREFIX = ".image-audit-tmp-"
 """Last path segment of everything that is not committed yet; no listing shows such a key."""
 
+_DAY = 86_400
+
 
 @dataclass(frozen=True)
 class StorageConfig:
@@ -40,6 +42,9 @@ class StorageConfig:
         problems = [f"{name} must be over 0, not {value}" for name, value in self._positive().items() if not value > 0]
         if self.backoff < 0:
             problems.append(f"backoff must be at least 0, not {self.backoff}")
+        seconds = {name: getattr(self, name) for name in ("read_timeout", "connect_timeout", "backoff")}
+        # a socket refuses 300 years, and only once it is used
+        problems += [f"{name} must be at most {_DAY} s, not {value}" for name, value in seconds.items() if value > _DAY]
         named = dict(self.endpoints) | ({} if self.endpoint_url is None else {"endpoint_url": self.endpoint_url})
         problems += [f"{name}: {problem}" for name, url in named.items() if (problem := _endpoint_problem(url))]
         if problems:
