@@ -51,14 +51,20 @@ class Audit:
         filter: pc.Expression | None = None,  # noqa: A002 - the word of pyarrow, which takes it
         limit: int | None = None,
     ) -> pa.Table:
-        """A table by name, as Arrow; `filter` is a pyarrow expression, applied part by part."""
+        """A table by name, as Arrow: these `columns` (None: all), the first `limit` rows (None: all).
+
+        `filter` is a pyarrow expression such as `pyarrow.compute.field("severity") >= 3`, applied part by part. Raises
+        UsageError for a table, a column or a limit that cannot be.
+        """
+        if limit is not None and limit < 0:
+            raise UsageError(f"limit {limit}, want at least 0, or None for every row")
+        schema = _schema(name, columns)
         batches, rows = [], 0
-        for part in self.batches(name, columns, filter):
+        for part in self.batches(name, columns, filter) if limit != 0 else ():
             batches.append(part if limit is None else part.slice(0, limit - rows))
             rows += batches[-1].num_rows
             if limit is not None and rows >= limit:
                 break
-        schema = _schema(name, columns)
         return pa.concat_tables(batches).cast(schema) if batches else schema.empty_table()
 
     def batches(
@@ -77,41 +83,86 @@ class Audit:
                 part = read_table(store, key).filter(filter)  # not pyarrow.dataset: it imports pandas, 0.3 s
                 yield part if columns is None else part.select(list(columns))
 
-    def leaks(self, **options: Any) -> pa.Table:
-        """Images that have a match in another split. Options: columns, filter, limit."""
-        return self.table("leaks", **options)
+    def leaks(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,  # noqa: A002
+        limit: int | None = None,
+    ) -> pa.Table:
+        """Images with a match in another split, by severity: 3 and more are leaks. Arguments as in `table`."""
+        return self.table("leaks", columns, filter, limit)
 
-    def duplicates(self, **options: Any) -> pa.Table:
-        """Pairs of duplicates and near-duplicates, and the pairs that only look alike. Options as in `leaks`."""
-        return self.table("duplicates", **options)
+    def duplicates(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,  # noqa: A002
+        limit: int | None = None,
+    ) -> pa.Table:
+        """Pairs of duplicates and near-duplicates, and the pairs that only look alike. Arguments as in `table`."""
+        return self.table("duplicates", columns, filter, limit)
 
-    def groups(self, **options: Any) -> pa.Table:
-        """Images in groups of duplicates, with the one to keep. Options as in `leaks`."""
-        return self.table("groups", **options)
+    def groups(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,  # noqa: A002
+        limit: int | None = None,
+    ) -> pa.Table:
+        """Images in groups of duplicates, with the one to keep. Arguments as in `table`."""
+        return self.table("groups", columns, filter, limit)
 
-    def outliers(self, **options: Any) -> pa.Table:
-        """Every ok image with how unlike its neighbours it is. Options as in `leaks`."""
-        return self.table("outliers", **options)
+    def outliers(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,  # noqa: A002
+        limit: int | None = None,
+    ) -> pa.Table:
+        """Every ok image with how unlike its neighbours it is. Arguments as in `table`."""
+        return self.table("outliers", columns, filter, limit)
 
-    def labels(self, **options: Any) -> pa.Table:
-        """Every labelled ok image with how well its label agrees with its neighbours. Options as in `leaks`."""
-        return self.table("labels", **options)
+    def labels(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,  # noqa: A002
+        limit: int | None = None,
+    ) -> pa.Table:
+        """Every labelled ok image with how well its label agrees with its neighbours. Arguments as in `table`."""
+        return self.table("labels", columns, filter, limit)
 
-    def label_conflicts(self, **options: Any) -> pa.Table:
-        """Images that occur under several labels. Options as in `leaks`."""
-        return self.table("label_conflicts", **options)
+    def label_conflicts(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,  # noqa: A002
+        limit: int | None = None,
+    ) -> pa.Table:
+        """Images that occur under several labels. Arguments as in `table`."""
+        return self.table("label_conflicts", columns, filter, limit)
 
-    def quality(self, **options: Any) -> pa.Table:
-        """Every ok image with its statistics and quality checks. Options as in `leaks`."""
-        return self.table("quality", **options)
+    def quality(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,  # noqa: A002
+        limit: int | None = None,
+    ) -> pa.Table:
+        """Every ok image with its statistics and quality checks. Arguments as in `table`."""
+        return self.table("quality", columns, filter, limit)
 
-    def invalid(self, **options: Any) -> pa.Table:
-        """Every image that is not ok, with why. Options as in `leaks`."""
-        return self.table("invalid", **options)
+    def invalid(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,  # noqa: A002
+        limit: int | None = None,
+    ) -> pa.Table:
+        """Every image that is not ok, with why. Arguments as in `table`."""
+        return self.table("invalid", columns, filter, limit)
 
-    def images(self, **options: Any) -> pa.Table:
-        """Every image of the snapshot. Options as in `leaks`."""
-        return self.table("images", **options)
+    def images(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,  # noqa: A002
+        limit: int | None = None,
+    ) -> pa.Table:
+        """Every image of the snapshot. Arguments as in `table`."""
+        return self.table("images", columns, filter, limit)
 
     def __repr__(self) -> str:
         return f"<Audit {self.audit_id} in {self.root.uri}>\n" + "\n".join(summary_lines(self.published.facts))
@@ -135,7 +186,9 @@ def open_audit(
 def summary_lines(facts: dict[str, Any]) -> list[str]:
     """The summary as text."""
     images = facts["images"]
-    lines = [f"images      {images['live']:,} ({images['ok']:,} ok, {images['invalid']:,} invalid)"]
+    why = ", ".join(f"{status} {count:,}" for status, count in sorted(images["statuses"].items()) if status != "ok")
+    invalid = f"{images['invalid']:,} invalid{why and f': {why}'}"
+    lines = [f"images      {images['live']:,} ({images['ok']:,} ok, {invalid})"]
     duplicates = facts["duplicates"]
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in duplicates["pairs"].items())
     lines.append(f"pairs       {kinds or 'none'}")
@@ -152,9 +205,22 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
     lines.append(f"labels      {facts['labels']['issues']:,} suspect, {facts['labels']['conflicts']:,} in conflict")
     checks = ", ".join(f"{check} {count:,}" for check, count in facts["quality"].items() if count)
     lines.append(f"quality     {checks or 'no issues'}")
-    lines.append(f"threshold   copy similarity {facts['threshold']['text'].removeprefix('copy threshold ')}")
+    lines.append(f"threshold   {facts['threshold']['text']}")
     lines.append(f"recall      {facts['recall']['text']}")
     return lines
+
+
+def table_to_show(facts: dict[str, Any]) -> str:
+    """The name of the table of findings to look at first: one that has rows, where any has."""
+    found = {
+        "leaks": facts["leaks"]["images"],
+        "duplicates": facts["duplicates"]["pairs"],
+        "labels": facts["labels"]["issues"],
+        "outliers": facts["outliers"]["flagged"],
+        "quality": any(facts["quality"].values()),
+        "invalid": facts["images"]["invalid"],
+    }
+    return next((name for name, rows in found.items() if rows), "images")
 
 
 def _schema(name: str, columns: Sequence[str] | None) -> pa.Schema:

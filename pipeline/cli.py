@@ -17,7 +17,7 @@ from rich.console import Console
 import pipeline
 import pipeline.blas  # before numpy is loaded by any of the following
 from pipeline import api, show
-from pipeline.audit import summary_lines
+from pipeline.audit import summary_lines, table_to_show
 from pipeline.config import AuditConfig, config_from, read_toml
 from pipeline.errors import AuditError, Stopped, UsageError
 from pipeline.models import parse_description
@@ -28,6 +28,8 @@ BUG = 70
 TERMINATED = 128 + signal.SIGTERM
 Made = TypeVar("Made")
 
+MODEL_INPUT = """JSON file that describes its input where its graph does not: width, height, layout (NHWC, NCHW), dtype
+(uint8, float32), scale, mean, std, channel_order (RGB, BGR)"""
 EXAMPLES = """examples:
   image-audit run photos/ --root audit/
   image-audit run s3://bucket/train --test s3://bucket/val --root s3://bucket/audits
@@ -54,8 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"image-audit: stopped; finished parts are kept. Resume with: {_command(given)}\n")
         # the code of a SystemExit is not asked for: Ray's wait may turn ours into one of its own, with 1
         return TERMINATED if isinstance(stop, SystemExit) else Stopped.exit_code
-    except BrokenPipeError:
-        sys.stderr.close()
+    except show.ReaderGone:
         return 0
     except Exception:  # noqa: BLE001 - the border of the process: what is left is a bug, shown whole
         sys.stderr.write(f"{redact(traceback.format_exc())}image-audit: this is a bug; finished parts are kept.\n")
@@ -84,13 +85,15 @@ def _add_run(commands: Any) -> None:
     run.set_defaults(command=_run)
     run.add_argument("sources", nargs="*", help="folders, s3://bucket/prefix or minio://server/bucket/prefix")
     run.add_argument("--test", help="one more source, whose split is test")
-    run.add_argument("--config", help="TOML file with any of these and more (docs/config.toml)")
+    run.add_argument(
+        "--config", help="TOML file with any of these and more: its keys are those of Python's help(pipeline.run)"
+    )
     rule = run.add_argument_group("splits and labels (by folder names unless told otherwise)")
     rule.add_argument("--labels", help="CSV or Parquet with filename and label, split or both")
     rule.add_argument("--pattern", help="regular expression on the path with the groups label, split or both")
     model = run.add_argument_group("model")
     model.add_argument("--model", help="ONNX or ORT file instead of the default model")
-    model.add_argument("--model-input", help="JSON file that describes its input (docs/models.md)")
+    model.add_argument("--model-input", help=MODEL_INPUT)
     search = run.add_argument_group("search")
     search.add_argument("--space", choices=("keep", "new"), help="keep the trained space while it fits, or train anew")
     search.add_argument("--threshold", type=float, help="fixed copy similarity of candidates instead of the rule")
@@ -204,9 +207,8 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
         summary = audit.summary()
         _print(json.dumps(summary, indent=1) if options.json else "\n".join(summary_lines(summary)))
         if not options.json:
-            _print(
-                f"tables      {audit.tables_uri}\nshow them   image-audit show leaks --root {shlex.quote(config.root)}"
-            )
+            command = f"image-audit show {table_to_show(summary)} --root {shlex.quote(config.root)}"
+            _print(f"tables      {audit.tables_uri}\nshow them   {command}")
     return 0
 
 
@@ -276,7 +278,7 @@ def _finishing_command(given: Sequence[str]) -> str:
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    show.write_out([f"{text}\n".encode("utf-8", "surrogateescape")])
 
 
 def _terminate(_number: int, _frame: Any) -> NoReturn:

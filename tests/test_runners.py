@@ -123,7 +123,7 @@ def test_own_model_end_to_end(tmp_path: Path, small: Audit, capsys: pytest.Captu
     model = ["--model", str(tmp_path / "own.onnx"), "--model-input", str(tmp_path / "input.json")]
     photos, root = str(small_folder(small)), str(tmp_path / "audit")
     assert main(["run", photos, "--root", root, "--runner", "local", "--quiet", *model]) == 0
-    assert "images      19 (18 ok, 1 invalid)" in capsys.readouterr().out
+    assert "images      19 (18 ok, 1 invalid: " in capsys.readouterr().out
     by_flags = pipeline.open(root)
     path = {"path": str(tmp_path / "own.onnx"), "input": DESCRIPTION}
     by_keywords = run(photos, root=tmp_path / "other", model=path, shard_size=5)

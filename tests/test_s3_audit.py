@@ -133,7 +133,7 @@ def test_s3_uris_from_the_command_line(
     capsys.readouterr()
     assert main(["show", "summary", "--root", *named]) == 0
 
-    assert "images      13 (12 ok, 1 invalid)" in capsys.readouterr().out
+    assert "images      13 (12 ok, 1 invalid: " in capsys.readouterr().out
     assert_equal_tables(pipeline.open(tmp_path / "audit"), on_disk)
     lab = {"endpoints": {"lab": url}, "region": "us-east-1"}
     assert_equal_tables(pipeline.open(named[0], storage=lab), on_disk)

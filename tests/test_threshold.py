@@ -158,7 +158,9 @@ def test_without_any_tail_the_threshold_is_the_floor():
     assert threshold.value == unverified_params().floor
     assert threshold.floor_hit
     assert math.isnan(threshold.expected_false)
-    assert "no null" in describe(threshold, None, 2)
+    text = describe(threshold, None, 2)
+    assert "unknown (too few images)" in text
+    assert "nan" not in text
 
 
 def test_misses_come_from_the_recall_curve():

@@ -214,16 +214,20 @@ def prior_from_bytes(data: bytes) -> CopyPrior:
 
 
 def describe(threshold: Threshold, tail: NullTail | None, representatives: int) -> str:
-    """One line for the log and the report."""
-    null = "no null" if tail is None else f"null: {tail.source}, {tail.pairs:,} pairs"
-    limit = " (floor)" if threshold.floor_hit else " (ceiling: this model hardly separates these images)"
-    limit = limit if threshold.floor_hit or threshold.ceiling_hit else ""
+    """One sentence for the log and the summary: the value, what it lets through, and what it loses."""
+    limit = ", the least the rule takes" if threshold.floor_hit else ""
+    if threshold.ceiling_hit:
+        limit = ", the most the rule takes: this model hardly separates these images"
+    false = "unknown (too few images)"
+    if tail is not None:
+        basis = tail.source.replace("random pairs", "these images").replace("shipped", "the photos shipped for this")
+        false = f"about {threshold.expected_false:.2g} per image, estimated on {basis}"
     misses = threshold.expected_misses.get("all")
     # the shipped curve is of varied photos; of scene photos 1.5 to 1.9 times as many were missed at .457 to .729
     alike = "up to twice that where photos look alike"
-    missed = "" if misses is None else f", at least {misses:.1%} of known edits lie below it ({alike})"
-    false = f"{threshold.expected_false:.2g} false candidates per image expected"
-    return f"copy threshold {threshold.value:.3f}{limit} for {representatives:,} images ({null}): {false}{missed}"
+    missed = "" if misses is None else f"; edited copies missed: at least {misses:.1%}, {alike}"
+    what = f"pairs are compared pixel by pixel from copy similarity {threshold.value:.3f} on{limit}"
+    return f"{what}; unrelated pairs among them, of {representatives:,} images: {false}{missed}"
 
 
 def _quantile(histogram: NDArray[np.uint64], share: float) -> float:

@@ -71,7 +71,7 @@ def choose_space(session: Session, inputs: Inputs, summary: ExactSummary, model:
         copy=_index(session, inputs, record, summary.representatives, is_copy=True),
         semantic=_index(session, inputs, record, summary.representatives, is_copy=False),
         said=said,
-        threshold_said=text if fixed is None else f"copy threshold {fixed} as given (the rule: {text})",
+        threshold_said=text if fixed is None else _as_given(fixed, rule),
     )
 
 
@@ -109,6 +109,12 @@ def _trained(session: Session, inputs: Inputs, moments: str, summary: ExactSumma
 def _rule(session: Session, record: SpaceRecord, representatives: int, model: ModelRef) -> Threshold:
     curve = None if model.key else copy_prior().curve
     return threshold_for(record.tail, representatives, session.config.threshold, curve)
+
+
+def _as_given(fixed: float, rule: Threshold) -> str:
+    return (
+        f"pairs are compared pixel by pixel from copy similarity {fixed} on, as given; the rule says {rule.value:.3f}"
+    )
 
 
 def _index(session: Session, inputs: Inputs, record: SpaceRecord, representatives: int, *, is_copy: bool) -> Index:
