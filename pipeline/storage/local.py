@@ -20,6 +20,10 @@ from pipeline.storage.walk import walk
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MISSING = {errno.ENOENT, errno.ENOTDIR}
+_IN_THE_WAY = {
+    errno.ENOTDIR: "Choose another place (such as another --root), or move the file away",
+    errno.EISDIR: "Name a file: this is a folder",
+}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: opening a FIFO must not wait for a writer
 
@@ -240,4 +244,5 @@ def _translated(verb: str, path: str | Path, error: OSError) -> StorageError:
         return AccessDenied(f"{where}. Give this user (uid {os.geteuid()}) the right, or choose another folder")
     if error.errno in _FULL:
         return StorageFull(f"{where}. Free space or raise the quota, then run again; finished work is kept")
-    return StorageError(f"{where} (errno {error.errno}). Check the disk and its mount")
+    advice = _IN_THE_WAY.get(error.errno or 0, "Check the disk and its mount")
+    return StorageError(f"{where} (errno {error.errno}). {advice}")

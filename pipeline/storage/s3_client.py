@@ -54,11 +54,11 @@ def is_aws(client: Any) -> bool:
 
 
 def _created(key: ClientKey) -> Any:
-    # at DEBUG botocore logs signed headers, session token included
+    # at DEBUG botocore logs signed headers, session token included; at INFO where it found credentials, on every run
     for name in ("botocore", "boto3", "urllib3"):
         logger = logging.getLogger(name)
         if logger.level == logging.NOTSET:
-            logger.setLevel(logging.INFO)
+            logger.setLevel(logging.WARNING)
     session = boto3.Session()
     credentials = session.get_credentials()
     if credentials is not None:

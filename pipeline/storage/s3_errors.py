@@ -125,7 +125,7 @@ _BY_STATUS: dict[int, type[StorageError]] = {412: ConditionFailed, 416: PastEnd}
 def _of_answer(answer: dict[str, Any], where: str) -> StorageError | Transient:
     error, meta = answer.get("Error", {}), answer.get("ResponseMetadata", {})
     code, status = str(error.get("Code", "")), int(meta.get("HTTPStatusCode", 0))
-    text = redact(f"{code or 'no code'} (HTTP {status}): {error.get('Message') or 'no message'}")
+    text = redact(f"{code or 'no code'} (HTTP {status}): {(error.get('Message') or 'no message').rstrip('.')}")
     cause = _CAUSES.get(code) or (None if code in _FULL else _STATUS_CAUSES.get(status))
     if cause is not None:
         return Transient(cause, text, _retry_after(meta))
