@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from audited import noise_jpeg, run, small_set, write_files
 from dying import small_parts
 from numpy.typing import NDArray
 
+import pipeline
 from pipeline.api import status
+from pipeline.config import config_from
 from pipeline.errors import ArtifactError, UsageError
 from pipeline.layout.exact import split_bits
 from pipeline.layout.features import Features, commit_features, list_features, read_feature_rows, read_features
@@ -25,7 +28,10 @@ from pipeline.layout.root import Root
 from pipeline.layout.tables import read_json, read_table, write_json
 from pipeline.layout.tables import write_table as commit_table
 from pipeline.models import default_model
+from pipeline.plan import Call, run_audit
 from pipeline.plan.session import status_key
+from pipeline.progress import SilentReporter
+from pipeline.runner import LocalRunner, Outcome, Task
 from pipeline.schemas import FEATURE_ROWS
 from pipeline.stages.pairs import PairsSpec, collect_pairs
 from pipeline.storage import StorageConfig, Store, open_store
@@ -49,6 +55,36 @@ def test_a_changed_table_at_the_same_address_is_read_again(tmp_path: Path) -> No
     assert labels_of(photos, root, table) == {"first"}
     write_table(table, "label", dict.fromkeys(files, "second"))
     assert labels_of(photos, root, table) == {"second"}
+
+
+class Elsewhere(LocalRunner):
+    """Carries tasks out in another working folder, as the workers of a cluster do."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        here = Path.cwd()
+        os.chdir(self.folder)
+        try:
+            outcomes = list(super().run(tasks))
+        finally:
+            os.chdir(here)
+        yield from outcomes
+
+
+def test_workers_need_not_see_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They looked for a relative path in their own folder, and the run could never be resumed."""
+    files = small_set(8)
+    photos = write_files(tmp_path / "photos", files)
+    write_table(tmp_path / "labels.csv", "label", dict.fromkeys(files, "mine"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    values = {"sources": (str(photos),), "root": str(tmp_path / "audit"), "rule": {"table": "labels.csv"}}
+    call = Call(lambda *_: Elsewhere(tmp_path / "elsewhere"), SilentReporter(), "the same command")
+
+    assert run_audit(config_from(values), call) is not None
+    assert set(pipeline.open(tmp_path / "audit").labels()["label"].to_pylist()) == {"mine"}
 
 
 def test_a_table_without_columns_is_a_wrong_call(tmp_path: Path) -> None:
