@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BadCredentials, StorageUnavailable, UsageError
-from pipeline.runner import Counters
+from pipeline.runner import Counters, Task
 from pipeline.stages import extract, verify
 from pipeline.stages.extract import ExtractSpec
 from pipeline.stages.verify import VerifySpec
@@ -42,6 +42,18 @@ def is_first(spec: Spec, what: str = "tried") -> bool:
 def die() -> None:
     """Ends this process at once."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def dies_once(spec: tuple[str, str, Task]) -> Counters:
+    """A task of a stage whose first process dies right before it or, once it has committed, right after it."""
+    folder, when, task = spec
+    is_to_die = is_first((folder, 0, 0), "died-" + task.name.replace("/", "-"))
+    if is_to_die and when == "before":
+        die()
+    counters = task.function(task.spec)
+    if is_to_die:
+        die()
+    return counters
 
 
 def die_once(spec: Spec) -> Counters:

@@ -6,17 +6,22 @@ import multiprocessing
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import crashing
+import psutil
+from held import environment
 
 from pipeline.config import config_from
 from pipeline.layout.parts import cut
 from pipeline.layout.root import Root
 from pipeline.plan import Call, preparing, publishing, run_audit, searching
 from pipeline.progress import SilentReporter
-from pipeline.runner import LocalRunner, Runner
+from pipeline.runner import LocalRunner, Outcome, Runner, Task
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["pipeline.api", "pipeline.plan", "onnxruntime", "cv2", "faiss"])
@@ -28,6 +33,7 @@ class Life:
 
     in `stage` after `parts` outcomes (0 = when the stage has ended), or around the commit number `commit` of a new
     file: right before it or, where `is_after`, right after. `runner`: local or ray. Every outcome goes into `log`.
+    `worker_dies`: on Ray, a worker is killed in every stage of at least `of_parts` parts: before or after it commits.
     """
 
     photos: str
@@ -38,6 +44,8 @@ class Life:
     commit: int = 0
     is_after: bool = False
     runner: str = "local"
+    worker_dies: str = ""
+    of_parts: int = 2
     config: tuple[tuple[str, Any], ...] = (("shard_size", 8),)
 
 
@@ -83,7 +91,38 @@ def _runner(life: Life, root: Root) -> Runner:
         return LocalRunner()
     from pipeline.cluster import start_ray
 
-    return start_ray(2)
+    os.environ.update(environment(), IMAGE_AUDIT_LIFE=life.root)
+    runner = start_ray(2)
+    return DeadlyRunner(runner, life) if life.worker_dies else runner
+
+
+class DeadlyRunner:
+    """A runner on which a worker dies in every stage of so many parts, in the second of them."""
+
+    name = "ray"
+
+    def __init__(self, runner: Runner, life: Life) -> None:
+        self._runner, self._life = runner, life
+        self.workers, self.close = runner.workers, runner.close
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """Yields the outcomes; an attempt more than its tasks take."""
+        life, listed = self._life, [*tasks]
+        if len(listed) >= life.of_parts:
+            at = min(1, len(listed) - 1)
+            spec = (str(Path(life.log).parent), life.worker_dies, listed[at])
+            listed[at] = replace(listed[at], function=crashing.dies_once, spec=spec, halves=None, quarantine=None)
+        return self._runner.run(listed)
+
+
+def processes_of(life: Life) -> list[psutil.Process]:
+    """Processes that a life on Ray has started and that are there still."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("IMAGE_AUDIT_LIFE") == life.root:
+                found.append(process)
+    return found
 
 
 def small_parts(set_to: Callable[[Any, str, Any], None] = setattr) -> None:

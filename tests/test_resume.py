@@ -8,9 +8,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from audited import assert_equal_tables, half_size, run, small_set, write_files
-from dying import Life, committed, live, outcomes
+from dying import Life, committed, live, outcomes, processes_of
 
 import pipeline
 from pipeline.audit import Audit
@@ -102,6 +103,38 @@ def test_killed_around_every_fourth_commit(undisturbed: Audit, life: Life, is_af
     killed = lives_until_done(replace(life, commit=4, is_after=is_after))
 
     assert killed > 8
+    assert_equal_tables(pipeline.open(life.root), undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("when", "of_parts"), [("after", 2), pytest.param("before", 1, marks=pytest.mark.slow)], ids=["after", "before"]
+)
+def test_worker_killed_in_each_stage(undisturbed: Audit, life: Life, when: str, of_parts: int) -> None:
+    """On Ray, kill -9 of a worker in every stage (of many parts): one attempt more there, and the same tables."""
+    assert live(replace(life, runner="ray", worker_dies=when, of_parts=of_parts)) == 0
+    audit = pipeline.open(life.root)
+    stages = {stage["stage"]: stage for stage in audit.published.session["stages"] if stage["stage"] != "catalog"}
+
+    assert {name for name, stage in stages.items() if stage["attempts"] == stage["parts"] + 1} == {
+        name for name, stage in stages.items() if stage["parts"] >= of_parts
+    }
+    assert {name for name, stage in stages.items() if stage["parts"] >= 3} >= {*OF_MANY_PARTS}
+    assert_equal_tables(audit, undisturbed)
+
+
+@pytest.mark.parametrize(
+    "stage", [name if name == "extract" else pytest.param(name, marks=pytest.mark.slow) for name in OF_MANY_PARTS]
+)
+def test_driver_killed_on_ray(undisturbed: Audit, life: Life, stage: str) -> None:
+    """kill -9 of the driver in the middle of a stage takes its cluster with it; the next run, here, does the rest."""
+    killed = replace(life, runner="ray", stage=stage, parts=2)
+    assert live(killed) == KILLED
+    _, alive = psutil.wait_procs(processes_of(killed), timeout=60)
+    assert alive == []
+    before = committed(Path(life.root))
+    assert live(life) == 0
+
+    assert_kept(before, Path(life.root))
     assert_equal_tables(pipeline.open(life.root), undisturbed)
 
 
