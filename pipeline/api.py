@@ -14,10 +14,13 @@ from pipeline import audit as audits
 from pipeline.audit import Audit
 from pipeline.config import AuditConfig, config_from
 from pipeline.errors import ArtifactError, NotFound, UsageError
+from pipeline.layout.features import list_features, missing_features
+from pipeline.layout.parts import cut, shard_size
 from pipeline.layout.root import Root, is_root
+from pipeline.layout.snapshots import latest_snapshot, live_between
 from pipeline.layout.tables import read_json
 from pipeline.plan import Call, run_audit
-from pipeline.plan.session import STATUS_FOLDER
+from pipeline.plan.session import DONE, DONE_BEFORE, STATUS_FOLDER, UNFINISHED
 from pipeline.progress import LineReporter, Reporter, SilentReporter
 from pipeline.runner import LocalRunner, Runner
 from pipeline.storage import StorageConfig, Store, canonical_uri, is_remote, open_store
@@ -126,6 +129,8 @@ def open_audit(root: str, audit_id: str | None, storage: Mapping[str, Any]) -> A
 def status(root: str, storage: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Per stage that the latest run came to: state, parts, those done before it, missing and failed ones, times.
 
+    `items` of `items_in_all` are done; `failed_images` of them could not be read and are tried again by the next run.
+
     The state is done, done before (the times are then of the session that did it), failed or unfinished.
     """
     config = StorageConfig(**storage)
@@ -136,7 +141,8 @@ def status(root: str, storage: Mapping[str, Any]) -> list[dict[str, Any]]:
     records = [read_json(store, key) for key in keys]
     latest = max((record.get("session", "") for record in records), default="")
     of_it = [record for record in records if record.get("session", "") == latest]  # others keep theirs in the root
-    return [_stage_status(store, record) for record in sorted(of_it, key=lambda record: record["order"])]
+    rows = [_stage_status(store, record) for record in sorted(of_it, key=lambda record: record["order"])]
+    return [_of_the_snapshot(store, row) if row["stage"] == "extract" else row for row in rows]
 
 
 def _stage_status(store: Store, record: dict[str, Any]) -> dict[str, Any]:
@@ -151,12 +157,28 @@ def _stage_status(store: Store, record: dict[str, Any]) -> dict[str, Any]:
         "missing": len(record["failed"]) + sum(name not in committed for name in record["waiting"]),
         "failed": record["failed"],
         "items": record["items"],
+        "items_in_all": record["items"],
+        "failed_images": record.get("failed_images") or 0,
         "seconds": round(seconds, 2),
         "cpu_seconds": round(record["cpu_seconds"], 2),
         "items_per_second": round(fresh / seconds, 1) if seconds > 0.005 and fresh else None,
         "peak_task_bytes": record["peak_task_bytes"],
         "folder": record["folder"],
     }
+
+
+def _of_the_snapshot(store: Store, row: dict[str, Any]) -> dict[str, Any]:
+    """The row of extract against the whole snapshot: a range that is done leaves the rest of it to do."""
+    snapshot = latest_snapshot(store)
+    gaps = missing_features(list_features(store, row["folder"]), 0, snapshot.total)
+    if not gaps:
+        return row
+    left = sum(live_between(store, snapshot, lo, hi) for lo, hi in gaps)
+    row |= {"items": snapshot.live - left, "items_in_all": snapshot.live}
+    if row["state"] in (DONE, DONE_BEFORE):
+        shards = sum(len(cut(lo, hi, shard_size(snapshot.total))) for lo, hi in gaps)
+        row |= {"state": UNFINISHED, "missing": shards, "parts": row["parts"] + shards}
+    return row
 
 
 def demo(into: str | None, where: Where, reporter: Reporter, command: str) -> Sequence[str]:

@@ -30,9 +30,14 @@ from PIL import Image
 
 import pipeline
 from benchmarks.edits import decode
+from pipeline import plan
+from pipeline.api import status
 from pipeline.audit import FINDINGS, Audit
 from pipeline.cli import main
 from pipeline.demo import demo_photos
+from pipeline.layout.snapshots import Snapshot
+from pipeline.plan.preparing import take_snapshot
+from pipeline.plan.session import Session
 
 QUIET = ["--runner", "local", "--quiet"]
 COPIES = 500
@@ -134,10 +139,27 @@ def test_catalog_line_says_what_changed(tmp_path: Path, caplog: pytest.LogCaptur
     run(photos, root=tmp_path / "audit")
     write_files(photos, {"1.jpg": noise_jpeg(7, 80), "4.jpg": noise_jpeg(4), "5.jpg": noise_jpeg(5)})
     (photos / "2.jpg").unlink()
+    caplog.clear()
     with caplog.at_level("INFO"):
         run(photos, root=tmp_path / "audit", progress=True)
 
     assert "catalog: 4 images in snapshot 3 (2 added, 1 changed, 1 removed since snapshot 2)" in caplog.messages
+    (line,) = [line for line in caplog.messages if line.startswith("extract: ")]
+    assert line.startswith("extract: 4 of 4 in ")  # of the images that are there: seven were ever seen
+    assert next(row for row in status(str(tmp_path / "audit"), {}) if row["stage"] == "extract")["items"] == 4
+
+
+def test_a_run_with_nothing_to_do_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One line, and none of a stage that did nothing; the stages count as done before."""
+    photos = write_files(tmp_path / "photos", {f"{i}.jpg": noise_jpeg(i) for i in range(3)})
+    run(photos, root=tmp_path / "audit")
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        run(photos, root=tmp_path / "audit", progress=True)
+
+    assert caplog.messages[-1] == "nothing had to be done: every stage was done before"
+    assert "catalog: 3 images in snapshot 1, as before" in caplog.messages
+    assert not [line for line in caplog.messages if re.search(r"\d+ of \d+ in \d", line)]
 
 
 @pytest.mark.parametrize(
@@ -314,6 +336,10 @@ def test_no_permission(world: Path) -> None:
     unreadable = as_nobody(str(photos), "--root", root)
     assert unreadable.returncode == 4, unreadable.stderr
     assert "1 of 2 images could not be read (1 denied)" in unreadable.stderr
+    assert re.search(rf"\n  {photos}/open/b\.jpg: denied \(read it: .*[Dd]enied.* right", unreadable.stderr)
+    assert "max_failed_share in a file for --config (docs/config.toml), here at least 0.5." in unreadable.stderr
+    (extract,) = [row for row in status(root, {}) if row["stage"] == "extract"]
+    assert (extract["state"], extract["items"], extract["failed_images"]) == ("done", 2, 1)
     (photos / "open").chmod(0)
     unlisted = as_nobody(str(photos), "--root", root)
     assert unlisted.returncode == 3
@@ -323,6 +349,30 @@ def test_no_permission(world: Path) -> None:
     finished = as_nobody(str(photos), "--root", root)
     assert finished.returncode == 0, finished.stderr
     assert_consistent(pipeline.open(root), 2, 2)
+    assert [row["failed_images"] for row in status(root, {}) if row["stage"] == "extract"] == [0]
+
+
+def test_few_of_many_unreadable_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Five with their reasons and the number of the others, over parts."""
+    photos = write_files(tmp_path / "photos", {f"{i:02}.jpg": noise_jpeg(i % 4) for i in range(12)})
+    root = tmp_path / "audit"
+    run(photos, root=root, shard_size=5)
+    write_files(photos, {f"{i:02}.png": noise_jpeg(i) for i in range(20, 28)})
+
+    def take_and_delete(session: Session) -> Snapshot:
+        snapshot = take_snapshot(session)
+        for i in range(20, 28):
+            (photos / f"{i}.png").unlink()
+        return snapshot
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "take_snapshot", take_and_delete)
+        message = refused(capsys, 4, str(photos), "--root", str(root), "--shard-size", "3")
+    named = re.findall(rf"\n  {photos}/(\d\d)\.png: missing \(read it: ", message)
+    assert named == ["20", "21", "22", "23", "24"]
+    assert "8 of 20 images could not be read (8 missing)" in message
+    assert "\n  (+3 more)\n" in message
+    assert "here at least 0.4." in message
 
 
 @pytest.fixture
@@ -467,15 +517,12 @@ def test_model_that_gives_nan_for_everything(tmp_path: Path, capsys: pytest.Capt
 
 def test_file_that_vanishes_under_a_hostile_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that is not UTF-8 and is gone when it is read: missing, with a message, and the others are fine."""
-    from pipeline import plan
-
     photos = write_files(tmp_path / "photos", {"a.jpg": noise_jpeg(1), "b.jpg": noise_jpeg(2)})
     hostile = Path(os.fsdecode(os.fsencode(photos) + b"/c\xe9\n.jpg"))
     hostile.write_bytes(noise_jpeg(3))
-    taken = plan.take_snapshot
 
-    def take_and_delete(session: object) -> object:
-        snapshot = taken(session)  # type: ignore[arg-type]
+    def take_and_delete(session: Session) -> Snapshot:
+        snapshot = take_snapshot(session)
         hostile.unlink()
         return snapshot
 

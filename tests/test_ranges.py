@@ -11,9 +11,11 @@ from dying import committed
 from held import ended, start
 
 import pipeline
+from pipeline.api import status
 from pipeline.audit import Audit
 from pipeline.layout.features import list_features
 from pipeline.layout.parts import cover
+from pipeline.show import status_text
 from pipeline.storage import open_store
 
 TOTAL = 27
@@ -79,6 +81,27 @@ def test_finish_extracts_what_no_range_had(undisturbed: Audit, tmp_path: Path) -
     parts = list_features(audit.root.open(), features_folder(root)).base
     assert [(part.lo, part.hi) for part in parts] == [(0, 5), (5, 8), (8, 11), (11, 27)]
     assert_equal_tables(audit, undisturbed)
+
+
+def test_status_of_a_range_counts_the_whole_snapshot(undisturbed: Audit, tmp_path: Path) -> None:
+    """What is done of all images, over every range so far, and unfinished until none is left."""
+    root, photos = tmp_path / "audit", photos_of(undisturbed)
+    pipeline.run(photos, root=root, max_offset=10, shard_size=4)
+    assert extract_of(root) == ("unfinished", 10, TOTAL, 4, 1)
+    pipeline.run(photos, root=root, min_offset=8, max_offset=20)
+    assert extract_of(root) == ("unfinished", 20, TOTAL, 3, 1)
+    pipeline.run(photos, root=root, min_offset=20)
+    assert extract_of(root) == ("done", TOTAL, TOTAL, 1, 0)
+    shown = status_text(status(str(root), {}))
+    assert " of 27" not in shown
+
+
+def extract_of(root: Path) -> tuple[str, int, int, int, int]:
+    """State, items done and in all, parts and missing parts of extract."""
+    (row,) = [row for row in status(str(root), {}) if row["stage"] == "extract"]
+    if row["state"] == "unfinished":
+        assert f"{row['items']} of {TOTAL}" in status_text([row])
+    return row["state"], row["items"], row["items_in_all"], row["parts"], row["missing"]
 
 
 def test_range_beyond_the_end_does_nothing(undisturbed: Audit, tmp_path: Path) -> None:

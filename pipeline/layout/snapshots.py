@@ -152,6 +152,12 @@ def removed_ids(store: Store, snapshot: Snapshot) -> npt.NDArray[np.int64]:
     return ids
 
 
+def live_between(store: Store, snapshot: Snapshot, lo: int, hi: int) -> int:
+    """Images of offsets [lo, hi) that are there now."""
+    gone = removed_ids(store, snapshot)
+    return hi - lo - int(np.searchsorted(gone, hi) - np.searchsorted(gone, lo))
+
+
 def _ids(store: Store, key: str) -> npt.NDArray[np.int64]:
     ids: npt.NDArray[np.int64] = read_table(store, key)["image_id"].to_numpy()
     return ids

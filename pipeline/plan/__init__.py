@@ -11,6 +11,7 @@ from pipeline.layout.audits import Published, has_audit
 from pipeline.layout.features import list_features, missing_features
 from pipeline.layout.models import ModelRef, store_model
 from pipeline.layout.root import Root, claim
+from pipeline.layout.snapshots import FOLDER as CATALOG
 from pipeline.layout.snapshots import Snapshot
 from pipeline.plan.preparing import (
     annotate_snapshot,
@@ -98,9 +99,12 @@ def _audit(session: Session, snapshot: Snapshot, model: ModelRef) -> Published:
     features = extract_range(session, snapshot, model, 0, snapshot.total)
     inputs = group_exact(session, snapshot, features, annotations, model.dimension)
     summary = summary_of(session, inputs)
-    require_enough(session, summary.statuses, summary.live)
+    require_enough(session, snapshot, features, summary.statuses)
     space = choose_space(session, inputs, summary, model)
     session.reporter.say(f"space: {space.said}")
     session.reporter.say(space.threshold_said)
     found = search(session, snapshot, inputs, space)
-    return publish(session, snapshot, inputs, space, found)
+    published = publish(session, snapshot, inputs, space, found)
+    if not any(record.attempts for record in session.records if record.folder != CATALOG):
+        session.reporter.say("nothing had to be done: every stage was done before")
+    return published

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -24,9 +26,17 @@ from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.models import ModelRef
 from pipeline.layout.parts import Slice, cover, cut, list_parts, missing, part_name, shard_size
 from pipeline.layout.root import opened, versions
-from pipeline.layout.snapshots import Snapshot, SourceRecord, first_alike, latest_snapshot, removed_ids
+from pipeline.layout.snapshots import (
+    Snapshot,
+    SourceRecord,
+    catalog_rows_of,
+    first_alike,
+    latest_snapshot,
+    live_between,
+    removed_ids,
+)
 from pipeline.plan.listing import listed_counts, require_match, say_listed, say_rule
-from pipeline.plan.session import Session, StageWork
+from pipeline.plan.session import SHOWN_FAILURES, Session, StageWork
 from pipeline.runner import Task
 from pipeline.schemas import TRANSIENT, Status
 from pipeline.stages import annotate, extract
@@ -67,12 +77,12 @@ def annotate_snapshot(session: Session, snapshot: Snapshot) -> str:
             f"{folder}/{part_name(STEM, lo, hi)}",
             annotate.annotate,
             annotate.AnnotateSpec(session.root, snapshot.number, folder, rule, table_hash, lo, hi),
-            hi - lo,
+            live_between(session.store, snapshot, lo, hi),
         )
         for gap in missing(have, 0, snapshot.total)
         for lo, hi in cut(*gap, ANNOTATION_ROWS)
     ]
-    session.run(StageWork("annotate", folder, tasks, snapshot.total, len(have) + len(tasks)))
+    session.run(StageWork("annotate", folder, tasks, snapshot.live, len(have) + len(tasks)))
     spec = annotate.VocabularySpec(session.root, snapshot.number, folder, rule, table_hash)
     session.run_one(
         "vocabulary", folder, (VOCABULARY,), Task(f"{folder}/{VOCABULARY}", annotate.count_vocabulary, spec)
@@ -112,7 +122,8 @@ def extract_range(session: Session, snapshot: Snapshot, model: ModelRef, lo: int
         for start, stop in cut(*gap, size)
     ]
     parts = len(cover(have.base, lo, hi)) + len(specs)
-    session.run(StageWork("extract", folder, [_extract_task(spec) for spec in specs], hi - lo, parts))
+    tasks = [_extract_task(spec, live_between(session.store, snapshot, spec.lo, spec.hi)) for spec in specs]
+    session.run(StageWork("extract", folder, tasks, live_between(session.store, snapshot, lo, hi), parts))
     _extract_again(session, snapshot, model, cover(have.base, lo, hi))
     return list_features(session.store, folder)
 
@@ -137,28 +148,65 @@ def _extract_again(session: Session, snapshot: Snapshot, model: ModelRef, earlie
             lo, hi = only[0], only[-1] + 1
             measured = measure_params(session, model)
             whole = extract.ExtractSpec(session.root, snapshot.number, folder, model, measured, lo, hi)
-            task = _extract_task(replace(whole, only=only, attempt=next_attempt(features, lo, hi)))
+            task = _extract_task(replace(whole, only=only, attempt=next_attempt(features, lo, hi)), len(only))
             tasks.append(replace(task, is_suspect=bool(np.isin(deadly, only).any())))
     if tasks:
         items = sum(task.items for task in tasks)
         session.run(StageWork("extract again", folder, tasks, items, len(tasks)))
 
 
-def require_enough(session: Session, statuses: dict[str, int], live: int) -> None:
+def count_statuses(session: Session, snapshot: Snapshot, features: FeatureSet, lo: int, hi: int) -> Counter[str]:
+    """Live images of [lo, hi) per status."""
+    gone = removed_ids(session.store, snapshot)
+    counts: Counter[str] = Counter()
+    for start, stop in cut(lo, hi, ANNOTATION_ROWS):
+        rows = read_feature_rows(session.store, features, start, stop, ["image_id", "status"])
+        live = ~np.isin(rows["image_id"].to_numpy(), gone)
+        counts.update(rows["status"].to_numpy()[live].tolist())
+    return counts
+
+
+def require_enough(session: Session, snapshot: Snapshot, features: FeatureSet, statuses: dict[str, int]) -> None:
     """Raises IncompleteError where more images than the config allows could not be read in this attempt."""
+    live = sum(statuses.values())
     counts = {status: count for status, count in statuses.items() if status in {item.value for item in TRANSIENT}}
     failed = sum(counts.values())
+    session.count_failed_images("extract", failed)
     if live and failed / live > session.config.max_failed_share:
         listed = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
         raise IncompleteError(
             f"{failed} of {live} images could not be read ({listed}), over the {session.config.max_failed_share:.0%} "
-            "that max_failed_share allows; everything else is kept and they are tried again by the next run.\n"
+            "that max_failed_share allows; everything else is kept and they are tried again by the next run:\n"
+            + "".join(f"  {line}\n" for line in _first_failed(session, snapshot, features))
+            + (f"  (+{failed - SHOWN_FAILURES} more)\n" if failed > SHOWN_FAILURES else "")
+            + "Mend what they name, such as the right to read them, or let more fail: max_failed_share in a file for "
+            f"--config (docs/config.toml), here at least {math.ceil(1000 * failed / live) / 1000}.\n"
             f"Resume with: {session.resume_command}"
         )
 
 
-def _extract_task(spec: extract.ExtractSpec) -> Task:
-    items = len(spec.only) if spec.only is not None else spec.hi - spec.lo
+def _first_failed(session: Session, snapshot: Snapshot, features: FeatureSet) -> list[str]:
+    """The first images that an attempt could not read, each with where it is and why."""
+    transient = [status.value for status in TRANSIENT]
+    gone = removed_ids(session.store, snapshot)
+    shown: list[str] = []
+    for piece in cover(features.base, 0, snapshot.total):
+        if is_settled(session.store, piece.part):
+            continue
+        rows = read_feature_rows(session.store, features, piece.lo, piece.hi, ["image_id", "status", "message"])
+        ids = rows["image_id"].to_numpy()
+        at = np.flatnonzero(np.isin(rows["status"].to_numpy().astype(str), transient) & ~np.isin(ids, gone))
+        at = at[: SHOWN_FAILURES - len(shown)]
+        images = catalog_rows_of(session.store, snapshot, ids[at]).to_pylist()
+        for image, row in zip(images, rows.take(at).to_pylist(), strict=True):
+            place = f"{snapshot.sources[image['source']].uri}/{image['uri']}"
+            shown.append(f"{place}: {row['status']} ({(row['message'] or '').replace(place, 'it')})")
+        if len(shown) == SHOWN_FAILURES:
+            break
+    return shown
+
+
+def _extract_task(spec: extract.ExtractSpec, items: int) -> Task:
     return Task(extract.part_key(spec), extract.extract, spec, items, extract.halves, extract.quarantine)
 
 

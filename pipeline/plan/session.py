@@ -57,6 +57,7 @@ class StageRecord:
     attempts: int = 0
     waiting: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
+    failed_images: int = 0
     counters: dict[str, float] = field(default_factory=dict)
 
 
@@ -135,6 +136,7 @@ class Session:
 
     def timed(self, name: str, folder: str) -> StageRecord:
         """A record for work that the driver does itself; close it with `close`."""
+        self.reporter.start(name, 0, 0)
         return self._begin(StageWork(name, folder, (), 0, 0))
 
     def close(self, record: StageRecord, seconds: float, cpu_seconds: float, items: int) -> None:
@@ -156,8 +158,8 @@ class Session:
             items_done_before=work.items - sum(task.items for task in work.tasks),
         )
         self.records.append(record)
-        self.reporter.start(work.name, work.items, record.items_done_before)
         if work.tasks:
+            self.reporter.start(work.name, work.items, record.items_done_before)
             self._write(record)
         return record
 
@@ -171,8 +173,17 @@ class Session:
         record.failed = [outcome.task.name for outcome in failures]
         record.waiting = []
         record.state = FAILED if failures else DONE if record.attempts or not record.parts else DONE_BEFORE
-        self.reporter.finish(seconds)
+        record.failed_images = int(record.counters.get("transient", 0))
+        if record.attempts:
+            self.reporter.finish(seconds)
         self._write(record)
+
+    def count_failed_images(self, stage: str, count: int) -> None:
+        """Corrects the record of a stage by how many images it could not read in all attempts so far."""
+        for record in self.records:
+            if record.stage == stage and record.failed_images != count:
+                record.failed_images = count
+                self._write(record)
 
     def _write(self, record: StageRecord) -> None:
         value = record_to_json(record)
