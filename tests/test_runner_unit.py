@@ -19,7 +19,6 @@ import pipeline
 from pipeline import cluster
 from pipeline.api import Where
 from pipeline.audit import Audit
-from pipeline.cli import main
 from pipeline.config import config_from
 from pipeline.errors import (
     BadCredentials,
@@ -207,17 +206,6 @@ def _open_until_nobody_reads(pipe: Path) -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_task_that_hangs_twice_is_cut_down(ray_runner: cluster.RayRunner, tmp_path: Path) -> None:
-    """Neither the task nor its twin answers: both are ended, halves are tried, the single one has timed out."""
-    more = {"halves": crashing.halves, "quarantine": crashing.quarantine}
-    found = ended(ray_runner, task(crashing.hung, (str(tmp_path), 6, 8), items=2, **more))
-
-    names = sorted(path.name for path in tmp_path.iterdir() if not path.name.startswith(("waiting", "pipe")))
-    assert names == ["done-6-7", "timeout-7-8"]
-    assert sum(outcome.task.items for outcome in found.values()) == 2
-
-
-@pytest.mark.usefixtures("impatient")
 def test_one_hung_item_of_many_is_found_in_few_waits(ray_runner: cluster.RayRunner, tmp_path: Path) -> None:
     """The whole and its twin, a piece of 4 and the one item wait: a level of halves each would be 8 waits."""
     more = {"halves": crashing.halves, "quarantine": crashing.quarantine}
@@ -367,24 +355,6 @@ def test_worker_killed_inside_a_shard_changes_nothing(
     assert_equal_tables(pipeline.open(tmp_path / "audit"), run(photos, root=tmp_path / "other"))
 
 
-def test_bug_in_a_part_is_shown_as_one(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The other parts are done; the run ends with 70 and the traceback, and is like any other once it is mended."""
-    monkeypatch.setattr(preparing.extract, "extract", crashing.buggy_extract)
-    words = ["run", str(photos), "--root", str(tmp_path / "audit"), "--runner", "local", "--shard-size", "4", "--quiet"]
-    code = main(words)
-    said = capsys.readouterr().err
-    monkeypatch.undo()
-
-    assert code == 70
-    assert "stage extract: 1 of 7 parts failed" in said
-    assert 'raise ValueError("operands could not be broadcast")' in said
-    assert "This is a bug: please report the traceback." in said
-    assert len(list(tmp_path.glob("audit/features/*/rows-*"))) == 6
-    assert_equal_tables(run(photos, root=tmp_path / "audit", shard_size=4), run(photos, root=tmp_path / "other"))
-
-
 def test_full_disk_ends_the_run_at_once(
     ray_runner: cluster.RayRunner, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,44 +371,3 @@ def test_full_disk_ends_the_run_at_once(
         k: v for k, v in before.items() if "/rows-" in k
     }
     assert_equal_tables(pipeline.open(tmp_path / "audit"), run(photos, root=tmp_path / "other"))
-
-
-def test_suspect_task_is_done_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that dies takes its task down to the one item, one that hangs counts as dead, an error comes back."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    folder, more = str(tmp_path), {"halves": crashing.halves, "quarantine": crashing.quarantine, "is_suspect": True}
-    found = ended(
-        LocalRunner(),
-        task(crashing.commit, (folder, 0, 1)),
-        task(crashing.poisoned, (folder, 6, 8), items=2, **more),
-        task(crashing.commit, (folder, 8, 9)),
-        task(crashing.fails, (folder, 99, "usage")),
-    )
-
-    assert (tmp_path / "done-0-1").read_text() == str(os.getpid())
-    assert {(tmp_path / name).read_text() for name in ("done-6-7", "done-8-9")} & {str(os.getpid())} == set()
-    assert (tmp_path / "crashed-7-8").exists()
-    assert (tmp_path / "deaths").read_text().split() == ["6-8", "7-8", "7-8"]
-    assert sum(outcome.task.items for outcome in found.values()) == 5
-    assert isinstance(found["fails-99-usage"].error, UsageError)
-    assert [outcome.error for name, outcome in found.items() if "fails" not in name] == [None] * 4
-
-
-def test_suspect_task_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is not waited for for ever."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    monkeypatch.setattr("pipeline.runner.PATIENCE_SECONDS", 3.0)
-    os.mkfifo(tmp_path / "pipe")
-    (outcome,) = LocalRunner().run([task(crashing.hung, (str(tmp_path), 7, 8), is_suspect=True)])
-
-    assert "died or hung twice" in str(outcome.error)
-
-
-def test_local_runner_lets_a_signal_through() -> None:
-    """Ctrl-C is no failure of a part."""
-
-    def interrupted(spec: Any) -> Any:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        list(LocalRunner().run([Task("a", interrupted, None)]))

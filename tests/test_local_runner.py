@@ -1,0 +1,77 @@
+"""The runner of this process: a suspect task apart, a bug, a signal."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import crashing
+import pytest
+from audited import assert_equal_tables, run, small_set, write_files
+
+from pipeline.cli import main
+from pipeline.errors import UsageError
+from pipeline.plan import preparing
+from pipeline.runner import LocalRunner, Task
+
+
+def test_bug_in_a_part_is_shown_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other parts are done; the run ends with 70 and the traceback, and is like any other once it is mended."""
+    photos = write_files(tmp_path / "photos", small_set())
+    monkeypatch.setattr(preparing.extract, "extract", crashing.buggy_extract)
+    words = ["run", str(photos), "--root", str(tmp_path / "audit"), "--runner", "local", "--shard-size", "4", "--quiet"]
+    code = main(words)
+    said = capsys.readouterr().err
+    monkeypatch.undo()
+
+    assert code == 70
+    assert "stage extract: 1 of 7 parts failed" in said
+    assert 'raise ValueError("operands could not be broadcast")' in said
+    assert "This is a bug: please report the traceback." in said
+    assert len(list(tmp_path.glob("audit/features/*/rows-*"))) == 6
+    assert_equal_tables(run(photos, root=tmp_path / "audit", shard_size=4), run(photos, root=tmp_path / "other"))
+
+
+def test_suspect_task_is_done_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that dies takes its task down to the one item, one that hangs counts as dead, an error comes back."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    folder = str(tmp_path)
+    more = {"halves": crashing.halves, "quarantine": crashing.quarantine, "is_suspect": True}
+    tasks = [
+        Task("before", crashing.commit, (folder, 0, 1)),
+        Task("poisoned", crashing.poisoned, (folder, 6, 8), items=2, **more),  # type: ignore[arg-type]
+        Task("after", crashing.commit, (folder, 8, 9)),
+        Task("fails", crashing.fails, (folder, 99, "usage")),
+    ]
+    outcomes = list(LocalRunner().run(tasks))
+
+    assert (tmp_path / "done-0-1").read_text() == str(os.getpid())
+    assert {(tmp_path / name).read_text() for name in ("done-6-7", "done-8-9")} & {str(os.getpid())} == set()
+    assert (tmp_path / "crashed-7-8").exists()
+    assert (tmp_path / "deaths").read_text().split() == ["6-8", "7-8", "7-8"]
+    assert sum(outcome.task.items for outcome in outcomes) == 5
+    assert isinstance(outcomes[-1].error, UsageError)
+    assert [outcome.error for outcome in outcomes[:-1]] == [None] * 4
+
+
+def test_suspect_task_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not waited for for ever."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setattr("pipeline.runner.PATIENCE_SECONDS", 3.0)
+    os.mkfifo(tmp_path / "pipe")
+    (outcome,) = LocalRunner().run([Task("a", crashing.hung, (str(tmp_path), 7, 8), is_suspect=True)])
+
+    assert "died or hung twice" in str(outcome.error)
+
+
+def test_local_runner_lets_a_signal_through() -> None:
+    """Ctrl-C is no failure of a part."""
+
+    def interrupted(spec: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(LocalRunner().run([Task("a", interrupted, None)]))
