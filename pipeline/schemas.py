@@ -387,8 +387,8 @@ Tables are Parquet files under `audits/<audit_id>/tables/`; `feature_rows`, `edg
 artifacts. Similarities are cosines, computed per pair from the stored features and rounded to 1e-6; larger is closer.
 A column can be null only where its meaning says so. Rows are sorted by the columns named under each table.
 
-`image-audit show` lists the worst first, what is flagged before the rest (leaks of severity 1 and 2 are listed and are no
-leaks), and counts both in its last line. As text it has some columns, `quality` the issues by name; the other formats
+`image-audit show` lists the worst first, what is flagged before the rest (leaks of severity 1 and 2 are listed and are
+no leaks), and counts both in its last line. As text it has some columns, `quality` the issues by name; other formats
 have all. In `--csv` a text that begins with `=`, `+`, `-`, `@`, a tab or a line break gets a leading `'`: a spreadsheet
 would run it as a formula. Take `--json` or `--parquet` where a program reads the names.
 """

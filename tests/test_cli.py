@@ -341,6 +341,15 @@ def test_the_demo_leaves_other_folders_alone(tmp_path: Path, capsys: pytest.Capt
     assert [path.name for path in (tmp_path / "nine").iterdir()] == ["mine.jpg"]
 
 
+def test_what_is_in_the_way_is_said(planted: Audited, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A root below a file, and a folder as output: 3 with another place as the next step, not the disk."""
+    (tmp_path / "file").write_bytes(b"")
+    root = str(tmp_path / "file/audit")
+    assert "another --root" in refused(capsys, 3, "run", str(planted.photos), "--root", root, *QUIET)
+    show = ["show", "images", "--csv", "--root", str(planted.root), "--output", str(tmp_path)]
+    assert "Name a file: this is a folder" in refused(capsys, 3, *show)
+
+
 def test_wrong_show_is_2(planted: Audited, capsys: pytest.CaptureFixture[str]) -> None:
     """A column that is not there, no row, a summary as CSV: 2 and what there is; another audit: 3."""
     root = ["--root", str(planted.root)]

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from audited import assert_equal_tables, by_uri, noise_jpeg, rows, run, small_set, write_files
+from botocore.exceptions import ClientError
 from fault_proxy import FaultProxy, Rule
+from held import ended, start
 from s3_servers import bucket_on, moto_port, new_store, use_credentials
 
 import pipeline
@@ -19,6 +21,7 @@ from pipeline.layout.root import Root
 from pipeline.layout.snapshots import SourceRecord, catalog_rows
 from pipeline.stages.catalog import update_catalog
 from pipeline.storage import StorageConfig, Store, open_store
+from pipeline.storage.s3_errors import translated
 
 FILES = small_set(10)
 STORAGE: dict[str, Any] = {"region": "us-east-1", "backoff": 0.0, "read_timeout": 5.0}
@@ -137,6 +140,17 @@ def test_s3_uris_from_the_command_line(
     assert_equal_tables(pipeline.open(tmp_path / "audit"), on_disk)
     lab = {"endpoints": {"lab": url}, "region": "us-east-1"}
     assert_equal_tables(pipeline.open(named[0], storage=lab), on_disk)
+
+
+def test_a_quiet_run_is_quiet_and_one_full_stop_ends_what_a_server_says(photos: Store, tmp_path: Path) -> None:
+    """botocore told on every run where it found credentials; a server's message brings its own full stop."""
+    assert ended(start(["run", photos.uri, "--root", str(tmp_path / "audit"), *QUIET, "--json"])).startswith("{")
+    nowhere = f"minio://127.0.0.1:{moto_port()}/no-such-bucket/photos"
+    said = ended(start(["run", nowhere, "--root", str(tmp_path / "other"), *QUIET]), 3)
+    assert said.count("\n") == 1
+    assert "There is no such bucket" in said
+    answer = {"Error": {"Code": "InvalidAccessKeyId", "Message": "It does not exist in our records."}}
+    assert "our records. Set " in str(translated(ClientError(answer, "ListObjectsV2"), "list s3://b"))
 
 
 def test_faults_do_not_show_in_the_tables(photos: Store, on_disk: Audit, proxy: FaultProxy) -> None:

@@ -227,7 +227,7 @@ def describe(threshold: Threshold, tail: NullTail | None, representatives: int) 
     alike = "up to twice that where photos look alike"
     missed = "" if misses is None else f"; edited copies missed: at least {misses:.1%}, {alike}"
     what = f"pairs are compared pixel by pixel from copy similarity {threshold.value:.3f} on{limit}"
-    return f"{what}; unrelated pairs among them, of {representatives:,} images: {false}{missed}"
+    return f"{what}; unrelated ones among {representatives:,} images: {false}{missed}"
 
 
 def _quantile(histogram: NDArray[np.uint64], share: float) -> float:
