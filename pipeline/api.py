@@ -171,11 +171,9 @@ def _of_the_snapshot(store: Store, row: dict[str, Any]) -> dict[str, Any]:
     """The row of extract against the whole snapshot: a range that is done leaves the rest of it to do."""
     snapshot = latest_snapshot(store)
     gaps = missing_features(list_features(store, row["folder"]), 0, snapshot.total)
-    if not gaps:
-        return row
     left = sum(live_between(store, snapshot, lo, hi) for lo, hi in gaps)
     row |= {"items": snapshot.live - left, "items_in_all": snapshot.live}
-    if row["state"] in (DONE, DONE_BEFORE):
+    if gaps and row["state"] in (DONE, DONE_BEFORE):
         shards = sum(len(cut(lo, hi, shard_size(snapshot.total))) for lo, hi in gaps)
         row |= {"state": UNFINISHED, "missing": shards, "parts": row["parts"] + shards}
     return row
