@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from audited import assert_equal_tables, run, small_set, write_files
+from audited import assert_equal_tables, noise_jpeg, run, small_set, write_files
 from dying import committed
 from held import ended, start
 
@@ -111,6 +111,28 @@ def test_range_beyond_the_end_does_nothing(undisturbed: Audit, tmp_path: Path) -
     assert "no offset from 40 on: snapshot 1 ends at 27" in said
     assert not (tmp_path / "audit/features").exists()
     assert not (tmp_path / "audit/audits").exists()
+
+
+def test_range_of_which_most_could_not_be_read_is_incomplete(tmp_path: Path) -> None:
+    """It ended with 0 and the advice to go on; the counts by status are told either way, removed images in none."""
+    files = {f"{number:02}.jpg": noise_jpeg(number) for number in range(8)}
+    photos, root = write_files(tmp_path / "photos", files), tmp_path / "audit"
+    (photos / "03.jpg").write_bytes(b"")
+    for name in ("05", "06"):
+        (photos / f"{name}.jpg").unlink()
+        (photos / f"{name}.jpg").symlink_to("/proc/self/mem")  # a regular file whose first byte is an error
+    said = ended(start(in_range(str(photos), root, "--min-offset", "2")), code=4)
+    assert "offsets [2, 8) of snapshot 1 (8 images) are extracted (1 empty, 3 ok, 2 timeout)" in said
+    assert "2 of 6 images could not be read (2 timeout)" in said
+    assert "Resume with: image-audit run" in said
+    assert "offsets [0, 5) of snapshot 1 (8 images) are extracted (1 empty, 4 ok); nothing" in ended(
+        start(in_range(str(photos), root, "--max-offset", "5"))
+    )
+    (photos / "05.jpg").unlink()
+    (photos / "06.jpg").unlink()
+    assert "are extracted (all were removed)" in ended(
+        start(in_range(str(photos), root, "--min-offset=5", "--max-o=7"))
+    )
 
 
 @pytest.mark.parametrize(

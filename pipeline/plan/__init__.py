@@ -15,6 +15,7 @@ from pipeline.layout.snapshots import FOLDER as CATALOG
 from pipeline.layout.snapshots import Snapshot
 from pipeline.plan.preparing import (
     annotate_snapshot,
+    count_statuses,
     extract_range,
     features_folder,
     require_enough,
@@ -87,11 +88,14 @@ def _extract_only(session: Session, snapshot: Snapshot, model: ModelRef, lo: int
             "nothing was extracted or published"
         )
         return
-    extract_range(session, snapshot, model, lo, hi)
+    features = extract_range(session, snapshot, model, lo, hi)
+    statuses = count_statuses(session, snapshot, features, lo, hi)
+    counts = ", ".join(f"{count:,} {status}" for status, count in sorted(statuses.items()))
     session.reporter.say(
-        f"offsets [{lo}, {hi}) of snapshot {snapshot.number} ({snapshot.total:,} images) are extracted; nothing was "
-        "published"
+        f"offsets [{lo}, {hi}) of snapshot {snapshot.number} ({snapshot.total:,} images) are extracted "
+        f"({counts or 'all were removed'}); nothing was published"
     )
+    require_enough(session, snapshot, features, statuses)
 
 
 def _audit(session: Session, snapshot: Snapshot, model: ModelRef) -> Published:
@@ -102,7 +106,7 @@ def _audit(session: Session, snapshot: Snapshot, model: ModelRef) -> Published:
     require_enough(session, snapshot, features, summary.statuses)
     space = choose_space(session, inputs, summary, model)
     session.reporter.say(f"space: {space.said}")
-    session.reporter.say(space.threshold_said)
+    session.reporter.say(f"threshold: {space.threshold_said}")
     found = search(session, snapshot, inputs, space)
     published = publish(session, snapshot, inputs, space, found)
     if not any(record.attempts for record in session.records if record.folder != CATALOG):
