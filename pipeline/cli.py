@@ -37,8 +37,8 @@ EXAMPLES = """examples:
   image-audit status --root audit/
   image-audit demo
 
-exit codes: 0 done, 2 wrong call or config, 3 storage, artifact or model, 4 incomplete (the message holds the command
-that resumes), 130/143 stopped, 70 a bug"""
+exit codes: 0 done, 2 wrong call or config, 3 storage, artifact, model or cluster, 4 incomplete (the message
+holds the command that resumes), 130/143 stopped, 70 a bug"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
