@@ -86,16 +86,8 @@ def choose_keepers(members: Contenders) -> Keepers:
     return Keepers(is_keeper, reasons)
 
 
-@dataclass(frozen=True)
-class Medoids:
-    """medoid int64 (n,): the row of the medoid of each row's group. similarity float64 (n,) to it, rounded to 1e-6."""
-
-    medoid: Array
-    similarity: Array
-
-
-def choose_medoids(group: Array, vectors: Array) -> Medoids:
-    """The member with the largest mean similarity to its group, and every member's similarity to it.
+def choose_medoids(group: Array, vectors: Array) -> Array:
+    """The row of the member with the largest mean similarity to its group, for each row; int64 (n,).
 
     group int64 (n,) ascending, ids ascending inside; vectors float32 (n, d), unit vectors of the copy space, one per
     representative: copies of one image must not outvote the others. The sum of the cosines to all members is the dot
@@ -105,7 +97,7 @@ def choose_medoids(group: Array, vectors: Array) -> Medoids:
     if (np.diff(group) < 0).any():
         raise UsageError("medoids: rows are not sorted by group; sort them first")
     if len(group) == 0:
-        return Medoids(np.empty(0, np.int64), np.empty(0))
+        return np.empty(0, np.int64)
     _, start, size = np.unique(group, return_index=True, return_counts=True)
     sums = np.empty((len(start), vectors.shape[1]))
     for place, (first, count) in enumerate(zip(start, size, strict=True)):
@@ -115,9 +107,7 @@ def choose_medoids(group: Array, vectors: Array) -> Medoids:
     # 1e-9: two members that are equal but for the order of additions stay equal
     total = np.round(_dots(vectors, sums, owner) - itself, 9)
     order = np.lexsort((np.arange(len(group)), -total, owner))
-    medoid = order[start][owner]
-    similarity = np.clip(_dots(vectors, vectors, medoid), -1.0, 1.0)
-    return Medoids(medoid, np.round(similarity, 6))
+    return np.asarray(order[start][owner])
 
 
 def _sum_rows(vectors: Array, first: int, last: int) -> Array:

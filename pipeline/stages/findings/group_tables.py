@@ -19,13 +19,15 @@ from pipeline.kernels.groups import (
     group_minimum,
     has_edge_to,
 )
-from pipeline.kernels.space import project_copy
+from pipeline.kernels.space import CopySpace, pair_similarities, project_copy
 from pipeline.layout.annotations import names_of
+from pipeline.layout.exact import Representatives
 from pipeline.layout.features import read_feature_rows
 from pipeline.layout.spaces import read_space
 from pipeline.stages.findings.context import Range, as_table, subject_columns
 
 BLOCK = 65_536
+PAIR_BLOCK = 4096  # 60 MB in float64
 
 
 class Members:
@@ -101,16 +103,27 @@ def _medoids(found: Range, members: Members) -> tuple[NDArray[np.int64], NDArray
     """The medoid of each member's group and the similarity to it; copies count once."""
     is_representative = members.representatives == members.ids
     heads, groups = members.ids[is_representative], members.groups[is_representative]
-    by_id = np.argsort(heads)
-    rows = found.spec.inputs.population().take(heads[by_id]) if len(heads) else None
-    if rows is None:
+    if len(heads) == 0:
         return np.empty(0, np.int64), np.empty(0)
-    projected = project_copy(read_space(found.store, found.spec.space), rows.embeddings, rows.signatures)
-    vectors = np.empty_like(projected)
-    vectors[by_id] = projected
-    medoids = choose_medoids(groups, vectors)
-    position = np.argsort(heads)[np.searchsorted(heads[by_id], members.representatives)]
-    return heads[medoids.medoid][position], medoids.similarity[position]
+    by_id = np.argsort(heads)
+    rows = found.spec.inputs.population().take(heads[by_id])
+    space, at = read_space(found.store, found.spec.space), np.argsort(by_id)
+    medoid = choose_medoids(groups, project_copy(space, rows.embeddings, rows.signatures)[at])
+    similarity = _similarities(space, rows, at, at[medoid])
+    position = by_id[np.searchsorted(rows.ids, members.representatives)]
+    return heads[medoid][position], similarity[position]
+
+
+def _similarities(
+    space: CopySpace, rows: Representatives, i: NDArray[np.int64], j: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Similarity in the copy space of rows i[k] and j[k], as every table has it."""
+    found = np.empty(len(i))
+    for start in range(0, len(i), PAIR_BLOCK):
+        a, b = i[start : start + PAIR_BLOCK], j[start : start + PAIR_BLOCK]
+        sides = rows.embeddings[a], rows.signatures[a], rows.embeddings[b], rows.signatures[b]
+        found[start : start + PAIR_BLOCK] = pair_similarities(space, *sides).copy
+    return found
 
 
 def _edges_at(found: Range, ids: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -28,7 +28,7 @@ from pipeline.stages.findings.image_tables import (
 from pipeline.stages.findings.pair_tables import duplicates_table, leaks_table
 from pipeline.storage import Store
 
-VERSION = 1
+VERSION = 2
 PART = "part"
 MARKER = "images"
 """The table that is written last: its part marks the range as done."""
