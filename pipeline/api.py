@@ -163,6 +163,7 @@ def _stage_status(store: Store, record: dict[str, Any]) -> dict[str, Any]:
         "cpu_seconds": round(record["cpu_seconds"], 2),
         "items_per_second": round(fresh / seconds, 1) if seconds > 0.005 and fresh else None,
         "peak_task_bytes": record["peak_task_bytes"],
+        "counters": record["counters"],
         "folder": record["folder"],
     }
 

@@ -13,6 +13,7 @@ import pytest
 from audited import assert_equal_tables, rows, run, small_set, write_files
 
 from benchmarks.edits import decode, edited_jpeg
+from pipeline.api import status
 from pipeline.audit import Audit
 from pipeline.kernels.hits import rows_of_pairs
 from pipeline.layout.neighbours import CANDIDATE_SCHEMA, EDGES, KNOWN, PAIRS, VERDICT
@@ -57,6 +58,8 @@ def test_only_new_pairs_are_compared(audited: tuple[Path, Path, Audit], tmp_path
 
     assert before["reused"] == 0 < before["looked_at"]
     assert now["reused"] == before["looked_at"]
+    (told,) = [row["counters"] for row in status(str(root), {}) if row["stage"] == "verify"]
+    assert told == now
     assert 0 < now["looked_at"] < now["pairs"]
     assert "train/a/new.jpg" in {row["uri"] for row in rows(second, "groups")}
     again = tmp_path / "again"
