@@ -70,7 +70,10 @@ class _Attempt:
 
 @dataclass
 class _Book:
-    """The driver's account of one call of `run`. `rates`: seconds per item of the parts that are done."""
+    """The driver's account of one call of `run`.
+
+    `rates`: seconds per item of the parts that are done; `rate`: their median at the latest look.
+    """
 
     waiting: deque[_Attempt]
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -79,6 +82,7 @@ class _Book:
     running: dict[Any, _Attempt] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
     rates: list[float] = field(default_factory=list)
+    rate: float | None = None
 
 
 def start_ray(workers: int | None = None) -> RayRunner:
@@ -328,7 +332,7 @@ class RayRunner:
         task = attempt.task
         self._finish(book, task)
         if len(pieces) > 1:
-            # a piece that crashes has two deaths of its own; one that hangs has none, each would take LAST_SECONDS
+            # a piece may crash twice before it is cut further, but hang only once: that takes LAST_SECONDS
             book.waiting.extend(_Attempt(piece, is_last=cause == "timeout") for piece in pieces)
         elif task.quarantine is not None:
             done = execute(task.quarantine, task.spec, cause)
@@ -343,6 +347,7 @@ class RayRunner:
         Time counts from when a worker began. A twin that finds no core takes that of its straggler.
         """
         self._read_notes(book)
+        book.rate = statistics.median(book.rates) if book.rates else None
         now = time.monotonic()
         for reference, attempt in list(book.running.items()):
             limit = _patience(book, attempt)
@@ -357,7 +362,7 @@ class RayRunner:
                 log.warning("%s: no answer after %.0f s; starting a twin", name, limit)
                 attempt.twin = _Attempt(attempt.task, attempt.number, is_last=True)
                 self._start(book, attempt.twin)
-            elif twin.begun is None and now - twin.submitted >= LAST_SECONDS:
+            elif twin.begun is None and now - twin.submitted >= _patience(book, twin):
                 self._end(book, reference)
 
     def _read_notes(self, book: _Book) -> None:
@@ -373,9 +378,9 @@ def _patience(book: _Book, attempt: _Attempt) -> float:
     with and nothing can be cut, such as the one task of a stage over all images.
     """
     task = attempt.task
-    if not book.rates and task.halves is None:
+    if book.rate is None and task.halves is None:
         return math.inf
-    per_item = STRAGGLER_FACTOR * statistics.median(book.rates) if book.rates else UNKNOWN_SECONDS
+    per_item = UNKNOWN_SECONDS if book.rate is None else STRAGGLER_FACTOR * book.rate
     return (LAST_SECONDS if attempt.is_last else STRAGGLER_SECONDS) + per_item * task.items
 
 

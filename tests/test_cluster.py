@@ -13,7 +13,7 @@ from held import environment
 
 from pipeline import cluster
 from pipeline.errors import UsageError
-from pipeline.runner import Task
+from pipeline.runner import Outcome, Task
 from pipeline.storage import StorageConfig
 
 pytestmark = pytest.mark.slow
@@ -47,12 +47,12 @@ def test_tasks_of_a_dead_node_run_elsewhere(nodes: Any, tmp_path: Path, monkeypa
     watch = cluster.RayRunner._watch
     removed: list[bool] = []
 
-    def watch_and_kill(self: cluster.RayRunner, book: Any) -> None:
+    def watch_and_kill(self: cluster.RayRunner, book: Any) -> Iterator[Outcome]:
         if not removed and list(tmp_path.glob("waiting-*")):
             removed.append(True)
             add(nodes)
             nodes.remove_node(doomed, allow_graceful=False)
-        watch(self, book)
+        return watch(self, book)
 
     monkeypatch.setattr(cluster.RayRunner, "_watch", watch_and_kill)
     monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.2)
@@ -62,6 +62,30 @@ def test_tasks_of_a_dead_node_run_elsewhere(nodes: Any, tmp_path: Path, monkeypa
     assert removed
     assert sorted(outcome.task.name for outcome in outcomes) == [task.name for task in tasks]
     assert all(outcome.error is None and outcome.attempts == 1 for outcome in outcomes)
+
+
+def test_nodes_that_come_later_get_work(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Joined without a core: tasks wait in Ray, as an autoscaler needs it; with the nodes come more, up to twice their
+    cores and two.
+    """
+    runner = cluster.join_ray(nodes.address)
+    watch, in_flight = cluster.RayRunner._watch, []
+
+    def watch_and_grow(self: cluster.RayRunner, book: Any) -> Iterator[Outcome]:
+        in_flight.append((self.workers, len(book.running)))
+        if len(in_flight) < 4:
+            add(nodes)
+        return watch(self, book)
+
+    monkeypatch.setattr(cluster.RayRunner, "_watch", watch_and_grow)
+    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.1)
+    tasks = [Task(f"task-{at}", crashing.commit, (str(tmp_path), at, at + 1)) for at in range(60)]
+    outcomes = list(runner.run(tasks))
+    runner.close()
+
+    assert in_flight[0] == (1, 4)
+    assert {8} <= {running for workers, running in in_flight if workers == 3}
+    assert sorted(outcome.task.name for outcome in outcomes) == sorted(task.name for task in tasks)
 
 
 def test_shared_root_is_proved_on_each_node(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
