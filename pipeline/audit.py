@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import NotFound, UsageError
+from pipeline.kernels.groups import TRAIN
 from pipeline.layout.audits import Published, audit_folder, latest_audit, read_audit, table_keys
 from pipeline.layout.root import Root, is_root
 from pipeline.layout.tables import read_table
@@ -196,17 +197,31 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
         f"groups      {duplicates['groups']:,} with {duplicates['grouped_images']:,} images, largest "
         f"{duplicates['largest_group']:,}"
     )
-    lines.extend(
-        f"leaks       {split['leaking']:,} of {split['images']:,} {split['split']} images "
-        f"({split['share']:.2%}) have a duplicate or near-duplicate in {split['other']}"
-        for split in facts["leaks"]["splits"]
-    )
+    lines.extend(f"leaks       {line}" for line in leak_lines(facts["leaks"]))
     lines.append(f"outliers    {facts['outliers']['flagged']:,}")
     lines.append(f"labels      {facts['labels']['issues']:,} suspect, {facts['labels']['conflicts']:,} in conflict")
     checks = ", ".join(f"{check} {count:,}" for check, count in facts["quality"].items() if count)
     lines.append(f"quality     {checks or 'no issues'}")
     lines.append(f"threshold   {facts['threshold']['text']}")
     lines.append(f"recall      {facts['recall']['text']}")
+    return lines
+
+
+def leak_lines(leaks: dict[str, Any]) -> list[str]:
+    """One line per evaluation split, which is every split but train: how many of its ok images leak into any other."""
+    found = leaks["headline"]
+    if len(found) < 2:
+        where = f"every image that has a split is in {found[0]['split']}" if found else "no image has a split"
+        return [f"none can be found: {where}"]
+    lines = []
+    for split in (item for item in found if item["split"] != TRAIN):
+        others = [
+            f"{pair['other']} ({pair['leaking']:,})" for pair in leaks["splits"] if pair["split"] == split["split"]
+        ]
+        lines.append(
+            f"{split['leaking']:,} of {split['images']:,} {split['split']} images ({split['share']:.2%}) have a "
+            f"duplicate or near-duplicate in {', '.join(others) or 'another split'}"
+        )
     return lines
 
 

@@ -190,7 +190,7 @@ LEAKS = Table(
     "`edited`), then the largest similarity, then the smallest match_id. Severity: 5 `same_bytes` and `same_pixels`; "
     "4 `near_identical`; 3 `edited` and transitive; 2 `same_parent` and `same_scene`; 1 `look_alike`. A label conflict "
     "raises 3 and 4 by one. An image leaks when it has a row of severity 3 or more; the headline is the share of each "
-    "split's images that do.",
+    "split's `ok` images that do.",
 )
 
 OUTLIERS = Table(

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from audited import SEED, Audited, by_uri, planted_audit, rows
+from audited import SEED, Audited, by_uri, planted_audit, rows, run, write_files
 from planted import DISK_NAMES
 
-from pipeline.audit import FINDINGS
-from pipeline.demo import SUBJECTS
+from pipeline.audit import FINDINGS, leak_lines, summary_lines
+from pipeline.demo import SUBJECTS, demo_photos
 from pipeline.layout.audits import table_keys
 from pipeline.schemas import CHECKS, GROUPING_KINDS, TABLES
 from pipeline.sources.labels import RuleParams, assign
@@ -269,3 +271,43 @@ def test_summary_counts_the_tables(found: Audited) -> None:
     assert facts["quality"] == {check: sum(row[f"is_{check}_issue"] for row in tables["quality"]) for check in CHECKS}
     leaking = Counter((row["split"], row["match_split"]) for row in tables["leaks"] if row["severity"] >= 3)
     assert {(item["split"], item["other"]): item["leaking"] for item in facts["leaks"]["splits"]} == dict(leaking)
+
+
+def test_headline_is_the_share_of_ok_images_that_leak(found: Audited) -> None:
+    """Per split, 0 included: images with a row of severity 3 or more in any other split, of those that are ok."""
+    ok = Counter(row["split"] for row in rows(found.audit, "images") if row["status"] == "ok")
+    leaking = {split: set[int]() for split in ok}
+    for row in rows(found.audit, "leaks"):
+        if row["severity"] >= 3:
+            leaking[row["split"]].add(row["image_id"])
+    headline = {item["split"]: item for item in found.audit.summary()["leaks"]["headline"]}
+
+    assert ok["train"] < Counter(row["split"] for row in rows(found.audit, "images"))["train"]  # the invalid ones
+    assert {split: item["images"] for split, item in headline.items()} == dict(ok)
+    for split, images in leaking.items():
+        assert headline[split]["leaking"] == len(images) > 0
+        assert headline[split]["share"] == len(images) / ok[split]
+    assert all(
+        item["share"] == item["leaking"] / ok[item["split"]] for item in found.audit.summary()["leaks"]["splits"]
+    )
+    lines = [line for line in summary_lines(found.audit.summary()) if line.startswith("leaks ")]
+    assert [re.sub(r" \(.*", "", line) for line in lines] == [
+        f"leaks       {len(leaking[split])} of {ok[split]} {split} images" for split in ("test", "val")
+    ]
+
+
+def test_splits_without_a_leak_are_in_the_headline(tmp_path: Path) -> None:
+    """An evaluation split whose images occur nowhere else is said to have 0; without two splits it is said why."""
+    photos = dict(sorted(demo_photos().items())[:12])
+    named = [f"{('train', 'val', 'dev')[place % 3]}/{name}.jpg" for place, name in enumerate(photos)]
+    split = run(write_files(tmp_path / "split", dict(zip(named, photos.values(), strict=True))), root=tmp_path / "a")
+    alone = run(tmp_path / "split/val", root=tmp_path / "b", rule={"split": "val"})
+    flat = run(
+        write_files(tmp_path / "flat", {f"{name}.jpg": data for name, data in photos.items()}), root=tmp_path / "c"
+    )
+
+    assert leak_lines(split.summary()["leaks"]) == [
+        f"0 of 4 {name} images (0.00%) have a duplicate or near-duplicate in another split" for name in ("dev", "val")
+    ]
+    assert leak_lines(alone.summary()["leaks"]) == ["none can be found: every image that has a split is in val"]
+    assert leak_lines(flat.summary()["leaks"]) == ["none can be found: no image has a split"]

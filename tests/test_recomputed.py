@@ -191,7 +191,10 @@ def test_keepers_and_their_reasons(audited: Recomputed) -> None:
     """By split, pixels, bytes, length of the uri and id; with the first rule that tells it from its rival."""
     sizes = {row["image_id"]: row for row in rows(audited.audit, "quality")}
     splits = ["test", "val", "other", "train", None]
-    words = [("split first", "split later"), ("more pixels", "fewer pixels"), ("larger file", "smaller file"), ("shorter uri", "longer uri"), ("smaller id", "larger id")]  # fmt: skip
+    words = [
+        ("split first", "split later"), ("more pixels", "fewer pixels"), ("larger file", "smaller file"),
+        ("shorter uri", "longer uri"), ("smaller id", "larger id"),
+    ]  # fmt: skip
     reasons = set()
     for members in grouped(rows(audited.audit, "groups")):
         keys = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from pipeline.layout.parts import part_name
 from pipeline.layout.scores import SUMMED, totals_from_bytes
 from pipeline.layout.tables import json_bytes, read_object, read_table, write_table
 from pipeline.runner import Counters
-from pipeline.schemas import CHECKS, KIND_ORDER
+from pipeline.schemas import CHECKS, KIND_ORDER, Status
 from pipeline.stages.findings.context import FindingsSpec, Range
 from pipeline.stages.findings.group_tables import Members, groups_table, label_conflicts_table
 from pipeline.stages.findings.image_tables import (
@@ -75,11 +75,9 @@ def table_key(folder: str, name: str, lo: int, hi: int) -> str:
 def summarise(spec: SummarySpec) -> Counters:
     """Commits the counts over all tables, reading only the columns that are counted."""
     store = spec.inputs.root.open()
-    vocabulary = spec.inputs.vocabulary()
-    sizes = dict(zip(vocabulary.splits, vocabulary.split_counts, strict=True))
     facts = {
         "duplicates": _duplicates(store, spec.folder),
-        "leaks": _leaks(store, spec.folder, sizes),
+        "leaks": _leaks(store, spec.folder, _ok_images(store, spec.folder, spec.inputs.vocabulary().splits)),
         "outliers": {"flagged": _count_true(store, spec.folder, "outliers", "is_outlier")},
         "labels": {
             "issues": _count_true(store, spec.folder, "labels", "is_label_issue"),
@@ -118,8 +116,20 @@ def _duplicates(store: Store, folder: str) -> dict[str, object]:
     }
 
 
+def _ok_images(store: Store, folder: str, splits: Sequence[str]) -> dict[str, int]:
+    """How many ok images each split has: one that cannot be read cannot leak."""
+    counts = Counter(dict.fromkeys(splits, 0))
+    for part in _parts(store, folder, MARKER, ["split", "status"]):
+        ok = part.filter(pc.equal(part["status"], Status.OK.value))["split"].drop_null()
+        counts.update({item["values"]: item["counts"] for item in pc.value_counts(ok).to_pylist()})
+    return dict(sorted(counts.items()))
+
+
 def _leaks(store: Store, folder: str, sizes: dict[str, int]) -> dict[str, object]:
-    """Images that leak by split, and by pair of splits: an image has one row per other split."""
+    """Images that leak by split, and by pair of splits: an image has one row per other split.
+
+    `headline` has every split, `images` and `splits` what leaks; shares are of the split's ok images.
+    """
     pairs: Counter[tuple[str, str]] = Counter()
     leaking: Counter[str] = Counter()
     for part in _parts(store, folder, "leaks", ["image_id", "split", "match_split", "severity"]):
@@ -130,6 +140,10 @@ def _leaks(store: Store, folder: str, sizes: dict[str, int]) -> dict[str, object
             leaking[row["split"]] += row["image_id_count_distinct"]
     return {
         "images": dict(sorted(leaking.items())),
+        "headline": [
+            {"split": split, "images": size, "leaking": leaking[split], "share": leaking[split] / max(size, 1)}
+            for split, size in sizes.items()
+        ],
         "splits": [
             {"split": split, "other": other, "images": sizes[split], "leaking": count, "share": count / sizes[split]}
             for (split, other), count in sorted(pairs.items())
