@@ -118,16 +118,19 @@ def test_range_of_which_most_could_not_be_read_is_incomplete(tmp_path: Path) -> 
     files = {f"{number:02}.jpg": noise_jpeg(number) for number in range(8)}
     photos, root = write_files(tmp_path / "photos", files), tmp_path / "audit"
     (photos / "03.jpg").write_bytes(b"")
-    for name in ("05", "06"):
+    for name in ("00", "05", "06"):
         (photos / f"{name}.jpg").unlink()
         (photos / f"{name}.jpg").symlink_to("/proc/self/mem")  # a regular file whose first byte is an error
     said = ended(start(in_range(str(photos), root, "--min-offset", "2")), code=4)
     assert "offsets [2, 8) of snapshot 1 (8 images) are extracted (1 empty, 3 ok, 2 timeout)" in said
     assert "2 of 6 images could not be read (2 timeout)" in said
     assert "Resume with: image-audit run" in said
-    assert "offsets [0, 5) of snapshot 1 (8 images) are extracted (1 empty, 4 ok); nothing" in ended(
-        start(in_range(str(photos), root, "--max-offset", "5"))
+    assert "offsets [1, 5) of snapshot 1 (8 images) are extracted (1 empty, 3 ok); nothing" in ended(
+        start(in_range(str(photos), root, "--min-offset", "1", "--max-offset", "5"))
     )
+    said = ended(start(in_range(str(photos), root, "--max-offset", "2")), code=4)
+    assert "00.jpg: timeout" in said
+    assert "05.jpg" not in said  # of another range
     (photos / "05.jpg").unlink()
     (photos / "06.jpg").unlink()
     assert "are extracted (all were removed)" in ended(

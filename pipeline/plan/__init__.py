@@ -95,7 +95,7 @@ def _extract_only(session: Session, snapshot: Snapshot, model: ModelRef, lo: int
         f"offsets [{lo}, {hi}) of snapshot {snapshot.number} ({snapshot.total:,} images) are extracted "
         f"({counts or 'all were removed'}); nothing was published"
     )
-    require_enough(session, snapshot, features, statuses)
+    require_enough(session, snapshot, features, statuses, lo, hi)
 
 
 def _audit(session: Session, snapshot: Snapshot, model: ModelRef) -> Published:
@@ -103,7 +103,7 @@ def _audit(session: Session, snapshot: Snapshot, model: ModelRef) -> Published:
     features = extract_range(session, snapshot, model, 0, snapshot.total)
     inputs = group_exact(session, snapshot, features, annotations, model.dimension)
     summary = summary_of(session, inputs)
-    require_enough(session, snapshot, features, summary.statuses)
+    require_enough(session, snapshot, features, summary.statuses, 0, snapshot.total)
     space = choose_space(session, inputs, summary, model)
     session.reporter.say(f"space: {space.said}")
     session.reporter.say(f"threshold: {space.threshold_said}")

@@ -166,8 +166,10 @@ def count_statuses(session: Session, snapshot: Snapshot, features: FeatureSet, l
     return counts
 
 
-def require_enough(session: Session, snapshot: Snapshot, features: FeatureSet, statuses: dict[str, int]) -> None:
-    """Raises IncompleteError where more images than the config allows could not be read in this attempt."""
+def require_enough(
+    session: Session, snapshot: Snapshot, features: FeatureSet, statuses: dict[str, int], lo: int, hi: int
+) -> None:
+    """Raises IncompleteError where more images of [lo, hi) than the config allows could not be read in this attempt."""
     live = sum(statuses.values())
     counts = {status: count for status, count in statuses.items() if status in {item.value for item in TRANSIENT}}
     failed = sum(counts.values())
@@ -177,7 +179,7 @@ def require_enough(session: Session, snapshot: Snapshot, features: FeatureSet, s
         raise IncompleteError(
             f"{failed} of {live} images could not be read ({listed}), over the {session.config.max_failed_share:.0%} "
             "that max_failed_share allows; everything else is kept and they are tried again by the next run:\n"
-            + "".join(f"  {line}\n" for line in _first_failed(session, snapshot, features))
+            + "".join(f"  {line}\n" for line in _first_failed(session, snapshot, features, lo, hi))
             + (f"  (+{failed - SHOWN_FAILURES} more)\n" if failed > SHOWN_FAILURES else "")
             + "Mend what they name, such as the right to read them, or let more fail: max_failed_share in a file for "
             f"--config (docs/config.toml), here at least {math.ceil(1000 * failed / live) / 1000}.\n"
@@ -185,12 +187,12 @@ def require_enough(session: Session, snapshot: Snapshot, features: FeatureSet, s
         )
 
 
-def _first_failed(session: Session, snapshot: Snapshot, features: FeatureSet) -> list[str]:
-    """The first images that an attempt could not read, each with where it is and why."""
+def _first_failed(session: Session, snapshot: Snapshot, features: FeatureSet, lo: int, hi: int) -> list[str]:
+    """The first images of [lo, hi) that an attempt could not read, each with where it is and why."""
     transient = [status.value for status in TRANSIENT]
     gone = removed_ids(session.store, snapshot)
     shown: list[str] = []
-    for piece in cover(features.base, 0, snapshot.total):
+    for piece in cover(features.base, lo, hi):
         if is_settled(session.store, piece.part):
             continue
         rows = read_feature_rows(session.store, features, piece.lo, piece.hi, ["image_id", "status", "message"])
