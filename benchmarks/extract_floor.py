@@ -24,6 +24,7 @@ from pipeline.kernels.decode import as_luminance, decode
 from pipeline.kernels.hashing import content_hash, pixel_hash
 from pipeline.kernels.header import read_header
 from pipeline.kernels.measure import MeasureParams, measure
+from pipeline.kernels.pillow_decode import to_shown
 from pipeline.kernels.quality import channel_difference, entropy, quality
 from pipeline.kernels.shrink import shrink
 from pipeline.kernels.signature import signature
@@ -55,7 +56,7 @@ def mosaics(files: list[bytes], count: int) -> list[bytes]:
 
 def table(files: list[bytes], rounds: int) -> dict[str, float]:
     decoded = [decode(data, PARAMS) for data in files]
-    small = [shrink(one.shown, *PARAMS.input_shape) for one in decoded]
+    small = [shrink(to_shown(one), *PARAMS.input_shape) for one in decoded]
     grey = [as_luminance(one) for one in small]
     steps: dict[str, Callable[[int], object]] = {
         "decode alone": lambda i: cv2.imdecode(np.frombuffer(files[i], np.uint8), cv2.IMREAD_COLOR),
@@ -64,8 +65,8 @@ def table(files: list[bytes], rounds: int) -> dict[str, float]:
         "  decode": lambda i: decode(files[i], PARAMS),
         "  content hash": lambda i: content_hash(files[i]),
         "  pixel hash": lambda i: pixel_hash(decoded[i].native, decoded[i].space),
-        "  quality": lambda i: quality(decoded[i].shown),
-        "  shrink": lambda i: shrink(decoded[i].shown, *PARAMS.input_shape),
+        "  quality": lambda i: quality(to_shown(decoded[i])),
+        "  shrink": lambda i: shrink(to_shown(decoded[i]), *PARAMS.input_shape),
         "  luminance": lambda i: as_luminance(small[i]),
         "  signature": lambda i: signature(grey[i]),
         "  entropy": lambda i: entropy(grey[i]),

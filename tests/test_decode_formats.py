@@ -16,6 +16,7 @@ import pipeline
 from pipeline.kernels.decode import decode, decode_rgb, luminance_thumbnail
 from pipeline.kernels.header import ImageError
 from pipeline.kernels.measure import MeasureParams, measure
+from pipeline.kernels.pillow_decode import to_shown
 from pipeline.schemas import Status
 
 PARAMS = MeasureParams()
@@ -234,4 +235,4 @@ def test_thumbnail_refuses_what_decode_refuses() -> None:
 
 def test_decoded_header_has_the_size_of_the_pixels() -> None:
     decoded = decode(encoded(PHOTO, "JPEG", exif=with_orientation(6)), PARAMS)
-    assert (decoded.header.width, decoded.header.height) == (97, 131) == decoded.shown.shape[1::-1]
+    assert (decoded.header.width, decoded.header.height) == (97, 131) == to_shown(decoded).shape[1::-1]

@@ -6,16 +6,19 @@ Both use libjpeg-turbo and give equal pixels; OpenCV needs 0.65x the time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.kernels.footprint import opencv_footprint, pillow_footprint
 from pipeline.kernels.header import Header, ImageError, read_header
 from pipeline.kernels.native_decode import native_decode
-from pipeline.kernels.pillow_decode import Decoded, pillow_decode, shown_8_bit, shown_16_bit
+from pipeline.kernels.pillow_decode import Decoded, bands, pillow_decode, to_shown
 from pipeline.kernels.shrink import fitted_size
 from pipeline.schemas import Status
 
@@ -40,6 +43,10 @@ class Limits(Protocol):
         """Width times height above which an image is too_large."""
 
     @property
+    def max_memory(self) -> float:
+        """Bytes that the file and its decoding may take, above which an image is too_large."""
+
+    @property
     def min_side(self) -> int:
         """Width or height below which an image is too_small."""
 
@@ -57,11 +64,16 @@ def decode(data: bytes, limits: Limits) -> Decoded:
         raise ImageError(Status.TRUNCATED, f"{header.format}: {header.missing} missing at the end of {len(data)} bytes")
     if header.format == "jpeg" and header.bits != 8:
         raise ImageError(Status.UNSUPPORTED, f"jpeg with {header.bits} bits per sample")
+    check = partial(_check_all, len(data), limits)
     if header.format == "jpeg" and header.channels in _JPEG_FLAGS:
-        return _decode_jpeg(data, header, limits)
+        check(header, opencv_footprint(header))
+        return _decode_jpeg(data, header, check)
     if header.bits == 16 and (header.format == "png" or (header.format == "tiff" and header.channels in (3, 4))):
+        check(header, opencv_footprint(header))
         return _decode_16_bit(data, header)
-    return pillow_decode(data, header, lambda seen: _check_size(seen, limits))
+    if header.format == "webp":  # Pillow allocates its canvas on opening
+        check(header, pillow_footprint(header, "RGBA", header.channels))
+    return pillow_decode(data, header, check)
 
 
 def decode_rgb(data: bytes, limits: Limits) -> NDArray[np.uint8]:
@@ -69,7 +81,7 @@ def decode_rgb(data: bytes, limits: Limits) -> NDArray[np.uint8]:
 
     Raises ImageError, see `decode`.
     """
-    return as_rgb(decode(data, limits).shown)
+    return as_rgb(to_shown(decode(data, limits)))
 
 
 def as_rgb(shown: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -100,14 +112,15 @@ def luminance_thumbnail(data: bytes, side: int, max_pixels: int) -> NDArray[np.u
         pixels = _complete(data, _REDUCED_GREY[factor] | cv2.IMREAD_IGNORE_ORIENTATION)
         if pixels is not None:
             return orient(_fitted(pixels, fitted_size(header.width, header.height, side)), header.orientation)
-    shown = decode(data, _Thumbnail(max_pixels)).shown
+    shown = to_shown(decode(data, _Thumbnail(max_pixels)))
     return _fitted(as_luminance(shown), fitted_size(shown.shape[1], shown.shape[0], side))
 
 
 class _Thumbnail:
-    """Limits of a thumbnail: even one pixel has one."""
+    """Limits of a thumbnail: even one pixel has one, and the memory was checked when the image was measured."""
 
     min_side = 1
+    max_memory = math.inf
 
     def __init__(self, max_pixels: int) -> None:
         self.max_pixels = max_pixels
@@ -119,9 +132,17 @@ def _fitted(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint
     return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
 
 
+def _check_all(file_bytes: int, limits: Limits, header: Header, bytes_per_pixel: float) -> None:
+    _check_size(header, limits)
+    needed = file_bytes + header.width * header.height * bytes_per_pixel
+    if needed > limits.max_memory:
+        wanted = f"at most {limits.max_memory / 1e6:,.0f} are given; raise measure.max_memory to measure it"
+        raise ImageError(Status.TOO_LARGE, f"{_size(header)} take {needed / 1e6:,.0f} MB to decode, {wanted}", header)
+
+
 def _check_size(header: Header, limits: Limits) -> None:
     if header.width * header.height > limits.max_pixels:
-        wanted = f"at most {limits.max_pixels:,} are decoded"
+        wanted = f"at most {limits.max_pixels:,} are decoded; raise measure.max_pixels to measure it"
         raise ImageError(Status.TOO_LARGE, f"{_size(header)}, {wanted}", header)
     if min(header.width, header.height) < limits.min_side:
         wanted = f"at least {limits.min_side} each way are wanted"
@@ -132,13 +153,13 @@ def _size(header: Header) -> str:
     return f"{header.format}: {header.width}x{header.height} pixels"
 
 
-def _decode_jpeg(data: bytes, header: Header, limits: Limits) -> Decoded:
+def _decode_jpeg(data: bytes, header: Header, check: Callable[[Header, float], None]) -> Decoded:
     pixels = _complete(data, _JPEG_FLAGS[header.channels])
     if pixels is None:  # arithmetic coding and other rarities that OpenCV's build leaves out
-        return pillow_decode(data, header, lambda seen: _check_size(seen, limits))
+        return pillow_decode(data, header, check)
     pixels = orient(pixels, header.orientation)
     header = header._replace(width=pixels.shape[1], height=pixels.shape[0])
-    return Decoded(header, pixels, _SPACES[header.channels], pixels)
+    return Decoded(header, pixels, _SPACES[header.channels])
 
 
 def _complete(data: bytes, flags: int) -> NDArray[Any] | None:
@@ -153,12 +174,12 @@ def _decode_16_bit(data: bytes, header: Header) -> Decoded:
     if pixels is None:
         raise ImageError(Status.UNREADABLE, f"{header.format}: OpenCV gives no pixels. {said}".strip())
     if pixels.ndim == 3:
-        pixels = cv2.cvtColor(pixels, _TO_RGB[pixels.shape[2]])
+        for top, bottom in bands(pixels):
+            pixels[top:bottom] = cv2.cvtColor(pixels[top:bottom], _TO_RGB[pixels.shape[2]])
     if header.format == "png":  # OpenCV turns TIFF itself
         pixels = orient(pixels, header.orientation)
     header = header._replace(width=pixels.shape[1], height=pixels.shape[0])
-    shown = shown_16_bit(pixels) if pixels.dtype == np.uint16 else shown_8_bit(pixels)
-    return Decoded(header, pixels, _SPACES[1 if pixels.ndim == 2 else pixels.shape[2]], shown)
+    return Decoded(header, pixels, _SPACES[1 if pixels.ndim == 2 else pixels.shape[2]])
 
 
 _TO_RGB = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}

@@ -16,7 +16,10 @@ from pipeline.schemas import Status
 
 
 class Header(NamedTuple):
-    """Size in pixels as stored (before orientation; 0 when not read), bits per sample, what is missing at the end."""
+    """Size in pixels as stored (before orientation; 0 when not read), bits per sample, what is missing at the end.
+
+    buffered: bytes per pixel of the coefficients that a JPEG of several scans keeps until the last one is read.
+    """
 
     format: str
     width: int = 0
@@ -26,6 +29,7 @@ class Header(NamedTuple):
     frames: int = 1
     orientation: int = 1
     missing: str = ""
+    buffered: float = 0.0
 
 
 class ImageError(AuditError):
@@ -110,6 +114,7 @@ _BYTE_ORDERS = {b"II": "<", b"MM": ">"}
 _INTEGERS = {1: "B", 3: "H", 4: "I"}
 _XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 _JPEG_SIZES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_PROGRESSIVE = frozenset({0xC2, 0xC6, 0xCA, 0xCE})
 _JPEG_WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})
 
 
@@ -135,9 +140,13 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
 def _read_jpeg(data: bytes) -> Header:
     """Complete when an end marker follows the first scan: inside scans a 0xFF byte is always followed by 0x00."""
     width = height = channels = bits = exif = xmp = end = 0
+    frame, buffered = (0, 0), 0.0
     for marker, start, end in _jpeg_segments(data):
         if marker in _JPEG_SIZES and not width:
             bits, height, width, channels = struct.unpack_from(">BHHB", data, start)
+            frame = marker, start
+        elif marker == 0xDA and width:
+            buffered = _jpeg_coefficients(data, *frame, data[start])
         elif marker == 0xE1 and not exif and data.startswith(b"Exif\0\0", start):
             exif = exif_orientation(data[start + 6 : end])
         elif marker == 0xE1 and data.startswith(b"http://ns.adobe.com/xap/1.0/\0", start):
@@ -147,7 +156,17 @@ def _read_jpeg(data: bytes) -> Header:
         raise ImageError(Status.UNREADABLE, f"jpeg: {width}x{height} pixels before the first scan")
     ended = (data.endswith(b"\xff\xd9") and len(data) >= end + 2) or data.find(b"\xff\xd9", end) >= 0
     missing = "" if ended else "the end-of-image marker"
-    return Header("jpeg", width, height, channels, bits, 1, exif or xmp or 1, missing)
+    return Header("jpeg", width, height, channels, bits, 1, exif or xmp or 1, missing, buffered)
+
+
+def _jpeg_coefficients(data: bytes, marker: int, frame: int, scanned: int) -> float:
+    """Bytes per pixel of the coefficients of all components; 0 where the first scan (of `scanned`) has them all."""
+    channels = data[frame + 5]
+    if marker not in _JPEG_PROGRESSIVE and scanned >= channels:
+        return 0.0
+    factors = [(byte >> 4, byte & 15) for byte in data[frame + 7 : frame + 6 + 3 * channels : 3]]
+    blocks = max(across for across, _ in factors) * max(down for _, down in factors)
+    return 2 * sum(across * down for across, down in factors) / max(1, blocks)
 
 
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}

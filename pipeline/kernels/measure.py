@@ -13,7 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.kernels.decode import as_luminance, as_rgb, decode
 from pipeline.kernels.hashing import content_hash, pixel_hash
 from pipeline.kernels.header import Header, ImageError, read_header
-from pipeline.kernels.pillow_decode import Decoded
+from pipeline.kernels.pillow_decode import Decoded, to_shown
 from pipeline.kernels.quality import channel_difference, entropy, quality
 from pipeline.kernels.shrink import shrink
 from pipeline.kernels.signature import signature
@@ -26,16 +26,22 @@ takes: with the default model it is the model's input, with another one a shrink
 
 @dataclass(frozen=True)
 class MeasureParams:
-    """What is decoded, and the model's input size in pixels (`input_width`, `input_height` where it is no square)."""
+    """What is decoded, and the model's input size in pixels (`input_width`, `input_height` where it is no square).
+
+    max_bytes: of a file that is read. max_memory: bytes that a file and its decoding may take together; beside some
+    220 MB of a worker's own.
+    """
 
     max_pixels: int = 80_000_000
+    max_bytes: int = 200_000_000
+    max_memory: int = 540_000_000
     min_side: int = 10
     input_size: int = 160
     input_width: int = 0
     input_height: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_pixels", "min_side", "input_size"):
+        for name in ("max_pixels", "max_bytes", "max_memory", "min_side", "input_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; give a number of 1 or more")
         if min(self.input_width, self.input_height) < 0 or bool(self.input_width) != bool(self.input_height):
@@ -93,7 +99,9 @@ def measure(data: bytes, params: MeasureParams) -> Measured:
 
 
 def _measure_pixels(data: bytes, decoded: Decoded, params: MeasureParams) -> Measured:
-    header, native, space, shown = decoded
+    header, native, space = decoded
+    pixels = pixel_hash(native, space) if header.frames == 1 else None
+    shown = to_shown(decoded)  # over native, which was hashed
     small = shrink(shown, *RASTER)
     model_input = small if params.input_shape == RASTER else shrink(shown, *params.input_shape)
     small_luminance = as_luminance(small)
@@ -106,7 +114,7 @@ def _measure_pixels(data: bytes, decoded: Decoded, params: MeasureParams) -> Mea
         channels=1 if native.ndim == 2 else native.shape[2],
         frames=header.frames,
         content_hash=content_hash(data),
-        pixel_hash=pixel_hash(native, space) if header.frames == 1 else None,
+        pixel_hash=pixels,
         **numbers._asdict(),
         entropy=entropy(small_luminance),
         channel_difference=0.0 if small.ndim == 2 else channel_difference(small),

@@ -7,14 +7,16 @@ import logging
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
+from pipeline.kernels.footprint import pillow_footprint
 from pipeline.kernels.header import Header, ImageError
 from pipeline.kernels.native_decode import overheard
 from pipeline.schemas import Status
@@ -53,17 +55,58 @@ _KEPT = frozenset({"L", "LA", "RGB", "RGBA", "CMYK"})
 _WITH_ALPHA = {"1": "LA", "L": "LA", "P": "RGBA", "RGB": "RGBA"}
 
 
+_BAND_PIXELS = 1 << 18
+
+
 class Decoded(NamedTuple):
-    """Pixels after orientation: `native` with every channel at its own depth, `shown` uint8 grey or RGB."""
+    """Pixels after orientation: `native` (contiguous) with every channel at its own depth, in a colour space."""
 
     header: Header
     native: NDArray[Any]
     space: str
-    shown: NDArray[np.uint8]
 
 
-def pillow_decode(data: bytes, header: Header, check_size: Callable[[Header], None]) -> Decoded:
-    """First frame of an image; `check_size` is called with the header before pixels are allocated.
+def to_shown(decoded: Decoded) -> NDArray[np.uint8]:
+    """Grey (h, w) or RGB (h, w, 3) uint8 of decoded pixels, written over `native` where that is something else.
+
+    Alpha is dropped, as `convert("RGB")` does, not blended; 16 bits count by their high byte, as Pillow shows 16-bit
+    RGB (it clips 16-bit grey at 255). A second array beside the first took as much memory again.
+    """
+    native = decoded.native
+    if native.dtype == np.uint8 and decoded.space in ("L", "RGB"):
+        return native
+    flat = native.reshape(-1).view(np.uint8)
+    end = 0
+    for top, bottom in bands(native):
+        shown = _shown_band(native[top:bottom], decoded.space)
+        flat[end : end + shown.size] = shown.reshape(-1)
+        end += shown.size
+    colours = () if decoded.space in ("L", "LA") else (3,)
+    return flat[:end].reshape(*native.shape[:2], *colours)
+
+
+def bands(pixels: NDArray[Any]) -> Iterator[tuple[int, int]]:
+    """First and last row (exclusive) of bands of about 2^18 pixels."""
+    height, width = pixels.shape[:2]
+    step = max(1, _BAND_PIXELS // width)
+    return ((top, min(top + step, height)) for top in range(0, height, step))
+
+
+def _shown_band(native: NDArray[Any], space: str) -> NDArray[np.uint8]:
+    if native.dtype == np.uint16:
+        native = np.right_shift(native, 8).astype(np.uint8)
+    if space == "CMYK":
+        size = (native.shape[1], native.shape[0])
+        return np.asarray(Image.frombuffer(space, size, native, "raw", space, 0, 1).convert("RGB"))
+    if native.ndim == 2 or native.shape[2] == 3:
+        return native
+    if native.shape[2] == 2:
+        return np.ascontiguousarray(native[:, :, 0])
+    return cv2.cvtColor(native, cv2.COLOR_RGBA2RGB)  # type: ignore[return-value]
+
+
+def pillow_decode(data: bytes, header: Header, check: Callable[[Header, float], None]) -> Decoded:
+    """First frame of an image; `check` is called with the header and the bytes per pixel that decoding will take.
 
     Raises ImageError.
     """
@@ -76,7 +119,7 @@ def pillow_decode(data: bytes, header: Header, check_size: Callable[[Header], No
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=(plugin,)) as image:
-                return overheard(lambda: _first_frame(image, header, check_size))[0]
+                return overheard(lambda: _first_frame(image, header, check))[0]
     except Image.DecompressionBombError as error:
         raise ImageError(Status.TOO_LARGE, f"Pillow: {error}") from error
     except MemoryError as error:
@@ -87,57 +130,50 @@ def pillow_decode(data: bytes, header: Header, check_size: Callable[[Header], No
         raise ImageError(Status.TRUNCATED if is_cut else Status.UNREADABLE, f"Pillow: {said[:200]}") from error
 
 
-def _first_frame(image: Image.Image, header: Header, check_size: Callable[[Header], None]) -> Decoded:
+def _first_frame(image: ImageFile.ImageFile, header: Header, check: Callable[[Header, float], None]) -> Decoded:
     header = header._replace(width=image.size[0], height=image.size[1])
-    check_size(header)
+    space = _space(image)
+    check(header, pillow_footprint(header, image.mode, len(space) * (2 if _is_16_bit(image) else 1)))
     if header.format == "avif":
         header = header._replace(frames=getattr(image, "n_frames", 1))
     image.load()
-    image = _upright(image)
-    native, space = _native(image)
-    if native.dtype == np.uint16:
-        shown = shown_16_bit(native)
-    elif space == "CMYK":
-        shown = np.asarray(image.convert("RGB"))
-    else:
-        shown = shown_8_bit(native)
-    return Decoded(header._replace(width=image.size[0], height=image.size[1]), native, space, shown)
+    if image.fp is not None:
+        image.fp.close()  # WebP and AVIF hold the decoded frame there once more
+    _turn_upright(image)
+    return Decoded(header._replace(width=image.size[0], height=image.size[1]), _native(image), _space(image))
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except _REFUSALS:  # broken EXIF says nothing about the pixels
-        return image
+def _turn_upright(image: Image.Image) -> None:
+    with suppress(*_REFUSALS):  # broken EXIF says nothing about the pixels
+        ImageOps.exif_transpose(image, in_place=True)
 
 
-def _native(image: Image.Image) -> tuple[NDArray[Any], str]:
-    """Every channel, palettes and bits expanded, transparency as alpha; and the colour space."""
+def _is_16_bit(image: Image.Image) -> bool:
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # PPM: any maxval as 65535
+
+
+def _space(image: Image.Image) -> str:
+    """Colour space of all channels, palettes and bits expanded, transparency as alpha; "" where it has none."""
     mode = image.mode
-    if mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16), "L"
-    if mode == "I" and image.format == "PPM":  # Pillow scales any maxval to 65535
-        return np.asarray(image).astype(np.uint16), "L"
+    if _is_16_bit(image):
+        return "L"
     if mode in _WITH_ALPHA and "transparency" in image.info:
-        space = _WITH_ALPHA[mode]
-    elif mode == "P" and image.palette is not None and image.palette.mode == "RGBA":
-        space = "RGBA"
-    else:
-        space = mode if mode in _KEPT else _SPACES.get(mode, "")
+        return _WITH_ALPHA[mode]
+    if mode == "P" and image.palette is not None and image.palette.mode == "RGBA":
+        return "RGBA"
+    return mode if mode in _KEPT else _SPACES.get(mode, "")
+
+
+def _native(image: Image.Image) -> NDArray[Any]:
+    """Every channel of the image in its colour space, taken over in bands: Pillow's own way makes three copies."""
+    space = _space(image)
     if not space:
-        raise ImageError(Status.UNSUPPORTED, f"{mode} pixels have no defined 8-bit colours")
-    return np.asarray(image if space == mode else image.convert(space)), space
-
-
-def shown_8_bit(native: NDArray[Any]) -> NDArray[np.uint8]:
-    """Grey or RGB of uint8 pixels: alpha is dropped, as `convert("RGB")` does, not blended."""
-    if native.ndim == 2 or native.shape[2] == 3:
-        return native
-    if native.shape[2] == 2:
-        return np.ascontiguousarray(native[:, :, 0])
-    return cv2.cvtColor(native, cv2.COLOR_RGBA2RGB)  # type: ignore[return-value]
-
-
-def shown_16_bit(native: NDArray[Any]) -> NDArray[np.uint8]:
-    """Grey or RGB of uint16 pixels by their high byte, as Pillow shows 16-bit RGB (it clips 16-bit grey at 255)."""
-    return shown_8_bit(np.right_shift(native, 8).astype(np.uint8))
+        raise ImageError(Status.UNSUPPORTED, f"{image.mode} pixels have no defined 8-bit colours")
+    is_16_bit = _is_16_bit(image)
+    width, height = image.size
+    shape = (height, width) if len(space) == 1 else (height, width, len(space))
+    native = np.empty(shape, np.uint16 if is_16_bit else np.uint8)
+    for top, bottom in bands(native):
+        band = image if bottom - top == height else image.crop((0, top, width, bottom))
+        native[top:bottom] = np.asarray(band if is_16_bit or band.mode == space else band.convert(space))
+    return native
