@@ -315,9 +315,17 @@ INVALID = Table("invalid", "an image that is not `ok`", (_IMAGE_ID, *_SUBJECT[1:
 IMAGES = Table(
     "images",
     "an image of the snapshot, whatever its status",
-    (*_SUBJECT, _SOURCE, _STATUS, *_but_null("unless ok", _REPRESENTATIVE, _GROUP_ID)),
+    (
+        *_SUBJECT,
+        _SOURCE,
+        Column("path", _TEXT, "where the file or object is: path or address to open; null where it is not UTF-8"),
+        _STATUS,
+        *_but_null("unless ok", _REPRESENTATIVE, _GROUP_ID),
+    ),
     ("image_id",),
-    "Every count of images is a count over this table.",
+    "Every count of images is a count over this table. In every table a `uri` is relative to the image's source, "
+    "however many sources there are, so that it stays when one is added or all are moved; images of two sources may "
+    "share one. Join by `image_id` for the `path`.",
 )
 
 FEATURE_ROWS = Table(

@@ -445,4 +445,4 @@ def test_python_takes_what_the_command_takes(tmp_path: Path) -> None:
     assert one is not None
     assert other is not None
     assert_equal_tables(one, other)
-    assert {row["split"] for row in rows(one, "images") if row["uri"].startswith(str(held_out))} == {"test"}
+    assert {row["split"] for row in rows(one, "images") if row["path"].startswith(str(held_out))} == {"test"}

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.layout.root import opened
@@ -40,13 +41,15 @@ def image_objects_of(store: Store, snapshot: Snapshot, ids: NDArray[np.int64]) -
     return {row["image_id"]: image_object(row, snapshot) for row in rows}
 
 
-def shown_uris(rows: pa.Table, snapshot: Snapshot) -> pa.Array:
-    """The uri of each catalog row as tables show it: relative to its source, in full where there are several."""
-    if len(snapshot.sources) == 1:
-        return rows["uri"].combine_chunks()
-    prefixes = [source.uri for source in snapshot.sources]
-    joined = [
-        f"{prefixes[source]}/{uri}"
-        for source, uri in zip(rows["source"].to_pylist(), rows["uri"].to_pylist(), strict=True)
-    ]
-    return pa.array(joined, pa.string())
+def paths_of(rows: pa.Table, snapshot: Snapshot) -> pa.Array:
+    """Where the file or object of each catalog row is: source, `/`, key; null where the key is not UTF-8."""
+    prefixes = pa.array([f"{source.uri.rstrip('/')}/" for source in snapshot.sources], pa.string())
+    keys = [_text_key(*key) for key in zip(rows["uri"].to_pylist(), rows["raw_key"].to_pylist(), strict=True)]
+    return pc.binary_join_element_wise(prefixes.take(rows["source"].combine_chunks()), pa.array(keys, pa.string()), "")
+
+
+def _text_key(uri: str, raw_key: bytes | None) -> str | None:
+    try:
+        return uri if raw_key is None else raw_key.decode()
+    except UnicodeDecodeError:
+        return None

@@ -19,7 +19,7 @@ from pipeline.layout.annotations import Vocabulary, names_of
 from pipeline.layout.exact import ExactGroups, usable
 from pipeline.layout.features import read_feature_rows
 from pipeline.layout.groups import read_forest
-from pipeline.layout.images import shown_uris
+from pipeline.layout.images import paths_of
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import edge_slices, read_edges
 from pipeline.layout.snapshots import Snapshot, catalog_rows, catalog_rows_of
@@ -111,9 +111,17 @@ class Range:
     @cached_property
     def subjects(self) -> pa.Table:
         """image_id, uri, split, label and source of every row of the range."""
-        rows = catalog_rows(self.store, self.snapshot, self.spec.lo, self.spec.hi)
         codes = self.spec.inputs.codes(self.spec.lo, self.spec.hi)
-        return self._named(rows, codes.split, codes.label)
+        return self._named(self.catalog, codes.split, codes.label)
+
+    @cached_property
+    def catalog(self) -> pa.Table:
+        """Catalog rows of the range."""
+        return catalog_rows(self.store, self.snapshot, self.spec.lo, self.spec.hi)
+
+    def paths(self) -> pa.Array:
+        """Where every image of the range is."""
+        return paths_of(self.catalog, self.snapshot)
 
     @cached_property
     def codes(self) -> Any:
@@ -129,7 +137,7 @@ class Range:
         return pa.table(
             {
                 "image_id": rows["image_id"],
-                "uri": shown_uris(rows, self.snapshot),
+                "uri": rows["uri"],
                 "split": names_of(split, self.vocabulary.splits),
                 "label": names_of(label, self.vocabulary.labels),
                 "source": rows["source"],

@@ -26,6 +26,7 @@ def images_table(found: Range) -> pa.Table:
     columns = {
         **subject_columns(subjects),
         "source": subjects["source"],
+        "path": found.paths(),
         "status": found.features["status"],
         "representative_id": pa.array(found.graph.exact.representatives_of(ids), mask=mask),
         "group_id": pa.array(found.graph.groups_of(ids), mask=mask),

@@ -1,0 +1,58 @@
+"""Several sources: what their images are called, where they are, and which split and label their folders give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from audited import Rows, by_uri, rows, run, small_set, write_files
+
+from pipeline.audit import Audit
+from pipeline.demo import demo_photos
+from pipeline.schemas import TABLES
+
+URIS = ("uri", "match_uri", "nearest_uri", "conflict_uri")
+
+
+def named(audit: Audit, name: str) -> Rows:
+    """The names, splits and labels in the rows of a table."""
+    columns = [column for column in ("image_id", *URIS) if column in TABLES[name].schema.names]
+    return audit.table(name, columns).to_pylist()
+
+
+def test_uris_stay_when_a_source_is_added(tmp_path: Path) -> None:
+    """Every uri is relative to its source before and after; the path opens the file whatever its name is."""
+    files = small_set(12) | {"train/a/50%41.jpg": small_set(12)["train/a/a01.jpg"]}
+    photos = write_files(tmp_path / "one", files)
+    more = write_files(
+        tmp_path / "two", {"train/a/a00.jpg": files["train/b/b00.jpg"], "new.jpg": files["val/b/half.jpg"]}
+    )
+    before = run(photos, root=tmp_path / "audit")
+    ids = {row["uri"]: row["image_id"] for row in rows(before, "images")}
+    after = run(photos, more, root=tmp_path / "audit")
+    listed = rows(after, "images")
+
+    assert {row["uri"]: row["image_id"] for row in listed if row["source"] == 0} == ids
+    assert sorted(row["uri"] for row in listed if row["source"] == 1) == ["new.jpg", "train/a/a00.jpg"]
+    for name in ("groups", "duplicates", "quality", "invalid"):
+        names = {row["image_id"]: row["uri"] for row in listed}
+        assert all(row["uri"] == names[row["image_id"]] for row in named(after, name)), name
+        assert {tuple(row.values()) for row in named(before, name)} <= {
+            tuple(row.values()) for row in named(after, name)
+        }
+    for row in listed:
+        source = (photos, more)[row["source"]]
+        assert Path(row["path"]).is_relative_to(source)
+        assert Path(row["path"]).read_bytes() == (source / row["uri"].replace("%25", "%")).read_bytes()
+    assert by_uri(before, "images")["train/a/50%2541.jpg"]["path"] == f"{photos}/train/a/50%41.jpg"
+
+
+def test_name_that_is_not_text_has_no_path(tmp_path: Path) -> None:
+    """A path in a table is UTF-8 or null, never another file's."""
+    data = next(iter(demo_photos().values()))
+    write_files(tmp_path / "photos", {"plain.jpg": data, "latin\udce9.jpg": data})
+    audit = run(tmp_path / "photos", root=tmp_path / "audit")
+
+    assert {row["uri"]: row["path"] for row in rows(audit, "images")} == {
+        "latin%E9.jpg": None,
+        "plain.jpg": f"{tmp_path}/photos/plain.jpg",
+    }
