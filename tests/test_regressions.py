@@ -87,6 +87,17 @@ def test_workers_need_not_see_the_table(tmp_path: Path, monkeypatch: pytest.Monk
     assert set(pipeline.open(tmp_path / "audit").labels()["label"].to_pylist()) == {"mine"}
 
 
+def test_a_relative_table_is_of_the_working_folder_of_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that changed its folder read the table of the one before."""
+    files = small_set(8)
+    photos = write_files(tmp_path / "photos", files)
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        write_table(tmp_path / folder / "labels.csv", "label", dict.fromkeys(files, folder))
+        monkeypatch.chdir(tmp_path / folder)
+        assert labels_of(photos, tmp_path / "audit", Path("labels.csv")) == {folder}
+
+
 def test_a_table_without_columns_is_a_wrong_call(tmp_path: Path) -> None:
     """It was called incomplete (exit 4), with the advice to run the same command again."""
     photos = write_files(tmp_path / "photos", small_set(8))

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pipeline.errors import ArtifactError
 from pipeline.kernels.hashing import content_hash
 from pipeline.layout.parts import cover, list_parts, missing
-from pipeline.layout.root import Root, kept, opened
+from pipeline.layout.root import Root, kept, read_address
 from pipeline.layout.tables import read_json, read_table, way_out
 from pipeline.sources.tabular import LabelTable, read_label_table
 from pipeline.storage import Store
@@ -72,8 +72,7 @@ def store_table(root: Root, address: str) -> str:
 
     Raises UsageError for one that cannot be read, the first time that the root sees it.
     """
-    folder, slash, name = address.rpartition("/")
-    data = opened(folder or slash or ".", root.storage).read(name)
+    data = read_address(address, root.storage)
     hashed = content_hash(data).hex()
     store = root.open()
     if not store.exists(f"{TABLES}/{hashed}"):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pipeline.errors import ModelError
 from pipeline.kernels.embed import Embedder, ModelInput, canary_embeddings, compare_canary
-from pipeline.layout.root import Root, kept, opened
+from pipeline.layout.root import Root, kept, read_address
 from pipeline.layout.tables import read_array, write_array
 from pipeline.models import Model, default_model, open_model
 from pipeline.storage import Store
@@ -40,8 +40,8 @@ def store_model(root: Root, path: str, description: Mapping[str, Any]) -> ModelR
     if not path:
         model = default_model()
         return ModelRef(model.name, model.sha256, model.input, model.dimension)
-    folder, slash, name = path.rpartition("/")
-    data = opened(folder or slash or ".", root.storage).read(name)
+    name = path.rpartition("/")[2]
+    data = read_address(path, root.storage)
     model = open_model(data, name, description)
     store = root.open()
     key = f"{FOLDER}/{model.sha256[:20]}.onnx"

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from pipeline.errors import UsageError
-from pipeline.storage import StorageConfig, Store, open_store, remove_leftovers
+from pipeline.storage import StorageConfig, Store, canonical_uri, open_store, remove_leftovers
 
 T = TypeVar("T")
 
@@ -64,6 +64,12 @@ def opened(uri: str, storage: StorageConfig) -> Store:
     if key not in _STORES:
         _STORES[key] = open_store(uri, storage)
     return _STORES[key]
+
+
+def read_address(address: str, storage: StorageConfig) -> bytes:
+    """The bytes of one object named by its full address, or by a path below the working folder of now."""
+    folder, slash, name = address.rpartition("/")
+    return opened(canonical_uri(folder or slash or ".", storage), storage).read(name)
 
 
 _KEPT: OrderedDict[tuple[Store, str], Any] = OrderedDict()
