@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pipeline.errors import UsageError
 from pipeline.sources import labels
 from pipeline.sources.labels import RuleParams, assign, describe, matched
-from pipeline.sources.splits import SPLIT_NAMES, canonical_split, split_of_name
+from pipeline.sources.splits import SPLIT_NAMES, canonical_split, split_of_name, split_of_place
 
 FOLDERS = RuleParams()
 
@@ -33,6 +33,11 @@ FOLDERS = RuleParams()
         ("data/images/train/cat/1.jpg", "train", "cat"),  # whatever lies above the split is no label
         ("train/test/1.jpg", "train", "test"),  # the first from the top counts, the next is a label
         ("test_set/1.jpg", "test", None),  # directly in its split
+        ("cat/train/1.jpg", "train", "cat"),  # the class above the split
+        ("pets/cat/Test/1.jpg", "test", "cat"),
+        ("cat/train/siamese/1.jpg", "train", "siamese"),  # what lies below comes first
+        ("images/train/1.jpg", "train", None),  # a folder that holds the images is no class
+        ("JPEGImages/val/1.jpg", "val", None),
         ("cat/1.jpg", None, "cat"),
         ("cat/siamese/1.jpg", None, "cat"),
         ("1.jpg", None, None),  # directly in the source
@@ -46,6 +51,35 @@ FOLDERS = RuleParams()
 def test_folders(path: str, split: str | None, label: str | None) -> None:
     """Each path gets the split and label that its folders say."""
     assert assign([path], FOLDERS) == ([split], [label])
+
+
+@pytest.mark.parametrize(
+    ("place", "split"),
+    [
+        ("/data/photos/train", "train"),
+        ("/val_set", "val"),
+        ("/data/train/photos", None),  # its last folder alone
+        ("/", None),
+        ("s3://bucket/a/Test", "test"),
+        ("s3://test", None),  # a bucket is no folder
+        ("minio://lab/test", None),
+        ("minio://train/bucket/eval", "eval"),
+    ],
+)
+def test_split_of_a_source(place: str, split: str | None) -> None:
+    """The last folder of a source names the split of the paths whose own folders name none; a label it never is."""
+    assert split_of_place(place) == split
+    listed = ["cat/1.jpg", "dev/cat/1.jpg", "1.jpg"]
+    assert assign(listed, FOLDERS, None, split) == ([split, "dev", split], ["cat", "cat", None])
+    assert assign(listed, RuleParams(default_split="fold1"), None, split)[0] == [
+        split or "fold1",
+        "dev",
+        split or "fold1",
+    ]
+    assert assign(listed, RuleParams(split="fold1"), None, split)[0] == ["fold1"] * 3
+    assert assign(listed, RuleParams(pattern="(?P<split>d.v)"), None, split)[0] == [None, "dev", None]
+    assert assign(listed, RuleParams(pattern="(?P<label>d.v)"), None, split)[0] == [split, "dev", split]
+    assert (f"else {split} as the source's own folder says" in describe(FOLDERS, split)) == (split is not None)
 
 
 @given(st.sampled_from(sorted(SPLIT_NAMES)), st.sampled_from(["", "set", "_set", "-set", " set"]), st.data())

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from audited import Rows, by_uri, rows, run, small_set, write_files
+import pytest
+from audited import LOCAL, Rows, by_uri, rows, run, small_set, write_files
 
+import pipeline
 from pipeline.audit import Audit
 from pipeline.demo import demo_photos
 from pipeline.schemas import TABLES
@@ -56,3 +58,20 @@ def test_name_that_is_not_text_has_no_path(tmp_path: Path) -> None:
         "latin%E9.jpg": None,
         "plain.jpg": f"{tmp_path}/photos/plain.jpg",
     }
+
+
+def test_sources_named_after_splits_leak_into_each_other(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """`run photos/train photos/val`: each source is the split that its folder names, and the run says so."""
+    write_files(tmp_path, small_set(12))
+    with caplog.at_level("INFO"):
+        audit = pipeline.run(tmp_path / "train", tmp_path / "val", root=tmp_path / "audit", where=LOCAL, progress=True)
+
+    assert audit is not None
+    assert {(row["source"], row["split"], row["label"]) for row in rows(audit, "images")} == {
+        (source, split, label) for source, split in ((0, "train"), (1, "val")) for label in "ab"
+    }
+    leaks = [(row["uri"], row["match_uri"], row["split"]) for row in rows(audit, "leaks") if row["severity"] >= 3]
+    assert sorted(leaks) == [("b/b00.jpg", "b/half.jpg", "train"), ("b/half.jpg", "b/b00.jpg", "val")]
+    for split in ("train", "val"):
+        said = [line for line in caplog.messages if line.startswith(f"rule for {tmp_path}/{split}: ")]
+        assert f"else {split} as the source's own folder says" in said[0]

@@ -10,6 +10,7 @@ from pipeline.layout.snapshots import Snapshot
 from pipeline.plan.session import Session
 from pipeline.sources.folder import IMAGE_SUFFIXES, together
 from pipeline.sources.labels import describe
+from pipeline.sources.splits import split_of_place
 from pipeline.stages.annotate import source_rule
 from pipeline.stages.catalog import Update
 
@@ -45,7 +46,8 @@ def say_listed(session: Session, snapshot: Snapshot, update: Update) -> None:
 def say_rule(session: Session, snapshot: Snapshot, vocabulary: Vocabulary) -> None:
     """Says which rule gave the splits and labels, how many there are, and what it left out."""
     for source in snapshot.sources:
-        session.reporter.say(f"rule for {source.uri}: {describe(source_rule(session.config.rule, source, snapshot))}")
+        rule = source_rule(session.config.rule, source, snapshot)
+        session.reporter.say(f"rule for {source.uri}: {describe(rule, split_of_place(source.uri))}")
     splits = ", ".join(
         f"{name} {count:,}" for name, count in zip(vocabulary.splits, vocabulary.split_counts, strict=True)
     )

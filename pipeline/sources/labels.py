@@ -1,8 +1,9 @@
 """The rule that gives each path its split and its label: from folders, from a pattern, or from a table.
 
 The label of a path is the first folder below the one that names its split (`train/cat/siamese/1.jpg` -> `cat`, as in
-ImageFolder), or the first folder of the source where none names a split. A file that lies directly in its split folder
-or in the source has no label. What a pattern or a table leaves out (say, it names only labels) comes from folders.
+ImageFolder), or the first folder of the source where none names a split. Of a file that lies directly in its split
+folder it is the folder above that (`cat/train/1.jpg` -> `cat`), unless that only says that it holds images; without one
+it has no label. What a pattern or a table leaves out (say, it names only labels) comes from folders.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +21,10 @@ from pipeline.errors import UsageError
 from pipeline.sources.splits import canonical_split, find_split
 from pipeline.sources.tabular import LabelTable, match_rows, values_at
 
+Column: TypeAlias = list[str | None]
 _GROUPS = frozenset({"split", "label"})
+HOLDERS = frozenset({"data", "dataset", "image", "images", "img", "imgs", "jpegimages", "photos", "pictures"})
+"""Folders above a split that are no label, in lower case: `images/train/1.jpg` is how YOLO lays its sets out."""
 
 
 @dataclass(frozen=True)
@@ -69,19 +74,20 @@ def _pattern_problems(pattern: str) -> list[str]:
 
 
 def assign(
-    paths: Sequence[str], rule: RuleParams, table: LabelTable | None = None
-) -> tuple[list[str | None], list[str | None]]:
+    paths: Sequence[str], rule: RuleParams, table: LabelTable | None = None, own: str | None = None
+) -> tuple[Column, Column]:
     """Split and label of each path (relative to its source, `/` between folders); None where there is none.
 
-    `table` is what `tabular.read_label_table` made of `rule.table`. A pure function of each path alone, so any cut of a
-    listing into chunks gives the same. Raises UsageError where the rule names a table and none is passed.
+    `table` is what `tabular.read_label_table` made of `rule.table`; `own` the split that the source's own folder names
+    (`splits.split_of_place`). A pure function of each path alone, so any cut of a listing into chunks gives the same.
+    Raises UsageError where the rule names a table and none is passed.
     """
+    splits, labels = _from_folders(paths)
+    splits = [split or own for split in splits]
     if rule.table is not None:
-        splits, labels = _from_table(paths, _loaded(rule, table))
+        splits, labels = _from_table(paths, _loaded(rule, table), splits, labels)
     elif rule.pattern is not None:
-        splits, labels = _from_pattern(paths, rule.pattern)
-    else:
-        splits, labels = _from_folders(paths)
+        splits, labels = _from_pattern(paths, rule.pattern, splits, labels)
     if rule.split is not None:
         return [rule.split] * len(splits), labels
     if rule.default_split is not None:
@@ -102,17 +108,18 @@ def matched(paths: Sequence[str], rule: RuleParams, table: LabelTable | None = N
     return np.zeros(len(paths), np.int64)
 
 
-def describe(rule: RuleParams) -> str:
-    """One line that names the rule, for the run to print."""
+def describe(rule: RuleParams, own: str | None = None) -> str:
+    """One line that names the rule, for the run to print; `own` as in `assign`."""
     folder_split = "split = the first folder named train, val, test, dev, eval or holdout"
-    folder_label = "label = the folder below it, else the first folder"
+    folder_split += f", else {own} as the source's own folder says" if own else ""
+    folder_label = "label = the folder below it, else the one above it; the first folder where none names a split"
     if rule.table is not None:
         text = f"splits and labels from the table {rule.table}; what it has no column for, from folders"
     elif rule.pattern is not None:
         groups = re.compile(rule.pattern).groupindex
         parts = [f"{' and '.join(sorted(groups, reverse=True))} from the pattern {rule.pattern}"]
         parts += [folder_split] if "split" not in groups else []
-        parts += ["label = the folder below the split folder, else the first folder"] if "label" not in groups else []
+        parts += [folder_label.replace("it,", "the split folder,", 1)] if "label" not in groups else []
         text = "; ".join(parts)
     else:
         text = f"splits and labels from folder names: {folder_split}; {folder_label}"
@@ -127,7 +134,7 @@ def _loaded(rule: RuleParams, table: LabelTable | None) -> LabelTable:
     return table
 
 
-def _from_folders(paths: Sequence[str]) -> tuple[list[str | None], list[str | None]]:
+def _from_folders(paths: Sequence[str]) -> tuple[Column, Column]:
     found = [_folder_rule(path.rpartition("/")[0]) for path in paths]
     return [split for split, _ in found], [label for _, label in found]
 
@@ -137,13 +144,17 @@ def _from_folders(paths: Sequence[str]) -> tuple[list[str | None], list[str | No
 def _folder_rule(folder: str) -> tuple[str | None, str | None]:
     folders = [name for name in folder.split("/") if name]
     found = find_split(folders)
-    below, split = (found[0] + 1, found[1]) if found else (0, None)
-    return split, folders[below] if below < len(folders) else None
+    if found is None:
+        return None, folders[0] if folders else None
+    place, split = found
+    if place + 1 < len(folders):
+        return split, folders[place + 1]
+    above = folders[place - 1] if place else None
+    return split, None if above and above.lower() in HOLDERS else above
 
 
-def _from_pattern(paths: Sequence[str], pattern: str) -> tuple[list[str | None], list[str | None]]:
+def _from_pattern(paths: Sequence[str], pattern: str, splits: Column, labels: Column) -> tuple[Column, Column]:
     compiled = re.compile(pattern)
-    splits, labels = _from_folders(paths)
     matches = [compiled.search(path) for path in paths]
     if "split" in compiled.groupindex:
         named = [match["split"] if match else None for match in matches]
@@ -153,10 +164,7 @@ def _from_pattern(paths: Sequence[str], pattern: str) -> tuple[list[str | None],
     return splits, labels
 
 
-def _from_table(paths: Sequence[str], table: LabelTable) -> tuple[list[str | None], list[str | None]]:
+def _from_table(paths: Sequence[str], table: LabelTable, splits: Column, labels: Column) -> tuple[Column, Column]:
     rows = match_rows(paths, table)
-    if table.splits is not None and table.labels is not None:
-        return values_at(table.splits, rows), values_at(table.labels, rows)
-    splits, labels = _from_folders(paths)
     splits = splits if table.splits is None else values_at(table.splits, rows)
     return splits, labels if table.labels is None else values_at(table.labels, rows)

@@ -1,7 +1,8 @@
 """Which split a path belongs to, read from its folders.
 
 A folder names a split when it is one of the names below, in any case, alone or followed by `set`, `_set`, `-set` or
-` set`. The first such folder from the top counts; the file's own name never does.
+` set`. The first such folder from the top counts; the file's own name never does. Where no folder in a path names one,
+the last folder of its source may (`run photos/train photos/val`).
 """
 
 from __future__ import annotations
@@ -49,3 +50,13 @@ def find_split(folders: Sequence[str]) -> tuple[int, str] | None:
         if split is not None:
             return position, split
     return None
+
+
+def split_of_place(uri: str) -> str | None:
+    """The split that the last folder of a source names (`/data/photos/train`, `s3://bucket/val_set`), or None.
+
+    uri as `storage.canonical_uri` spells it. A bucket and a server are no folders.
+    """
+    scheme, _, place = uri.rpartition("://")
+    *above, last = place.split("/")
+    return split_of_name(last) if len(above) >= (2 if scheme == "minio" else 1) else None

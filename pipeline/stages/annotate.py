@@ -20,8 +20,9 @@ from pipeline.layout.tables import json_bytes, read_table, write_table
 from pipeline.runner import Counters
 from pipeline.sources.folder import own_name
 from pipeline.sources.labels import RuleParams, assign, matched
+from pipeline.sources.splits import split_of_place
 
-VERSION = 3
+VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def annotate(spec: AnnotateSpec) -> Counters:
         at = np.flatnonzero(source == index)
         paths = [names[row] for row in at]
         rule = source_rule(spec.rule, record, snapshot)
-        found_splits, found_labels = assign(paths, rule, table)
+        found_splits, found_labels = assign(paths, rule, table, split_of_place(record.uri))
         rule_rows[at] = matched(paths, rule, table)
         for row, split, label in zip(at, found_splits, found_labels, strict=True):
             splits[row], labels[row] = split, label
