@@ -297,7 +297,8 @@ class RayRunner:
             book.waiting.append(attempt)
             return
         self._finish(book, task)
-        book.rates.append(done.seconds / max(1, task.items))
+        if done.error is None:
+            book.rates.append(done.seconds / max(1, task.items))
         yield Outcome(task, done.counters, done.error, done.seconds, done.cpu_seconds, done.peak_bytes, attempt.number)
 
     def _finish(self, book: _Book, task: Task) -> None:
@@ -313,8 +314,8 @@ class RayRunner:
         internal_kv._internal_kv_del(attempt.key, namespace=NOTES)
 
     def _abandon(self, book: _Book) -> None:
-        """Ends what still runs where the caller wants no more outcomes: the cluster may outlive this audit."""
-        if ray.is_initialized():
+        """Ends what still runs where the caller wants no more outcomes and Ray goes on without this runner."""
+        if not self._is_ours and ray.is_initialized():
             for reference in list(book.running):
                 self._end(book, reference)
 

@@ -349,6 +349,23 @@ def test_initialised_ray_is_used_and_left(ray_runner: cluster.RayRunner, photos:
     assert ended(ray_runner, task(crashing.commit, (str(tmp_path), 0, 1)))["commit-0-1"].error is None
 
 
+@pytest.mark.usefixtures("ray_runner")
+def test_nothing_runs_on_in_the_callers_ray(tmp_path: Path) -> None:
+    """A run that is given up ends its tasks: the cluster that it was called on does not end with it."""
+    os.mkfifo(tmp_path / "pipe")
+    folder = str(tmp_path)
+    tasks = [task(crashing.hung, (folder, 7, 8)), task(crashing.commit, (folder, 1, 2))]
+    outcomes = cluster.start_ray().run(tasks)
+    assert next(outcomes).error is None
+    held = os.open(tmp_path / "pipe", os.O_WRONLY)  # comes back when the other one reads
+    (path,) = tmp_path.glob("waiting-*")
+    worker = psutil.Process(int(path.name.split("-")[1]))
+    outcomes.close()
+
+    assert psutil.wait_procs([worker], timeout=60) == ([worker], [])
+    os.close(held)
+
+
 def test_worker_killed_inside_a_shard_changes_nothing(
     ray_runner: cluster.RayRunner, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
