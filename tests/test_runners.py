@@ -21,11 +21,13 @@ from audited import (
     small_set,
     write_files,
 )
+from test_recomputed import Recomputed
 
 import pipeline
 from pipeline.api import Where
 from pipeline.audit import FINDINGS, Audit
 from pipeline.layout.features import Features, list_features, read_features
+from pipeline.layout.tables import read_table
 
 EVERY_LIST = 1 << 20
 
@@ -62,14 +64,20 @@ def test_ray_gives_the_tables_of_the_process(planted: Audited, tmp_path: Path) -
     assert_equal_tables(audit, planted.audit)
 
 
-def test_lists_do_not_matter(tmp_path: Path) -> None:
-    """An inverted index of which every list is probed gives the rows of exact search, from the same features."""
-    photos = tmp_path / "photos"
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    """1,333 pictures, 33 of them once more and smaller in another split, compared pair by pair."""
+    folder = tmp_path_factory.mktemp("blobs")
+    photos = folder / "photos"
     write_files(photos / "train/blob", {f"{seed:04}.jpg": noise_jpeg(seed, 24) for seed in range(1300)})
     write_files(photos / "val/blob", {f"{seed:04}.jpg": noise_jpeg(seed, 20) for seed in range(0, 1300, 40)})
-    exact = run(photos, root=tmp_path / "audit")
+    return run(photos, root=folder / "audit")
+
+
+def test_lists_do_not_matter(blobs: Audit) -> None:
+    """An inverted index of which every list is probed gives the rows of exact search, from the same features."""
     lists = {"exact_limit": 0, "copy_probes": EVERY_LIST, "semantic_probes": EVERY_LIST}
-    routed = run(photos, root=tmp_path / "audit", neighbours=lists)
+    routed = run(small_folder(blobs), root=blobs.root.uri, neighbours=lists)
 
     done = {stage["stage"] for stage in routed.published.session["stages"] if stage["attempts"]}
     assert {"train lists (copy)", "train lists (semantic)", "recall", "outlier tail"} <= done
@@ -77,11 +85,58 @@ def test_lists_do_not_matter(tmp_path: Path) -> None:
     recall = routed.summary()["recall"]
     for space in ("copy", "semantic"):
         assert recall[space]["found"] == recall[space]["total"] > 0
-    assert exact.table("leaks").num_rows >= 2 * 33
-    assert_equal_tables(routed, exact, set(FINDINGS) - {"outliers"})
+    assert blobs.table("leaks").num_rows >= 2 * 33
+    assert_equal_tables(routed, blobs, set(FINDINGS) - {"outliers"})
     marked = "is_exact"  # only the worst are searched until exact; the others are marked as bounds
-    assert routed.table("outliers").drop_columns([marked]).equals(exact.table("outliers").drop_columns([marked]))
-    assert set(exact.table("outliers")[marked].to_pylist()) == {True}
+    assert routed.table("outliers").drop_columns([marked]).equals(blobs.table("outliers").drop_columns([marked]))
+    assert set(blobs.table("outliers")[marked].to_pylist()) == {True}
+
+
+def test_recall_of_one_list_is_what_brute_force_counts(blobs: Audit) -> None:
+    """With one of two lists probed neighbours are missed: the run says how many, in both spaces."""
+    k = 12
+    once = {"exact_limit": 0, "copy_probes": 1, "semantic_probes": 1, "semantic_k": k, "recall_sample": 10_000}
+    routed = run(small_folder(blobs), root=blobs.root.uri, neighbours=once)
+    measured = routed.summary()["recall"]
+    truth = Recomputed(routed)
+    images = [truth.images[i] for i in range(len(truth.images))]
+    splits, groups = (np.array([row[name] for row in images]) for name in ("split", "group_id"))
+
+    semantic = np.round(truth.semantic, 6)
+    semantic[:, groups != np.arange(len(groups))] = -2  # one image of each group is searched
+    semantic[groups[:, None] == groups[None, :]] = -2
+    nearest = np.argsort(-semantic, axis=1, kind="stable")[:, :k]
+    neighbours = {(query, match) for query, matches in enumerate(nearest.tolist()) for match in matches}
+    assert_recall(measured["semantic"], neighbours, stored_pairs(routed, "neighbours"))
+
+    copy = np.round(truth.copy, 6)
+    np.fill_diagonal(copy, -2)
+    pairs = set()
+    for query, similarities in enumerate(copy):
+        for split in ("train", "val"):
+            inside = np.flatnonzero(splits == split)
+            order = inside[np.argsort(-similarities[inside], kind="stable")][: 10 if split == splits[query] else 3]
+            near = order[similarities[order] >= routed.summary()["threshold"]["value"]].tolist()
+            pairs |= {(min(query, match), max(query, match)) for match in near}
+    stored = {(min(pair), max(pair)) for pair in stored_pairs(routed, "candidates")}
+    assert_recall(measured["copy"], pairs, stored)
+
+
+def assert_recall(measured: dict[str, float], true: set[tuple[int, int]], found: set[tuple[int, int]]) -> None:
+    """Some of the true pairs were missed, and so many were said to be found; the interval holds the share."""
+    assert (measured["found"], measured["total"]) == (len(true & found), len(true))
+    assert 0 < measured["found"] < measured["total"]
+    assert measured["low95"] < measured["found"] / measured["total"] < measured["high95"]
+
+
+def stored_pairs(audit: Audit, name: str) -> set[tuple[int, int]]:
+    """(image_id, match_id) of what the latest joins committed under a name."""
+    stages = {stage["stage"]: stage["folder"] for stage in audit.published.session["stages"]}
+    store = audit.root.open()
+    folder = stages["join semantic" if name == "neighbours" else "join copy"]
+    keys = [info.key for info in store.list(f"{folder}/") if info.key.rpartition("/")[2].startswith(f"{name}-")]
+    tables = [read_table(store, key, ["image_id", "match_id"]) for key in keys]
+    return {(row["image_id"], row["match_id"]) for table in tables for row in table.to_pylist()}
 
 
 @pytest.mark.parametrize("size", [1, 7, 16, 64, 1024])
