@@ -12,18 +12,15 @@ from hypothesis import strategies as st
 from pipeline.errors import UsageError
 from pipeline.kernels import hits as hits_module
 from pipeline.kernels import join as join_module
-from pipeline.kernels.hits import Hits, concatenate_hits, empty_hits, stored_threshold
+from pipeline.kernels.hits import Hits, concatenate_hits, empty_hits, stored_threshold, wilson
 from pipeline.kernels.join import (
     JoinParams,
     build_database,
     join_lists,
     merge_hits,
-    recall,
-    reflect_hits,
     saturated_queries,
     searchable_rows,
     split_masks,
-    symmetrise,
 )
 
 COLUMNS = [f.name for f in fields(Hits)]
@@ -255,48 +252,6 @@ def test_wrong_input_is_refused():
             JoinParams(**wrong)
 
 
-def test_reflecting_an_exact_join_adds_nothing():
-    ids, x, mask = images_of(12, 300)
-    params = JoinParams(k=4, k_cross=2)
-    hits = exact_join((ids, x, mask), params)
-    order = np.argsort(ids)
-    assert rows_of(merge_hits([hits, reflect_hits(hits, ids[order], mask[order])], params)) == rows_of(hits)
-    with pytest.raises(UsageError, match="without a split mask"):
-        reflect_hits(hits, ids[order][:200], mask[order][:200])
-
-
-def test_reflecting_gives_the_other_side_what_one_side_found():
-    hits = Hits(
-        np.array([1, 1]),
-        np.array([2, 3]),
-        np.array([0.9, 0.8], np.float32),
-        np.array([0, 1], np.int8),
-        np.array([True, False]),
-    )
-    mask = np.array([1, 1, 3], dtype=np.uint64)  # image 3 is in both splits
-    merged = merge_hits([hits, reflect_hits(hits, np.array([1, 2, 3]), mask)], JoinParams())
-    s9, s8 = float(np.float32(0.9)), float(np.float32(0.8))
-    assert rows_of(merged) == [
-        (1, 2, s9, 0, True),
-        (1, 3, s8, 0, True),
-        (1, 3, s8, 1, False),
-        (2, 1, s9, 0, True),
-        (3, 1, s8, 0, True),
-    ]
-
-
-def test_pairs_are_unique_and_at_or_over_the_threshold():
-    ids, x, mask = images_of(13, 200)
-    hits = exact_join((ids, x, mask), JoinParams())
-    pairs = symmetrise(hits, threshold=0.7)
-    expected = {(min(q, m), max(q, m), s) for q, m, s, *_ in rows_of(hits) if s >= float(np.float32(0.7))}
-    assert list(zip(*(c.tolist() for c in pairs), strict=True)) == sorted(expected)
-    at_threshold = Hits(
-        np.array([1]), np.array([0]), np.array([0.7], np.float32), np.array([0], np.int8), np.array([True])
-    )
-    assert len(symmetrise(at_threshold, threshold=0.7).image_id) == 1
-
-
 def test_saturated_queries_have_a_full_list_at_the_threshold():
     ids, x, mask = images_of(14, 300, d=6)
     params = JoinParams(k=4, k_cross=2, threshold=0.8)
@@ -311,20 +266,12 @@ def test_saturated_queries_have_a_full_list_at_the_threshold():
         saturated_queries(hits, JoinParams())
 
 
-def test_recall_counts_the_exact_hits_found_and_its_interval_is_wilsons():
-    ids, x, mask = images_of(15, 120)
-    exact = exact_join((ids, x, mask), JoinParams())
-    keep = np.arange(len(exact)) % 10 != 0
-    measured = recall(exact, exact.take(keep))
-    assert measured[:2] == (int(keep.sum()), len(exact))
-    assert measured.low95 < keep.mean() < measured.high95
-    assert recall(exact.take(exact.query_id == ids[0]), exact).found == int((exact.query_id == ids[0]).sum())
-    one_of_ten = recall(exact.take(slice(0, 10)), exact.take(slice(0, 1)))
-    assert (round(one_of_ten.low95, 4), round(one_of_ten.high95, 4)) == (
-        0.0179,
-        0.4042,
-    )  # Newcombe 1998, table I method 3
-    assert recall(empty_hits(), exact) == (0, 0, 0.0, 1.0)
+def test_interval_of_a_share_is_wilsons():
+    low, high = wilson(1, 10)
+    assert (round(low, 4), round(high, 4)) == (0.0179, 0.4042)  # Newcombe 1998, table I method 3
+    assert wilson(0, 0) == (0.0, 1.0)
+    low, high = wilson(900, 1000)
+    assert 0.87 < low < 0.9 < high < 0.93
 
 
 def test_merging_keeps_one_row_of_a_match_found_twice():

@@ -1,11 +1,10 @@
-"""Neighbour lists after the search: merged, mirrored, reduced to pairs, and their recall measured."""
+"""Neighbour lists after the search: merged, matched with known pairs, and the interval of their measured recall."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,23 +73,6 @@ class Hits:
         )
 
 
-class Pairs(NamedTuple):
-    """Unordered pairs, smaller id first, ascending: image_id, match_id int64; similarity float32."""
-
-    image_id: Int64
-    match_id: Int64
-    similarity: Float32
-
-
-class Recall(NamedTuple):
-    """`found` of `total` true neighbours, and the 95% interval of the share."""
-
-    found: int
-    total: int
-    low95: float
-    high95: float
-
-
 def empty_hits() -> Hits:
     """Return no hits."""
     ids = np.empty(0, dtype=np.int64)
@@ -140,38 +122,6 @@ def _without_repeats(hits: Hits) -> Hits:
     return replace(ordered.take(first), similarity=np.maximum.reduceat(ordered.similarity, first))
 
 
-def reflect_hits(hits: Hits, ids: Int64, split_mask: UInt64) -> Hits:
-    """Return every hit seen from its other side: merged with the hits, both sides list what either found.
-
-    ids int64 (n,) ascending and unique, split_mask uint64 (n,): all images that the hits name. The result is not cut to
-    k and not sorted; hand it to `merge_hits`, and split it by query where the lists are sharded.
-    Raises UsageError for an id that is not among ids.
-    """
-    pairs = symmetrise(hits)
-    query = np.concatenate([pairs.match_id, pairs.image_id])
-    match = np.concatenate([pairs.image_id, pairs.match_id])
-    similarity = np.concatenate([pairs.similarity, pairs.similarity])
-    query_mask, match_mask = _lookup(query, ids, split_mask), _lookup(match, ids, split_mask)
-    present = int(np.bitwise_or.reduce(match_mask)) if len(match_mask) else 0
-    parts = []
-    for split in (s for s in range(MAX_SPLITS) if present >> s & 1):
-        bit = np.uint64(1 << split)
-        rows = np.flatnonzero(match_mask & bit)
-        of_split = np.full(len(rows), split, dtype=np.int8)
-        parts.append(Hits(query[rows], match[rows], similarity[rows], of_split, (query_mask[rows] & bit) != 0))
-    return concatenate_hits(parts)
-
-
-def symmetrise(hits: Hits, threshold: float | None = None) -> Pairs:
-    """Return the unordered pairs that are hits from either side, those at or over the threshold if there is one."""
-    kept = hits if threshold is None else hits.take(hits.similarity >= stored_threshold(threshold))
-    low, high = np.minimum(kept.query_id, kept.match_id), np.maximum(kept.query_id, kept.match_id)
-    order = np.lexsort((-kept.similarity, high, low))
-    low, high, similarity = low[order], high[order], kept.similarity[order]
-    is_new = ~(_equals_previous(low) & _equals_previous(high))
-    return Pairs(low[is_new], high[is_new], similarity[is_new])
-
-
 def rows_of_pairs(image_id: Int64, match_id: Int64, of_image: Int64, of_match: Int64) -> Int64:
     """Return for each pair (image_id, match_id) its row in (of_image, of_match), -1 where it has none.
 
@@ -197,18 +147,6 @@ def saturated_queries(hits: Hits, params: JoinParams) -> Int64:
     is_last = _rank_in_list(hits) == limit - 1
     is_saturated = is_last & (hits.similarity >= stored_threshold(params.threshold))
     return np.asarray(np.unique(hits.query_id[is_saturated]), dtype=np.int64)
-
-
-def recall(exact: Hits, found: Hits) -> Recall:
-    """Return how many of the exact neighbours of a sample of queries were found, with the Wilson 95% interval."""
-    of_sample = found.take(np.isin(found.query_id, exact.query_id))
-    both = concatenate_hits([exact, of_sample])
-    side = np.arange(len(both)) >= len(exact)
-    order = np.lexsort((side, both.match_id, both.split, both.query_id))
-    both, side = both.take(order), side[order]
-    is_again = _equals_previous(both.query_id, both.split) & _equals_previous(both.match_id)
-    count = int((is_again & side).sum())
-    return Recall(count, len(exact), *wilson(count, len(exact)))
 
 
 def wilson(found: int, total: int) -> tuple[float, float]:
@@ -237,10 +175,3 @@ def _equals_previous(*columns: NDArray[np.integer]) -> Mask:
     if len(equals) > 1:
         equals[1:] = np.logical_and.reduce([c[1:] == c[:-1] for c in columns])
     return equals
-
-
-def _lookup(wanted: Int64, ids: Int64, values: UInt64) -> UInt64:
-    position = np.minimum(np.searchsorted(ids, wanted), max(len(ids) - 1, 0))
-    if len(wanted) and (len(ids) == 0 or not np.array_equal(ids[position], wanted)):
-        raise UsageError("join: hits name an image without a split mask; pass the masks of all images searched")
-    return np.asarray(values[position], dtype=np.uint64)

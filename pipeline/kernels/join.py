@@ -40,32 +40,22 @@ from pipeline.kernels.database import (
 from pipeline.kernels.hits import (
     Hits,
     JoinParams,
-    Pairs,
-    Recall,
     concatenate_hits,
     empty_hits,
     merge_hits,
-    recall,
-    reflect_hits,
     saturated_queries,
-    symmetrise,
 )
 
 __all__ = [
     "Database",
     "Hits",
     "JoinParams",
-    "Pairs",
-    "Recall",
     "build_database",
     "join_lists",
     "merge_hits",
-    "recall",
-    "reflect_hits",
     "saturated_queries",
     "searchable_rows",
     "split_masks",
-    "symmetrise",
 ]
 
 # faiss searches batches of fewer than 128,000 numbers one by one: 256 queries of 320-d took 7 times the CPU of 512.
