@@ -79,13 +79,17 @@ def by_uri(audit: Audit, name: str) -> dict[str, dict[str, Any]]:
 
 
 def assert_equal_tables(one: Audit, other: Audit, names: Iterable[str] = FINDINGS) -> None:
-    """Every value of every row is equal, in the same order."""
+    """Every value of every row is equal, in the same order, but for where two copies of the photographs lie."""
     for name in names:
-        ours, theirs = one.table(name), other.table(name)
+        ours, theirs = (_without_place(audit.table(name)) for audit in (one, other))
         assert ours.schema.equals(theirs.schema), name
         if not ours.equals(theirs):
             assert ours.to_pylist() == theirs.to_pylist(), name
             assert _as_bytes(ours) == _as_bytes(theirs), name
+
+
+def _without_place(table: pa.Table) -> pa.Table:
+    return table.drop_columns(["path"]) if "path" in table.column_names else table
 
 
 def _as_bytes(table: pa.Table) -> bytes:
