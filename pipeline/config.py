@@ -123,7 +123,8 @@ class AuditConfig:
         if not 0 <= self.max_failed_share <= 1:
             problems.append(f"max_failed_share {self.max_failed_share}, want 0 to 1")
         measure = self.measure  # None where it has a problem of its own
-        if measure and replace(MeasureParams(), max_pixels=measure.max_pixels, min_side=measure.min_side) != measure:
+        plain = MeasureParams()
+        if measure and replace(measure, input_size=plain.input_size, input_width=0, input_height=0) != measure:
             problems.append("measure.input_size, input_width and input_height follow from the model: leave them out")
         if problems:
             raise UsageError("; ".join(problems))

@@ -111,6 +111,8 @@ TAKEN = {
     "storage.backoff": [0, 1, 1e-300],
     "keeper.splits": [[]],
     "measure.max_pixels": [1, 2**62],
+    "measure.max_bytes": [1, 2**62],
+    "measure.max_memory": [1, 2**62],
     "measure.min_side": [1, 2**62],
     "measure.input_width": [0],
     "measure.input_height": [0],

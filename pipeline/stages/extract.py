@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.errors import (
     AccessDenied,
@@ -23,7 +24,7 @@ from pipeline.errors import (
 from pipeline.kernels.embed import Embedder, embed_for_storage
 from pipeline.kernels.measure import Measured, MeasureParams, measure
 from pipeline.layout.features import AGAIN, BASE, Features, commit_features, list_features, read_feature_rows
-from pipeline.layout.images import ImageObject, image_object
+from pipeline.layout.images import BYTES_AHEAD, ImageObject, image_object
 from pipeline.layout.models import ModelRef, load_model
 from pipeline.layout.parts import part_name
 from pipeline.layout.root import Root, opened
@@ -31,13 +32,16 @@ from pipeline.layout.snapshots import Snapshot, catalog_rows, catalog_rows_of, r
 from pipeline.runner import FATAL, Counters
 from pipeline.schemas import FEATURE_ROWS, TRANSIENT, Status
 from pipeline.sources.folder import escape_bytes
-from pipeline.storage import StorageConfig, is_remote
+from pipeline.storage import is_remote
 
 VERSION = 2  # 2: entropy, colour and signature of a raster that does not depend on the model
 BATCH = 8  # int8 output is bitwise equal for 1 to 16; larger batches leave the second-level cache
 READS_IN_FLIGHT = 16  # a core at 300 images/s and 20-100 ms to the first byte needs 10-30
 SILENT_IMAGES = 2 * READS_IN_FLIGHT  # in a row without an answer: is the store there at all?
 SIGNATURE_LENGTH = 256
+
+Read = tuple[bytes, Measured | None]
+"""The bytes of an image, or what is known without them."""
 
 CAUSES: dict[type[StorageError], Status] = {
     NotFound: Status.MISSING,
@@ -128,12 +132,19 @@ def _measure_all(
 ) -> Iterator[tuple[Measured, np.ndarray[Any, Any] | None]]:
     """Every row measured, with its embedding where it is ok, in order; inputs are embedded in batches."""
     pending: list[Measured] = []
-    for data, failed in _while_there(spec, snapshot, _read_all(spec, snapshot, rows)):
-        pending.append(measure(data, spec.measure) if failed is None else failed)
+    # map keeps no bytes: a variable here would hold an image while the next one is read
+    measured = map(partial(_measured, spec.measure), _read_all(spec, snapshot, rows))
+    for item in _while_there(spec, snapshot, measured):
+        pending.append(item)
         if len(pending) == BATCH:
             yield from _embed(pending, model)
             pending = []
     yield from _embed(pending, model)
+
+
+def _measured(params: MeasureParams, read: Read) -> Measured:
+    data, failed = read
+    return measure(data, params) if failed is None else failed
 
 
 def _embed(pending: list[Measured], model: Embedder) -> Iterator[tuple[Measured, np.ndarray[Any, Any] | None]]:
@@ -162,47 +173,58 @@ def _failed(status: Status, message: str, found: Measured | None = None) -> Meas
     return Measured(status, message, format=found.format, content_hash=found.content_hash)
 
 
-def _read_all(spec: ExtractSpec, snapshot: Snapshot, rows: pa.Table) -> Iterator[tuple[bytes, Measured | None]]:
+def _read_all(spec: ExtractSpec, snapshot: Snapshot, rows: pa.Table) -> Iterator[Read]:
     """The bytes of every row, or why they could not be had; many reads in flight where the source is remote."""
     ids = rows["image_id"].to_numpy()
     gone = frozenset(ids[np.isin(ids, removed_ids(spec.root.open(), snapshot))].tolist())
     wanted = [None if row["image_id"] in gone else image_object(row, snapshot) for row in rows.to_pylist()]
-    if not any(is_remote(source.uri) for source in snapshot.sources):
-        for item in wanted:
-            yield _read_one(item, spec.root.storage)
+    if any(is_remote(source.uri) for source in snapshot.sources):
+        yield from _read_ahead(spec, wanted)
         return
+    for item in wanted:
+        yield _read_one(spec, item)
+
+
+def _read_ahead(spec: ExtractSpec, wanted: list[ImageObject | None]) -> Iterator[Read]:
+    """The reads in order, several in flight; what does not fit in BYTES_AHEAD is read when all before it is done."""
+    ahead: deque[tuple[int, Future[Read]]] = deque()
+    held = 0
     with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
-        waiting = iter(wanted)
-        ahead: list[Future[tuple[bytes, Measured | None]]] = [
-            pool.submit(_read_one, item, spec.root.storage) for item in islice(waiting, 2 * READS_IN_FLIGHT)
-        ]
+        for item in wanted:
+            size = 0 if item is None else item.info.size
+            while ahead and (len(ahead) == 2 * READS_IN_FLIGHT or held + size > BYTES_AHEAD):
+                held -= ahead[0][0]
+                yield ahead.popleft()[1].result()
+            ahead.append((size, pool.submit(_read_one, spec, item)))
+            held += size
         while ahead:
-            yield ahead.pop(0).result()
-            ahead.extend(pool.submit(_read_one, item, spec.root.storage) for item in islice(waiting, 1))
+            yield ahead.popleft()[1].result()
 
 
-def _while_there(
-    spec: ExtractSpec, snapshot: Snapshot, reads: Iterator[tuple[bytes, Measured | None]]
-) -> Iterator[tuple[bytes, Measured | None]]:
-    """The reads, as long as the sources answer: after many images in a row without an answer a listing must have one.
+def _while_there(spec: ExtractSpec, snapshot: Snapshot, found: Iterator[Measured]) -> Iterator[Measured]:
+    """What was found, as long as the sources answer: after many images in a row without one a listing must have one.
 
     Not while images are tried again: their statuses stay as they are, and nothing is lost.
     """
     silent = 0
-    for data, failed in reads:
-        silent = silent + 1 if failed is not None and failed.status is Status.TIMEOUT else 0
+    for item in found:
+        silent = silent + 1 if item.status is Status.TIMEOUT else 0
         if silent == SILENT_IMAGES and spec.only is None:
             silent = 0
             for source in snapshot.sources:
                 next(opened(source.uri, spec.root.storage).list(), None)
-        yield data, failed
+        yield item
 
 
-def _read_one(wanted: ImageObject | None, storage: StorageConfig) -> tuple[bytes, Measured | None]:
+def _read_one(spec: ExtractSpec, wanted: ImageObject | None) -> Read:
     if wanted is None:
         return b"", _failed(Status.MISSING, "no longer in its source")
+    if wanted.info.size > spec.measure.max_bytes:
+        seen, most = wanted.info.size, spec.measure.max_bytes
+        said = f"{seen:,} bytes, files of at most {most:,} are read; raise measure.max_bytes to measure it"
+        return b"", _failed(Status.TOO_LARGE, said)
     try:
-        return wanted.read(storage), None
+        return wanted.read(spec.root.storage), None
     except FATAL:
         raise
     except tuple(CAUSES) as error:
@@ -221,7 +243,7 @@ def _commit(
     table = feature_table(rows, [item for item, _ in found])
     commit_features(spec.root.open(), part_key(spec), Features(table, embeddings, signatures))
     statuses = Counter(item.status for item, _ in found)
-    counters: dict[str, float] = {"images": len(found), "bytes": float(sum(rows["size_bytes"].to_pylist()))}
+    counters: dict[str, float] = {"images": len(found), "bytes": float(pc.sum(table["size_bytes"]).as_py() or 0)}
     counters |= {status.value: count for status, count in statuses.items()}
     counters["transient"] = sum(count for status, count in statuses.items() if status in TRANSIENT)
     return counters
@@ -233,12 +255,14 @@ def feature_table(rows: pa.Table, found: list[Measured]) -> pa.Table:
     columns["status"] = [item.status.value for item in found]
     columns["message"] = [item.message for item in found]
     sizes = rows["size_bytes"].to_pylist()
-    columns["size_bytes"] = [
-        None if item.status in TRANSIENT else size for item, size in zip(found, sizes, strict=True)
-    ]
+    columns["size_bytes"] = [size if _was_read(item) else None for item, size in zip(found, sizes, strict=True)]
     columns["format"] = [item.format or None for item in found]
     columns["content_hash"] = [item.content_hash for item in found]
     for name in FEATURE_ROWS.schema.names:
         if name not in columns:
             columns[name] = [getattr(item, name) if item.status is Status.OK else None for item in found]
     return pa.table({name: columns[name] for name in FEATURE_ROWS.schema.names}, schema=FEATURE_ROWS.schema)
+
+
+def _was_read(item: Measured) -> bool:
+    return item.status not in TRANSIENT and (item.content_hash is not None or item.status is Status.EMPTY)

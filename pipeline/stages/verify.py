@@ -23,7 +23,9 @@ from pipeline.kernels.verify import (
     may_skip,
     prepare,
 )
-from pipeline.layout.images import ImageObject, image_objects_of
+from pipeline.layout.exact import read_pinned_features
+from pipeline.layout.features import read_feature_rows
+from pipeline.layout.images import BYTES_AHEAD, ImageObject, image_objects_of
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import EDGES, PAIRS
 from pipeline.layout.parts import part_name
@@ -176,7 +178,7 @@ class _Prepared:
 
     def _read(self, image_id: int) -> bytes | None:
         if not self._is_remote:
-            return _read_bytes(self._objects[image_id], self._spec.inputs.root.storage)
+            return self._read_now(image_id)
         if image_id not in self._bytes:
             self._fetch_ahead(image_id)
         return self._bytes.pop(image_id)
@@ -186,9 +188,24 @@ class _Prepared:
         order = list(dict.fromkeys(row[name] for row in self._rows for name in ("image_id", "match_id")))
         at = order.index(image_id)
         wanted = [i for i in order[at : at + 4 * READS_IN_FLIGHT] if i not in self._kept and i not in self._bytes]
+        sizes = np.cumsum([self._objects[i].info.size for i in wanted])
+        del wanted[max(1, int(np.searchsorted(sizes, BYTES_AHEAD, "right"))) :]
         with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
-            read = pool.map(lambda i: _read_bytes(self._objects[i], self._spec.inputs.root.storage), wanted)
-            self._bytes.update(zip(wanted, read, strict=True))
+            self._bytes.update(zip(wanted, pool.map(self._read_now, wanted), strict=True))
+
+    def _read_now(self, image_id: int) -> bytes | None:
+        try:
+            image = self._objects[image_id]
+            return image.read_as_extracted(self._spec.inputs.root.storage, lambda: self._extracted(image_id))
+        except UNREADABLE:
+            return None
+
+    def _extracted(self, image_id: int) -> bytes | None:
+        store = self._spec.inputs.root.open()
+        features = read_pinned_features(store, self._spec.inputs.exact)
+        rows = read_feature_rows(store, features, image_id, image_id + 1, ["content_hash"])
+        found: bytes | None = rows["content_hash"][0].as_py()
+        return found
 
 
 def _read_bytes(image: ImageObject, storage: StorageConfig) -> bytes | None:

@@ -102,7 +102,10 @@ class Store(Protocol):
         """
 
     def read(self, key: str, *, expect: ObjectInfo | None = None) -> bytes:
-        """Return the whole object, length and checksum verified; ObjectChanged when it is not `expect` any more."""
+        """Return the whole object, length and checksum verified; ObjectChanged when it is not `expect` any more.
+
+        Compared: the size, and the etag or, on disk, the time; an empty etag and a time of 0 are not.
+        """
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
         """Return bytes [start, start + length), fewer at the end of the object, none past it."""

@@ -53,12 +53,15 @@ class LocalStore:
         yield from walk(self.folder, prefix, _typed)
 
     def read(self, key: str, *, expect: ObjectInfo | None = None) -> bytes:
-        """Return the file; ObjectChanged if its size is not `expect`'s or not what was read."""
+        """Return the file; ObjectChanged if size or time are not `expect`'s (time 0 = any) or it grew meanwhile."""
         path = self._path(key)
         with _typed("read", path), _opened(path) as file:
-            size = os.fstat(file.fileno()).st_size
+            found = os.fstat(file.fileno())
+            size = found.st_size
             if expect is not None and size != expect.size:
                 raise ObjectChanged(f"read {path}: {size} bytes; listed with {expect.size}. List again")
+            if expect is not None and expect.mtime_ns not in (0, found.st_mtime_ns):
+                raise ObjectChanged(f"read {path}: written at another time than when it was listed. List again")
             data = file.read()
         count_request("disk.get", read=len(data))
         if len(data) != size:
