@@ -21,8 +21,8 @@ from pipeline.layout.snapshots import latest_snapshot, live_between
 from pipeline.layout.tables import read_json
 from pipeline.plan import Call, run_audit
 from pipeline.plan.session import DONE, DONE_BEFORE, STATUS_FOLDER, UNFINISHED
-from pipeline.progress import LineReporter, Reporter, SilentReporter
-from pipeline.runner import LocalRunner, Runner
+from pipeline.progress import Reporter, SilentReporter, visible_reporter
+from pipeline.runner import LocalRunner, Runner, restore_threads
 from pipeline.storage import StorageConfig, Store, canonical_uri, is_remote, open_store
 
 RAY_PAYS_FROM = 3000
@@ -71,7 +71,8 @@ def run(
 ) -> Audit | None:
     """Audits sources into a root and returns the audit; None where only a range of offsets was asked for.
 
-    `where`: `pipeline.api.Where(runner, address, workers)`; `progress`: log a line per stage. `config`:
+    `where`: `pipeline.api.Where(runner, address, workers)`; `progress`: bars on a terminal, else lines on stderr or in
+    the log, where one takes them. `config`:
 
     - `test`: one more source, whose split is test
     - `rule`: {"table": CSV or Parquet with filename and label, split or both} or {"pattern": regular expression}
@@ -86,7 +87,7 @@ def run(
     Does only what is missing. Raises an AuditError whose message says what to do next.
     """
     values = {"sources": tuple(os.fspath(source) for source in sources), "root": os.fspath(root), **config}
-    reporter: Reporter = LineReporter() if progress else SilentReporter()
+    reporter = visible_reporter() if progress else SilentReporter()
     return run_config(config_from(values), where or Where(), reporter, "pipeline.run(...) with the same arguments")
 
 
@@ -96,7 +97,10 @@ def run_config(config: AuditConfig, where: Where, reporter: Reporter, resume_com
     def start(images: int, root: Root) -> Runner:
         return start_runner(where, images, root, [*config.sources, *filter(None, [config.test])])
 
-    published = run_audit(config, Call(start, reporter, resume_command))
+    try:
+        published = run_audit(config, Call(start, reporter, resume_command))
+    finally:
+        restore_threads()
     if published is None:
         return None
     return Audit(Root(canonical_uri(config.root, config.storage), config.storage), published)
@@ -202,10 +206,10 @@ def demo(into: str | None, where: Where, reporter: Reporter, command: str) -> Se
     ]
 
 
-def read_file(address: str) -> bytes:
-    """The bytes of a file named on the command line."""
+def read_file(address: str, storage: Mapping[str, Any]) -> bytes:
+    """The bytes of a file named on the command line; `storage` as in `run`."""
     folder, slash, name = address.rpartition("/")
-    return open_store(folder or slash or ".").read(name)
+    return open_store(folder or slash or ".", StorageConfig(**storage)).read(name)
 
 
 def endpoint(text: str) -> tuple[str, str]:

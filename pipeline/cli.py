@@ -12,8 +12,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from rich.console import Console
-
 import pipeline
 import pipeline.blas  # before numpy is loaded by any of the following
 from pipeline import api, show
@@ -21,7 +19,7 @@ from pipeline.audit import summary_lines, table_to_show
 from pipeline.config import AuditConfig, config_from, read_toml
 from pipeline.errors import AuditError, Stopped, UsageError
 from pipeline.models import parse_description
-from pipeline.progress import BarReporter, LineReporter, Reporter, SilentReporter
+from pipeline.progress import Reporter, SilentReporter, visible_reporter
 from pipeline.storage import RedactingFilter, redact
 
 BUG = 70
@@ -156,7 +154,7 @@ def config_values(options: argparse.Namespace) -> dict[str, Any]:
     """The configuration that a command line means: the TOML file, then the flags over it."""
     values: dict[str, Any] = {}
     if getattr(options, "config", None):
-        values = read_toml(api.read_file(options.config), options.config)
+        values = read_toml(api.read_file(options.config, storage_values(options)), options.config)
     given: dict[tuple[str, ...], Any] = {
         ("sources",): tuple(options.sources) or None,
         ("test",): options.test,
@@ -164,9 +162,7 @@ def config_values(options: argparse.Namespace) -> dict[str, Any]:
         ("rule", "table"): options.labels,
         ("rule", "pattern"): options.pattern,
         ("model", "path"): options.model,
-        ("model", "input"): parse_description(api.read_file(options.model_input), options.model_input)
-        if options.model_input
-        else None,
+        ("model", "input"): _model_input(options),
         ("neighbours", "space"): options.space,
         ("neighbours", "threshold"): options.threshold,
         ("min_offset",): options.min_offset,
@@ -180,6 +176,12 @@ def config_values(options: argparse.Namespace) -> dict[str, Any]:
     values.setdefault("root", "audit")
     values.setdefault("sources", ())
     return values
+
+
+def _model_input(options: argparse.Namespace) -> dict[str, Any] | None:
+    if not options.model_input:
+        return None
+    return parse_description(api.read_file(options.model_input, storage_values(options)), options.model_input)
 
 
 def storage_values(options: argparse.Namespace) -> dict[str, Any]:
@@ -254,10 +256,7 @@ def _reporter(quiet: bool) -> Reporter:
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
     for handler in logging.getLogger().handlers:
         handler.addFilter(RedactingFilter())
-    if quiet:
-        return SilentReporter()
-    console = Console(stderr=True)
-    return BarReporter(console) if console.is_terminal else LineReporter()
+    return SilentReporter() if quiet else visible_reporter()
 
 
 def _command(given: Sequence[str]) -> str:

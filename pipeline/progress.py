@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from rich.console import Console
@@ -51,15 +53,16 @@ class SilentReporter:
 
 
 class LineReporter:
-    """One plain line per stage, and one every ten seconds of a long one: for logs."""
+    """One plain line per stage, and one every ten seconds of a long one: for logs, or whatever else takes a line."""
 
-    def __init__(self) -> None:
+    def __init__(self, write: Callable[[str], None] = log.info) -> None:
+        self._write = write
         self._stage, self._total, self._done, self._fresh = "", 0, 0, 0
         self._started = self._said = time.monotonic()
 
     def say(self, line: str) -> None:
-        """Logs the line."""
-        log.info("%s", line)
+        """Writes the line."""
+        self._write(line)
 
     def start(self, stage: str, total: int, done: int) -> None:
         """Remembers the stage."""
@@ -67,7 +70,7 @@ class LineReporter:
         self._started = self._said = time.monotonic()
 
     def advance(self, items: int) -> None:
-        """Logs the count, the rate and the time left every ten seconds."""
+        """Writes the count, the rate and the time left every ten seconds."""
         self._done += items
         self._fresh += items
         now = time.monotonic()
@@ -75,13 +78,13 @@ class LineReporter:
             self._said = now
             rate = self._fresh / (now - self._started)
             left = (self._total - self._done) / rate if rate else 0.0
-            log.info("%s: %d of %d, %.0f/s, %.0f s left", self._stage, self._done, self._total, rate, left)
+            self._write(f"{self._stage}: {self._done} of {self._total}, {rate:.0f}/s, {left:.0f} s left")
 
     def finish(self, seconds: float) -> None:
-        """Logs what the stage took."""
+        """Writes what the stage took."""
         rate = f", {self._fresh / seconds:.0f}/s" if self._fresh and seconds > 0.01 else ""
         done = f"{self._done} of {self._total} in " if self._total else ""
-        log.info("%s: %s%.1f s%s", self._stage, done, seconds, rate)
+        self._write(f"{self._stage}: {done}{seconds:.1f} s{rate}")
 
 
 class BarReporter:
@@ -123,3 +126,16 @@ class BarReporter:
         if self._task is not None:
             self._bar.update(self._task, visible=False, description=f"{seconds:.1f} s")
         self._task = None
+
+
+def visible_reporter() -> Reporter:
+    """Bars on a terminal; else lines, to the log where somebody listens to it and to stderr where nobody does."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        return BarReporter(console)
+    return LineReporter(log.info if log.isEnabledFor(logging.INFO) and log.hasHandlers() else _to_stderr)
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

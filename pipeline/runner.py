@@ -134,14 +134,39 @@ def single_thread() -> None:
     """One thread for OpenCV, Faiss and BLAS: one process per core is the unit of parallelism.
 
     A BLAS of several threads spins on small products: a comparison of two images took 36 ms of CPU instead of 10.
+    `restore_threads` gives a process that was not started for tasks its threads back.
     """
     import cv2
     import faiss
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import ThreadpoolController
 
-    threadpool_limits(1)
+    _THREADS.setdefault("faiss", faiss.omp_get_max_threads())
+    _THREADS.setdefault("cv2", cv2.getNumThreads())
+    pools = ThreadpoolController()
+    for pool in pools.lib_controllers:
+        _THREADS.setdefault(pool.filepath, pool.num_threads)
+    pools.limit(limits=1)
     cv2.setNumThreads(1)
     faiss.omp_set_num_threads(1)
+
+
+_THREADS: dict[str, int] = {}
+"""Threads of each library before its first task here."""
+
+
+def restore_threads() -> None:
+    """Gives OpenCV, Faiss and BLAS the threads back that they had before the first task in this process."""
+    if not _THREADS:
+        return
+    import cv2
+    import faiss
+    from threadpoolctl import ThreadpoolController
+
+    for pool in ThreadpoolController().lib_controllers:
+        pool.set_num_threads(_THREADS.get(pool.filepath, pool.num_threads))
+    cv2.setNumThreads(_THREADS["cv2"])
+    faiss.omp_set_num_threads(_THREADS["faiss"])
+    _THREADS.clear()
 
 
 def may_retry(error: AuditError) -> bool:

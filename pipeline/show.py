@@ -21,7 +21,7 @@ from pipeline.audit import FINDINGS, Audit, summary_lines
 from pipeline.errors import StorageError, StorageFull, UsageError
 from pipeline.kernels.leaks import LEAKING
 from pipeline.schemas import CHECKS
-from pipeline.storage import open_store
+from pipeline.storage import StorageConfig, open_store
 
 NAMES = FINDINGS
 TOP = 20
@@ -82,16 +82,18 @@ def show(audit: Audit, request: Request) -> None:
             if request.format == "json"
             else "\n".join(summary_lines(audit.summary()))
         )
-        _write(request.output, iter([text.encode() + b"\n"]))
+        _write(request.output, iter([text.encode() + b"\n"]), audit.root.storage)
         return
     columns = request.columns.split(",") if request.columns else None
     audit.table(request.table, columns, limit=0)  # raises for a column that is not there or only made here
     writers = {"text": _text, "json": _json, "csv": _csv, "parquet": _parquet}
-    _write(request.output, writers[request.format](audit, request, columns))
+    _write(request.output, writers[request.format](audit, request, columns), audit.root.storage)
 
 
 def status_text(rows: list[dict[str, Any]]) -> str:
     """The stages as a readable table."""
+    if not rows:
+        return "no stage has run yet"
     shown = [
         {
             "stage": row["stage"],
@@ -263,12 +265,12 @@ class _Drain(io.RawIOBase):
         return data
 
 
-def _write(output: str | None, pieces: Iterator[bytes]) -> None:
+def _write(output: str | None, pieces: Iterator[bytes], storage: StorageConfig) -> None:
     if output is None:
         write_out(pieces)
         return
     folder, slash, name = output.rpartition("/")
-    open_store(folder or slash or ".").put_pieces(name, pieces)
+    open_store(folder or slash or ".", storage).put_pieces(name, pieces)
 
 
 class ReaderGone(Exception):

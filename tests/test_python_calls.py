@@ -1,0 +1,84 @@
+"""What a Python caller sees and keeps: progress on stderr, the threads of its own libraries."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from audited import small_set, write_files
+from s3_servers import moto_port, new_store, use_credentials
+
+from pipeline.cli import main
+
+CALL = """
+import sys
+import cv2, faiss, numpy, scipy.linalg
+from threadpoolctl import threadpool_info
+import pipeline
+from pipeline.api import Where
+
+def threads():
+    return cv2.getNumThreads(), faiss.omp_get_max_threads(), [pool["num_threads"] for pool in threadpool_info()]
+
+{before}
+cv2.setNumThreads(3)
+faiss.omp_set_num_threads(2)
+was = threads()
+pipeline.run(*sys.argv[2:], root=sys.argv[1], where=Where("local"), progress={progress})
+assert threads() == was, (threads(), was)
+"""
+
+
+def call(*arguments: Path, progress: bool, before: str = "") -> subprocess.CompletedProcess[str]:
+    script = CALL.format(progress=progress, before=before)
+    found = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert found.returncode == 0, found.stderr
+    return found
+
+
+def test_progress_of_a_python_run_is_on_stderr(tmp_path: Path) -> None:
+    """The rule, the threshold and a line per stage, where nobody set up logging; in the log where somebody did; else
+    nothing. The caller's threads are as they were.
+    """
+    photos = write_files(tmp_path / "photos", small_set(4))
+    shown = call(tmp_path / "a", photos, progress=True).stderr.splitlines()
+    logged = call(
+        tmp_path / "b", photos, progress=True,
+        before="import logging; logging.basicConfig(level=20, format='LOG %(message)s', stream=sys.stdout)",
+    )  # fmt: skip
+
+    for start in (f"rule for {photos}: splits and labels from folder names", "threshold: ", "extract: 7 of 7 in "):
+        assert [line for line in shown if line.startswith(start)], start
+        assert [line for line in logged.stdout.splitlines() if line.startswith(f"LOG {start}")], start
+    assert logged.stderr == ""
+    assert call(tmp_path / "c", photos, progress=False).stderr == ""
+
+
+def test_status_before_any_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After a run that failed at its sources status says that nothing has run."""
+    root = str(tmp_path / "audit")
+    assert main(["run", str(tmp_path / "nowhere"), "--root", root, "--quiet"]) == 3
+    capsys.readouterr()
+
+    assert main(["status", "--root", root]) == 0
+    assert capsys.readouterr().out == "no stage has run yet\n"
+    assert main(["status", "--root", root, "--json"]) == 0
+    assert capsys.readouterr().out == "[]\n"
+
+
+def test_named_server_holds_for_every_file_of_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--endpoint` says where `--config` is read from and `--output` goes to, not the sources alone."""
+    use_credentials(monkeypatch)
+    store = new_store(moto_port(), "files")
+    place = f"minio://lab/{store.uri.partition('://')[2].partition('/')[2]}"
+    server = ["--endpoint", f"lab=http://127.0.0.1:{moto_port()}"]
+    photos, root = write_files(tmp_path / "photos", small_set(4)), str(tmp_path / "audit")
+    store.put("audit.toml", f'sources = ["{photos}"]\nroot = "{root}"\n'.encode())
+
+    assert main(["run", "--config", f"{place}/audit.toml", "--runner", "local", "--quiet", *server]) == 0
+    assert main(["show", "images", "--root", root, "--csv", "--output", f"{place}/images.csv", *server]) == 0
+    assert store.read("images.csv").count(b"\n") == 1 + 7
