@@ -204,10 +204,10 @@ def test_store_that_is_away_while_pairs_are_verified(
     photos, root = photos_of(undisturbed), tmp_path / "audit"
     pipeline.run(photos, root=root, min_offset=0)
 
-    def away(image: ImageObject, storage: StorageConfig) -> bytes:
+    def away(image: ImageObject, *_: object) -> bytes:
         raise StorageUnavailable(f"{image.source}: no answer")
 
-    monkeypatch.setattr(ImageObject, "read", away)
+    monkeypatch.setattr(ImageObject, "read_as_extracted", away)
     with pytest.raises(StorageUnavailable, match=r"verify: 1 of 1 parts failed(.|\n)*no answer(.|\n)*Resume with"):
         run(photos, root=root)
     monkeypatch.undo()
