@@ -14,8 +14,8 @@ from pipeline.kernels.histogram import merge_histograms
 from pipeline.kernels.quality import channel_difference, entropy, quality
 from pipeline.kernels.quality_checks import (
     AREA_BINS,
-    Measured,
     QualityLimits,
+    QualityMeasures,
     area_histogram,
     quality_issues,
     quality_scores,
@@ -26,14 +26,14 @@ LIMITS = QualityLimits()
 PHOTOS = {name: getattr(data, name)() for name in ("astronaut", "chelsea", "coffee", "rocket")}
 
 
-def measured(pictures: list[np.ndarray]) -> Measured:
+def measured(pictures: list[np.ndarray]) -> QualityMeasures:
     rows = []
     for picture in pictures:
         seen = quality(picture)
         grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
         height, width = grey.shape
         rows.append((width, height, seen.mean, seen.stdv, seen.blur, channel_difference(picture), entropy(grey)))
-    return Measured(*np.array(rows, np.float64).T)
+    return QualityMeasures(*np.array(rows, np.float64).T)
 
 
 def issues_of(picture: np.ndarray) -> set[str]:
@@ -97,7 +97,7 @@ def test_a_picture_of_one_colour_is_not_called_blurry() -> None:
     ],
 )
 def test_light_is_judged_with_its_spread(check, mean, stdv, issue) -> None:
-    seen = Measured(*(np.array([float(x)]) for x in (100, 100, mean, stdv, 1000, 50, 7)))
+    seen = QualityMeasures(*(np.array([float(x)]) for x in (100, 100, mean, stdv, 1000, 50, 7)))
 
     scores = quality_scores(seen, area_histogram(seen.width, seen.height), LIMITS)
 
@@ -107,7 +107,7 @@ def test_light_is_judged_with_its_spread(check, mean, stdv, issue) -> None:
 def test_the_same_detail_per_pixel_is_sharper_in_a_larger_picture() -> None:
     width = np.array([100.0, 160.0, 1600.0])
     level = np.full(3, 50.0)
-    seen = Measured(width, width, level, level, np.full(3, 0.06 * 2501 - 1), level, level)
+    seen = QualityMeasures(width, width, level, level, np.full(3, 0.06 * 2501 - 1), level, level)
 
     scores = quality_scores(seen, area_histogram(width, width), LIMITS)["blurry"]
 
@@ -115,13 +115,13 @@ def test_the_same_detail_per_pixel_is_sharper_in_a_larger_picture() -> None:
     assert (scores >= 0.5).tolist() == [True, False, False]
 
 
-def sizes(*shapes: tuple[int, int]) -> Measured:
+def sizes(*shapes: tuple[int, int]) -> QualityMeasures:
     width, height = np.array(shapes, np.float64).T
     level = np.full(len(shapes), 100.0)
-    return Measured(width, height, level, level, level, level, level)
+    return QualityMeasures(width, height, level, level, level, level, level)
 
 
-def odd_sizes(seen: Measured, areas: np.ndarray) -> list[bool]:
+def odd_sizes(seen: QualityMeasures, areas: np.ndarray) -> list[bool]:
     return quality_issues(quality_scores(seen, areas, LIMITS))["odd_size"].tolist()
 
 
@@ -167,7 +167,7 @@ def test_the_area_histogram_adds_up() -> None:
 )
 def test_scores_are_between_0_and_1_for_every_check_and_do_not_depend_on_company(rows) -> None:
     columns = np.array(rows, np.float64).reshape(-1, 7).T
-    seen = Measured(*columns)
+    seen = QualityMeasures(*columns)
     areas = area_histogram(seen.width, seen.height)
 
     scores = quality_scores(seen, areas, LIMITS)
@@ -176,7 +176,7 @@ def test_scores_are_between_0_and_1_for_every_check_and_do_not_depend_on_company
     for check, score in scores.items():
         assert ((score >= 0) & (score <= 1)).all(), check
         for i in range(len(rows)):
-            alone = quality_scores(Measured(*columns[:, i : i + 1]), areas, LIMITS)[check]
+            alone = quality_scores(QualityMeasures(*columns[:, i : i + 1]), areas, LIMITS)[check]
             assert alone.tolist() == [score[i]]
 
 

@@ -13,7 +13,7 @@ from pipeline.kernels.npz import pack_arrays, unpack_arrays
 Float64 = NDArray[np.float64]
 
 BLOCK_ROWS = 1024
-SHIPPED_PRIOR = 500  # a folder of this many images weighs as much as the shipped moments
+MOMENTS_PRIOR = 500  # a folder of this many images weighs as much as the shipped moments
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def merge(a: Moments, b: Moments) -> Moments:
     return Moments(count, a.mean + shift * share, cov)
 
 
-def blend(own: Moments, shipped: Moments | None, prior: int = SHIPPED_PRIOR) -> Moments:
+def blend(own: Moments, shipped: Moments | None, prior: int = MOMENTS_PRIOR) -> Moments:
     """Own moments leaning on the shipped ones: weight n / (n + prior) for the own.
 
     Without shipped moments (a user's own model) the mean leans on zero and the covariance on the isotropic one of

@@ -45,7 +45,7 @@ class QualityLimits:
 
 
 @dataclass(frozen=True)
-class Measured:
+class QualityMeasures:
     """What extraction measured of n `ok` images, each (n,): pixels, grey levels, bits; see the feature_rows table."""
 
     width: Array
@@ -62,7 +62,7 @@ def area_histogram(width: Array, height: Array) -> Array:
     return histogram(np.log2(width.astype(np.float64) * height), AREA_BINS)
 
 
-def quality_scores(measured: Measured, areas: Array, limits: QualityLimits) -> dict[str, Array]:
+def quality_scores(measured: QualityMeasures, areas: Array, limits: QualityLimits) -> dict[str, Array]:
     """Scores of every check by name, float64 (n,), rounded to 1e-6.
 
     `areas` is the data set's area_histogram. A measure x with the limit t scores 1 / (1 + (x / t)^2) where little is

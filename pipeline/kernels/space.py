@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ModelError, UsageError
-from pipeline.kernels.moments import SHIPPED_PRIOR, Moments
+from pipeline.kernels.moments import MOMENTS_PRIOR, Moments
 from pipeline.kernels.npz import pack_arrays, unpack_arrays
 
 Float32 = NDArray[np.float32]
@@ -38,7 +38,7 @@ class SpaceParams:
     signature_dims: int = 96
     embedding_weight: float = 0.65
     regulariser: float = 0.01
-    prior: int = SHIPPED_PRIOR
+    prior: int = MOMENTS_PRIOR
 
     def __post_init__(self) -> None:
         problems = []

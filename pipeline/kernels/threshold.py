@@ -18,7 +18,7 @@ from pipeline.kernels.npz import pack_arrays, unpack_arrays
 
 HISTOGRAM_BINS = 65_536
 REFERENCE_PROBABILITY = 1e-3
-SHIPPED_PRIOR = 100  # own tail weighs n / (n + 100): even 100 images of a foreign domain must raise the threshold
+TAIL_PRIOR = 100  # own tail weighs n / (n + 100): even 100 images of a foreign domain must raise the threshold
 # True duplicates put c / N of all random pairs at the far end, c being copies per image: the quantiles that are read
 # stay above 30 / N. Six copies of every image (600 photos, 9 edits of each, among 8,400) moved the threshold by .02.
 _PAIRS_PER_IMAGE_READ = 30.0
@@ -167,7 +167,7 @@ def blend_null(own: NullTail | None, shipped: NullTail | None, representatives: 
     """Own tail leaning on the shipped one, weight n / (n + 100) for the own; None without either."""
     if own is None or shipped is None:
         return own or shipped
-    weight = representatives / (representatives + SHIPPED_PRIOR)
+    weight = representatives / (representatives + TAIL_PRIOR)
     anchor = weight * own.anchor + (1 - weight) * shipped.anchor
     return NullTail(anchor, weight * own.scale + (1 - weight) * shipped.scale, own.pairs, f"{own.source} and shipped")
 

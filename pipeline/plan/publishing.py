@@ -46,7 +46,7 @@ def publish(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenS
         session, snapshot, FindingsSpec(inputs, space.folder, found.edges, found.groups, scores, rules, folder, 0, 0)
     )
     task = Task(folder, findings.summarise, findings.SummarySpec(inputs, folder))
-    session.run_one("summary", folder, (findings.FINDINGS,), task)
+    session.run_one("summary", folder, (findings.COUNTS,), task)
     facts = _facts(session, inputs, space, recall, folder)
     published = Published(audit_id, snapshot.number, _recorded(session), facts, _session_record(session))
     return publish_audit(session.store, published)
@@ -125,7 +125,7 @@ def _facts(session: Session, inputs: Inputs, space: ChosenSpace, recall: dict[st
             "splits": dict(zip(vocabulary.splits, vocabulary.split_counts, strict=True)),
             "labels": len(vocabulary.labels),
         },
-        **read_json(session.store, f"{folder}/{findings.FINDINGS}"),
+        **read_json(session.store, f"{folder}/{findings.COUNTS}"),
         "space": {"folder": space.folder},
         "threshold": {"value": space.threshold, "text": space.threshold_said, "misses": space.rule.expected_misses},
         "recall": recall,

@@ -30,7 +30,7 @@ BLOCK = 65_536
 PAIR_BLOCK = 4096  # 60 MB in float64
 
 
-class Members:
+class GroupImages:
     """The images of the groups whose id is in the range, sorted by group, then id."""
 
     def __init__(self, found: Range) -> None:
@@ -45,7 +45,7 @@ class Members:
         self.subjects = found.subjects_of(self.ids)
 
 
-def groups_table(found: Range, members: Members) -> pa.Table:
+def groups_table(found: Range, members: GroupImages) -> pa.Table:
     """Every image in a group of two or more, with the one to keep and its similarity to the medoid."""
     sizes = group_sizes(members.groups)
     keepers = _keepers(found, members)
@@ -68,7 +68,7 @@ def groups_table(found: Range, members: Members) -> pa.Table:
     )
 
 
-def label_conflicts_table(found: Range, members: Members) -> pa.Table:
+def label_conflicts_table(found: Range, members: GroupImages) -> pa.Table:
     """Labelled images whose group carries more than one label."""
     conflicts = label_conflicts(members.ids, members.representatives, members.groups, members.codes.label)
     row = conflicts.row
@@ -88,7 +88,7 @@ def label_conflicts_table(found: Range, members: Members) -> pa.Table:
     )
 
 
-def _keepers(found: Range, members: Members) -> Keepers:
+def _keepers(found: Range, members: GroupImages) -> Keepers:
     ranks = found.spec.rules.keeper.ranks(list(found.vocabulary.splits))
     rows = _feature_rows(found, members.ids)
     pixels = rows["width"].to_numpy().astype(np.int64) * rows["height"].to_numpy()
@@ -99,7 +99,7 @@ def _keepers(found: Range, members: Members) -> Keepers:
     return choose_keepers(contenders)
 
 
-def _medoids(found: Range, members: Members) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _medoids(found: Range, members: GroupImages) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The medoid of each member's group and the similarity to it; copies count once."""
     is_representative = members.representatives == members.ids
     heads, groups = members.ids[is_representative], members.groups[is_representative]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.kernels.histogram import percentile_of
 from pipeline.kernels.labels import judge, label_issues
 from pipeline.kernels.outliers import SCORE_BINS, label_percentiles, outlier_fence
-from pipeline.kernels.quality_checks import Measured, quality_issues, quality_scores
+from pipeline.kernels.quality_checks import QualityMeasures, quality_issues, quality_scores
 from pipeline.layout.annotations import names_of
 from pipeline.layout.scores import Totals, read_scores
 from pipeline.schemas import Status
@@ -49,8 +49,8 @@ def quality_table(found: Range, totals: Totals) -> pa.Table:
     """Statistics and quality checks of every ok image."""
     keep = pa.array(found.ok)
     subjects, rows = found.subjects.filter(keep), found.features.filter(keep)
-    names = Measured.__dataclass_fields__
-    measured = Measured(*(rows[name].to_numpy() for name in names))
+    names = QualityMeasures.__dataclass_fields__
+    measured = QualityMeasures(*(rows[name].to_numpy() for name in names))
     scores = quality_scores(measured, totals.areas, found.spec.rules.quality)
     issues = quality_issues(scores)
     columns: dict[str, Any] = {name: rows[name] for name in rows.column_names} | subject_columns(subjects)

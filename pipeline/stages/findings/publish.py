@@ -17,7 +17,7 @@ from pipeline.layout.tables import json_bytes, read_object, read_table, write_ta
 from pipeline.runner import Counters
 from pipeline.schemas import CHECKS, KIND_ORDER, Status
 from pipeline.stages.findings.context import FindingsSpec, Range
-from pipeline.stages.findings.group_tables import Members, groups_table, label_conflicts_table
+from pipeline.stages.findings.group_tables import GroupImages, groups_table, label_conflicts_table
 from pipeline.stages.findings.image_tables import (
     images_table,
     invalid_table,
@@ -35,7 +35,7 @@ MARKER = "images"
 WRITTEN = (
     "duplicates", "leaks", "groups", "label_conflicts", "outliers", "labels", "quality", "invalid", MARKER
 )  # fmt: skip
-FINDINGS = "findings.json"
+COUNTS = "findings.json"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def publish_range(spec: FindingsSpec) -> Counters:
     """Commits every table of a range."""
     found = Range(spec)
     totals = read_object(found.store, f"{spec.scores}/{SUMMED}", totals_from_bytes)
-    members = Members(found)
+    members = GroupImages(found)
     tables = {
         "duplicates": duplicates_table(found),
         "leaks": leaks_table(found),
@@ -85,7 +85,7 @@ def summarise(spec: SummarySpec) -> Counters:
         },
         "quality": {check: _count_true(store, spec.folder, "quality", f"is_{check}_issue") for check in CHECKS},
     }
-    store.put(f"{spec.folder}/{FINDINGS}", json_bytes(facts))
+    store.put(f"{spec.folder}/{COUNTS}", json_bytes(facts))
     return {}
 
 
