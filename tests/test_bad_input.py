@@ -392,11 +392,12 @@ def test_root_of_other_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str
     run(one, root=root)
     both = run(two, one, root=root)
 
-    uris = [row["uri"] for row in rows(both, "images")]
-    assert uris == [f"{one}/train/a/1.jpg", f"{one}/train/a/2.jpg", f"{two}/train/a/1.jpg", f"{two}/val/a/3.jpg"]
+    paths = [row["path"] for row in rows(both, "images")]
+    assert paths == [f"{one}/train/a/1.jpg", f"{one}/train/a/2.jpg", f"{two}/train/a/1.jpg", f"{two}/val/a/3.jpg"]
     assert [row["source"] for row in rows(both, "images")] == [0, 0, 1, 1]
     (pair,) = [row for row in rows(both, "duplicates") if row["kind"] == "same_bytes"]
-    assert (pair["uri"], pair["match_uri"]) == (uris[0], uris[2])
+    assert (pair["image_id"], pair["match_id"]) == (0, 2)
+    assert pair["uri"] == pair["match_uri"] == "train/a/1.jpg"
     message = refused(capsys, 2, str(two), "--root", str(root))
     assert f"leaves out: {one}. Name them too" in message
     assert_equal_tables(pipeline.open(root), both)
