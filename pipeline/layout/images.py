@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,8 @@ class ImageObject:
 
     def read(self, storage: StorageConfig) -> bytes:
         """The bytes, whatever the time of a file. Raises a StorageError: missing, changed, denied, unreachable."""
-        return opened(self.source, storage).read(self.info.key, expect=replace(self.info, mtime_ns=0))
+        info = self.info
+        return opened(self.source, storage).read(info.key, expect=ObjectInfo(info.key, info.size, info.etag, 0))
 
     def read_as_extracted(self, storage: StorageConfig, extracted: Callable[[], bytes | None]) -> bytes:
         """The bytes, if they are those whose content hash `extracted` tells; it is asked only where a file's time

@@ -55,12 +55,12 @@ def is_root(store: Store) -> bool:
     return store.exists(MARKER)
 
 
-_STORES: dict[tuple[str, str], Store] = {}
+_STORES: dict[tuple[str, StorageConfig], Store] = {}
 
 
 def opened(uri: str, storage: StorageConfig) -> Store:
     """The store at a uri, opened once per process."""
-    key = (uri, repr(storage))
+    key = (uri, storage)
     if key not in _STORES:
         _STORES[key] = open_store(uri, storage)
     return _STORES[key]

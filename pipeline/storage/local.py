@@ -25,6 +25,7 @@ _IN_THE_WAY = {
     errno.EISDIR: "Name a file: this is a folder",
 }
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_NAMES = frozenset(("", ".", ".."))
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: opening a FIFO must not wait for a writer
 
 
@@ -54,18 +55,10 @@ class LocalStore:
 
     def read(self, key: str, *, expect: ObjectInfo | None = None) -> bytes:
         """Return the file; ObjectChanged if size or time are not `expect`'s (time 0 = any) or it grew meanwhile."""
-        path = self._path(key)
-        with _typed("read", path), _opened(path) as file:
-            found = os.fstat(file.fileno())
-            size = found.st_size
-            if expect is not None and size != expect.size:
-                raise ObjectChanged(f"read {path}: {size} bytes; listed with {expect.size}. List again")
-            if expect is not None and expect.mtime_ns not in (0, found.st_mtime_ns):
-                raise ObjectChanged(f"read {path}: written at another time than when it was listed. List again")
-            data = file.read()
+        path = self._name(key)
+        with _typed("read", path):
+            data = _read_whole(path, expect)
         count_request("disk.get", read=len(data))
-        if len(data) != size:
-            raise ObjectChanged(f"read {path}: {len(data)} bytes came of {size}: it changed while it was read")
         return data
 
     def read_range(self, key: str, start: int, length: int) -> bytes:
@@ -144,13 +137,37 @@ class LocalStore:
         return self._path(key)
 
     def _path(self, key: str) -> Path:
-        parts = key.split("/")
-        if "\0" in key or any(part in ("", ".", "..") for part in parts):
+        return Path(self._name(key))
+
+    def _name(self, key: str) -> str:
+        """The path as text: making a Path of it takes 5 us, a whole read 20."""
+        if "\0" in key or not _NO_NAMES.isdisjoint(key.split("/")):
             raise UsageError(
                 f"{self.folder}: a disk cannot hold the key {key!r}; wanted names joined by single slashes, none of "
                 "them empty, `.` or `..`"
             )
-        return self.folder.joinpath(*parts)
+        return f"{self.folder}/{key}"
+
+
+def _read_whole(path: str, expect: ObjectInfo | None) -> bytes:
+    descriptor = os.open(path, _READ)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise NotFound(f"read {path}: it is no regular file")
+        if expect is not None and found.st_size != expect.size:
+            raise ObjectChanged(f"read {path}: {found.st_size} bytes; listed with {expect.size}. List again")
+        if expect is not None and expect.mtime_ns not in (0, found.st_mtime_ns):
+            raise ObjectChanged(f"read {path}: written at another time than when it was listed. List again")
+        pieces = [os.read(descriptor, found.st_size + 1)]  # one more: did it grow?
+        while pieces[-1] and sum(map(len, pieces)) < found.st_size:  # Linux reads 2 GB at a time
+            pieces.append(os.read(descriptor, found.st_size + 1))
+    finally:
+        os.close(descriptor)
+    data = b"".join(pieces)
+    if len(data) != found.st_size:
+        raise ObjectChanged(f"read {path}: {len(data)} bytes came of {found.st_size}: it changed while it was read")
+    return data
 
 
 def _opened(path: Path) -> BinaryIO:
