@@ -225,8 +225,8 @@ def audits(values: dict[str, Any]) -> None:
     assert counts["invalid"] == (15 if MEASURED_OUT & set(values.get("measure", {}).items()) else 1)
 
 
-MEASURED_OUT = {("max_pixels", 1), ("min_side", 2**62)}
-RUNNABLE = [key for key in KEYS if key not in ("root", "sources", "test", "rule.table")]
+MEASURED_OUT = {("max_pixels", 1), ("max_bytes", 1), ("max_memory", 1), ("min_side", 2**62)}
+RUNNABLE = [key for key in KEYS if key not in ("root", "sources", "test", "rule.table", "model.path")]
 
 
 @pytest.mark.slow
