@@ -22,7 +22,7 @@ from ray import exceptions
 from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.errors import AuditError, StorageError, UsageError
+from pipeline.errors import ClusterError, StorageError, UsageError
 from pipeline.runner import ATTEMPTS, Execution, Outcome, Task, TaskError, execute, may_retry, piece_of
 from pipeline.sources.folder import is_image_key
 from pipeline.storage import StorageConfig, open_store
@@ -122,12 +122,6 @@ def _present(address: str) -> RayRunner:
             "call ray.shutdown() first."
         )
     return RayRunner(is_ours=False)
-
-
-class ClusterError(AuditError):
-    """No Ray cluster could be joined."""
-
-    exit_code = 3
 
 
 def join_ray(address: str) -> RayRunner:

@@ -7,6 +7,7 @@ AuditError
 │   └── CorruptObject, StorageFull, StorageUnavailable
 ├── ArtifactError         a committed part is not what its name says             exit 3
 ├── ModelError            a model cannot be used                                 exit 3
+├── ClusterError          no Ray cluster could be joined                         exit 3
 ├── IncompleteError       parts failed; the message holds the resuming command   exit 4
 ├── TaskBug               a part met a bug; the message holds the traceback      exit 70
 └── Stopped               interrupted by a signal                                exit 130
@@ -69,6 +70,12 @@ class ArtifactError(AuditError):
 
 class ModelError(AuditError):
     """A model cannot be loaded, described or trusted."""
+
+    exit_code = 3
+
+
+class ClusterError(AuditError):
+    """No Ray cluster could be joined or started."""
 
     exit_code = 3
 

@@ -14,7 +14,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.cli",),
     ("pipeline",),  # what `import pipeline` offers
     ("pipeline.api", "pipeline.show"),
-    ("pipeline.audit", "pipeline.demo"),
+    ("pipeline.audit", "pipeline.demo", "pipeline.table_page"),
     ("pipeline.plan", "pipeline.cluster"),
     ("pipeline.stages", "pipeline.report"),
     ("pipeline.runner", "pipeline.progress"),

@@ -17,12 +17,12 @@ from pipeline.schemas import (
     TABLES,
     Kind,
     Table,
-    markdown,
 )
+from pipeline.table_page import markdown
 
 PAGE = Path(__file__).parent.parent / "docs" / "tables.md"
 REWRITE = (
-    'python -c "from pathlib import Path; from pipeline.schemas import markdown; '
+    'python -c "from pathlib import Path; from pipeline.table_page import markdown; '
     "Path('docs/tables.md').write_text(markdown(), encoding='utf-8')\""
 )
 each_table = pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
