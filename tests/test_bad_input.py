@@ -2,78 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import onnx
 import pytest
 from audited import (
     assert_equal_tables,
     by_uri,
     jpeg,
     noise_jpeg,
-    onnx_bytes,
-    projection_model,
     rows,
     run,
-    scratch,
     small_set,
     write_files,
 )
-from onnx import helper
+from outcomes import QUIET, assert_consistent, refused
 from PIL import Image
 
 import pipeline
-from benchmarks.edits import decode
 from pipeline import plan
 from pipeline.api import status
-from pipeline.audit import FINDINGS, Audit
 from pipeline.cli import main
-from pipeline.demo import demo_photos
 from pipeline.layout.snapshots import Snapshot
 from pipeline.plan.preparing import take_snapshot
 from pipeline.plan.session import Session
 
-QUIET = ["--runner", "local", "--quiet"]
 COPIES = 500
-PLAIN_INPUT = {
-    "width": 32,
-    "height": 32,
-    "layout": "NCHW",
-    "channel_order": "RGB",
-    "scale": 1 / 255,
-    "mean": [0.0, 0.0, 0.0],
-    "std": [1.0, 1.0, 1.0],
-}
-
-
-def refused(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str:
-    """The one message of a run that ends with `code`."""
-    capsys.readouterr()
-    assert main(["run", *arguments, *QUIET]) == code
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith("image-audit: ")
-    assert "Traceback" not in printed.err
-    return printed.err
-
-
-def assert_consistent(audit: Audit, live: int, ok: int) -> None:
-    """Counts that hold for any set; every table can be read and shown."""
-    facts = audit.summary()
-    assert (facts["images"]["live"], facts["images"]["ok"]) == (live, ok)
-    sizes = {name: audit.table(name).num_rows for name in FINDINGS}
-    assert sizes["images"] == live
-    assert sizes["outliers"] == sizes["quality"] == ok
-    assert sizes["invalid"] == live - ok
-    assert "images  " in repr(audit)
-    for name in FINDINGS:
-        assert main(["show", name, "--root", audit.root.uri]) == 0
 
 
 def test_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
@@ -300,90 +257,6 @@ def test_a_source_that_vanishes_keeps_the_audit(tmp_path: Path, capsys: pytest.C
     assert again.audit_id == first.audit_id
 
 
-AS_NOBODY = """
-import os, sys
-from pipeline.cli import main
-assert main(["run", sys.argv[1], "--root", sys.argv[2], "--runner", "local", "--quiet"]) == 0  # imports everything
-if os.geteuid() == 0:
-    os.setgroups([]); os.setgid(65534); os.setuid(65534)
-os.environ["HOME"] = "/nonexistent"
-sys.exit(main(sys.argv[3:]))
-"""
-
-
-def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A run as a user whom permissions bind."""
-    warm = write_files(scratch() / "warm", {"a.jpg": noise_jpeg(1), "b.jpg": noise_jpeg(1)})
-    command = [sys.executable, "-c", AS_NOBODY, str(warm), f"{warm}-root", "run", *arguments, *QUIET]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-
-
-def test_no_permission(world: Path) -> None:
-    """A root that may not be written: 3. A folder that may not be listed: 3. A file: a status, 4 over 1%."""
-    photos = write_files(world / "photos", {"open/a.jpg": noise_jpeg(1), "open/b.jpg": noise_jpeg(2)})
-    for path in (world, photos, photos / "open"):
-        path.chmod(0o755)
-    (world / "closed").mkdir(mode=0o700)
-    unwritable = as_nobody(str(photos), "--root", str(world / "closed/audit"))
-    assert unwritable.returncode == 3, unwritable.stderr
-    assert str(world / "closed") in unwritable.stderr
-    assert f"uid {os.geteuid() or 65534}" in unwritable.stderr
-
-    (world / "roots").mkdir()
-    (world / "roots").chmod(0o777)
-    root = str(world / "roots/audit")
-    (photos / "open/b.jpg").chmod(0)
-    unreadable = as_nobody(str(photos), "--root", root)
-    assert unreadable.returncode == 4, unreadable.stderr
-    assert "1 of 2 images could not be read (1 denied)" in unreadable.stderr
-    assert re.search(rf"\n  {photos}/open/b\.jpg: denied \(read it: .*[Dd]enied.* right", unreadable.stderr)
-    assert "max_failed_share in a file for --config (docs/config.toml), here at least 0.5." in unreadable.stderr
-    (extract,) = [row for row in status(root, {}) if row["stage"] == "extract"]
-    assert (extract["state"], extract["items"], extract["failed_images"]) == ("done", 2, 1)
-    (photos / "open").chmod(0)
-    unlisted = as_nobody(str(photos), "--root", root)
-    assert unlisted.returncode == 3
-    assert str(photos / "open") in unlisted.stderr
-    (photos / "open").chmod(0o755)
-    (photos / "open/b.jpg").chmod(0o644)
-    finished = as_nobody(str(photos), "--root", root)
-    assert finished.returncode == 0, finished.stderr
-    assert_consistent(pipeline.open(root), 2, 2)
-    assert [row["failed_images"] for row in status(root, {}) if row["stage"] == "extract"] == [0]
-
-
-def test_few_of_many_unreadable_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Five with their reasons and the number of the others, over parts."""
-    photos = write_files(tmp_path / "photos", {f"{i:02}.jpg": noise_jpeg(i % 4) for i in range(12)})
-    root = tmp_path / "audit"
-    run(photos, root=root, shard_size=5)
-    write_files(photos, {f"{i:02}.png": noise_jpeg(i) for i in range(20, 28)})
-
-    def take_and_delete(session: Session) -> Snapshot:
-        snapshot = take_snapshot(session)
-        for i in range(20, 28):
-            (photos / f"{i}.png").unlink()
-        return snapshot
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "take_snapshot", take_and_delete)
-        message = refused(capsys, 4, str(photos), "--root", str(root), "--shard-size", "3")
-    named = re.findall(rf"\n  {photos}/(\d\d)\.png: missing \(read it: ", message)
-    assert named == ["20", "21", "22", "23", "24"]
-    assert "8 of 20 images could not be read (8 missing)" in message
-    assert "\n  (+3 more)\n" in message
-    assert "here at least 0.4." in message
-
-
-@pytest.fixture
-def world() -> Path:
-    """A folder that every user may reach, unlike pytest's own."""
-    scratch().chmod(0o755)
-    folder = scratch() / "world"
-    folder.mkdir()
-    return folder
-
-
 def test_root_of_other_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One added is appended; one left out is an error that names it and changes nothing."""
     one = write_files(tmp_path / "one", {"train/a/1.jpg": noise_jpeg(1), "train/a/2.jpg": noise_jpeg(2)})
@@ -433,87 +306,6 @@ def test_something_else_where_the_root_should_be(tmp_path: Path, capsys: pytest.
     write_files(tmp_path / "other", {"root.json": b"{}"})
     assert "Choose another --root" in refused(capsys, 2, photos, "--root", str(tmp_path / "other"))
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["root.json"]
-
-
-def with_model(tmp_path: Path, model: bytes) -> list[str]:
-    """The flags of a run with this model over three photographs."""
-    write_files(tmp_path, {"own.onnx": model, "input.json": json.dumps(PLAIN_INPUT).encode()})
-    photos = write_files(tmp_path / "photos", {f"{seed}.jpg": noise_jpeg(seed) for seed in range(3)})
-    model_flags = ["--model", str(tmp_path / "own.onnx"), "--model-input", str(tmp_path / "input.json")]
-    return [str(photos), "--root", str(tmp_path / "audit"), *model_flags]
-
-
-NOT_VECTORS = {
-    "a feature map": ([helper.make_node("Relu", ["image"], ["output"])], ("n", 3, 32, 32)),
-    "one number": ([helper.make_node("ReduceMean", ["image"], ["output"], axes=[1, 2, 3], keepdims=0)], ("n",)),
-    "one vector for all": ([helper.make_node("ReduceMean", ["image"], ["output"], axes=[0, 2, 3], keepdims=0)], (3,)),
-}
-
-
-@pytest.mark.parametrize("name", NOT_VECTORS)
-def test_model_without_a_vector(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its output is not one vector an image: 3, what it gives and what is wanted, before anything is listed."""
-    nodes, output = NOT_VECTORS[name]
-    message = refused(capsys, 3, *with_model(tmp_path, onnx_bytes(nodes, {}, output)))
-
-    assert "want one float vector an image" in message
-    assert not (tmp_path / "audit/catalog").exists()
-
-
-def test_model_that_is_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Bytes that are no ONNX: 3."""
-    assert "own.onnx: the model (15 bytes) is not an ONNX file" in refused(
-        capsys, 3, *with_model(tmp_path, b"no model at all")
-    )
-
-
-def test_nan_in_an_embedding(tmp_path: Path) -> None:
-    """A model that gives NaN for dark images: those get a status, the others the features that they have alone."""
-    files = {f"train/a/{name}.jpg": data for name, data in list(demo_photos().items())[::3]}
-    levels = sorted(brightness(data) for data in files.values())
-    limit = (levels[2] + levels[3]) / 2
-    dark = [uri for uri, data in files.items() if brightness(data) < limit]
-    path = write_files(tmp_path, {"own.onnx": onnx_bytes(*nan_below(limit)), "sane.onnx": projection_model()})
-    photos = write_files(tmp_path / "photos", files)
-    own = {"path": str(path / "own.onnx"), "input": PLAIN_INPUT}
-    audit = run(photos, root=tmp_path / "audit", model=own)
-
-    invalid = by_uri(audit, "invalid")
-    assert set(invalid) == set(dark)
-    assert {row["status"] for row in invalid.values()} == {"unreadable"}
-    assert all("NaN" in row["message"] for row in invalid.values())
-    assert_consistent(audit, len(files), len(files) - len(dark))
-    rest = write_files(tmp_path / "rest", {uri: data for uri, data in files.items() if uri not in dark})
-    sane = run(rest, root=tmp_path / "b", model={**own, "path": str(path / "sane.onnx")})
-    nearest = {row["uri"]: (row["score"], row["nearest_uri"]) for row in rows(sane, "outliers")}
-    assert {row["uri"]: (row["score"], row["nearest_uri"]) for row in rows(audit, "outliers")} == nearest
-
-
-def nan_below(limit: float) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray], tuple[str | int, ...]]:
-    """The projection, plus 0 * log(mean - limit): NaN for images darker than that."""
-    weights = np.random.default_rng(5).normal(size=(48, 48)).astype(np.float32) / 7
-    constants = {"weights": weights, "limit": np.float32([[limit]]), "zero": np.float32([[0.0]])}
-    nodes = [
-        helper.make_node("AveragePool", ["image"], ["pooled"], kernel_shape=[8, 8], strides=[8, 8]),
-        helper.make_node("Flatten", ["pooled"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "weights"], ["vector"]),
-        helper.make_node("ReduceMean", ["flat"], ["mean"], axes=[1], keepdims=1),
-        helper.make_node("Sub", ["mean", "limit"], ["above"]),
-        helper.make_node("Log", ["above"], ["log"]),
-        helper.make_node("Mul", ["log", "zero"], ["nan"]),
-        helper.make_node("Add", ["vector", "nan"], ["output"]),
-    ]
-    return nodes, constants, ("n", 48)
-
-
-def brightness(data: bytes) -> float:
-    return float(decode(data).mean() / 255)
-
-
-def test_model_that_gives_nan_for_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A wrong description or a broken export is seen on plain test images: 3 before the first photograph."""
-    head = [helper.make_node("Sub", ["vector", "vector"], ["nil"]), helper.make_node("Div", ["nil", "nil"], ["output"])]
-    assert "gives NaN" in refused(capsys, 3, *with_model(tmp_path, projection_model(head)))
 
 
 def test_file_that_vanishes_under_a_hostile_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
