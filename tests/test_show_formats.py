@@ -1,0 +1,134 @@
+"""`show` in every format: the table itself, whatever the names in it; a file is written part by part."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from audited import SEED, Audited, planted_audit, rows, run, small_set, write_files
+from dying import small_parts
+from planted import HOSTILE_NAMES, RAW_NAMES
+
+from pipeline import show as shows
+from pipeline.audit import FINDINGS
+from pipeline.cli import main
+from pipeline.schemas import TABLES
+
+
+@pytest.fixture(scope="module")
+def planted() -> Audited:
+    return planted_audit(SEED)
+
+
+def shown(capfdbinary: pytest.CaptureFixture[bytes], *arguments: str) -> bytes:
+    """What a command that succeeds prints."""
+    capfdbinary.readouterr()
+    assert main(arguments) == 0
+    output: bytes = capfdbinary.readouterr().out
+    return output
+
+
+@pytest.mark.parametrize("name", FINDINGS)
+def test_every_format_gives_the_table(
+    name: str, planted: Audited, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Parquet and JSON hold the table itself, CSV its texts; to a file the same bytes as to standard output."""
+    table = planted.audit.table(name)
+    show = ["show", name, "--root", str(planted.root)]
+    printed = {form: shown(capfdbinary, *show, f"--{form}") for form in ("parquet", "json", "csv")}
+
+    assert pq.read_table(io.BytesIO(printed["parquet"])).equals(table)
+    assert [json.loads(line) for line in printed["json"].splitlines()] == table.to_pylist()
+    header, *lines = csv.reader(io.StringIO(printed["csv"].decode(), newline=""))
+    assert header == table.column_names
+    assert lines == [[as_cell(value) for value in row.values()] for row in table.to_pylist()]
+    for form, data in printed.items():
+        place = tmp_path / f"out.{form}"
+        assert shown(capfdbinary, *show, f"--{form}", "--output", str(place)) == b""
+        assert place.read_bytes() == data
+
+
+def test_a_file_is_written_part_by_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In every format a part of the table is a piece of the file; together they are the table."""
+    small_parts(monkeypatch.setattr)
+    audit = run(write_files(tmp_path / "photos", small_set(24)), root=tmp_path / "audit")
+    parts = sum(1 for _ in audit.batches("images"))
+    written = {"csv": shows._csv, "json": shows._json, "parquet": shows._parquet}
+    for form, write in written.items():
+        pieces = [*write(audit, shows.Request("images", None, None, form, "out"), None)]
+        assert sum(bool(piece) for piece in pieces) > parts >= 3
+        if form == "parquet":
+            assert pq.read_table(io.BytesIO(b"".join(pieces))).equals(audit.images())
+
+
+def as_cell(value: object) -> str:
+    """A value as CSV holds it: text that a spreadsheet would take for a formula begins with a quote."""
+    text = "" if value is None else str(value)
+    return f"'{text}" if isinstance(value, str) and text[:1] in set("=+-@\t\r\n") else text
+
+
+def test_hostile_names_survive(planted: Audited, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """Names with newlines, quotes, formulas and no UTF-8 come back from CSV and JSON; text shows one line a row."""
+    show = ["show", "images", "--root", str(planted.root), "--columns", "uri"]
+    listed = list(csv.reader(io.StringIO(shown(capfdbinary, *show, "--csv").decode(), newline="")))[1:]
+    names = {uri.rpartition("/")[2] for (uri,) in listed}
+    objects = [json.loads(line) for line in shown(capfdbinary, *show, "--json").splitlines()]
+
+    assert {*HOSTILE_NAMES, *RAW_NAMES} <= names
+    assert [item["uri"] for item in objects] == [uri for (uri,) in listed]
+    lines = shown(capfdbinary, *show, "--top", "1000").decode().splitlines()
+    assert len(lines) == 2 + planted.audit.table("images").num_rows + 1
+    assert max(map(len, planted.audit.images()["uri"].to_pylist())) <= max(map(len, lines))  # a pipe has room for all
+    assert any("new\\nline.jpg" in line for line in lines)
+    assert not any("\u202e" in line for line in lines)
+
+
+def test_formulas_are_disarmed_at_the_start_of_a_cell(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Names in the source itself, where the uri is the name: what a spreadsheet would run starts with a quote."""
+    data = next(iter(small_set(4).values()))
+    photos = write_files(tmp_path / "photos", {f"{start}1+1.jpg": data for start in "=+-@\t\r\n"})
+    run(photos, root=tmp_path / "audit")
+    printed = shown(capfdbinary, "show", "images", "--root", str(tmp_path / "audit"), "--columns", "uri", "--csv")
+    cells = [row[0] for row in csv.reader(io.StringIO(printed.decode(), newline=""))][1:]
+
+    assert sorted(cells) == sorted(f"'{start}1+1.jpg" for start in "=+-@\t\r\n")
+
+
+def test_top_shows_the_worst(planted: Audited, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """`--top` takes the worst rows in every format; columns are those asked for, in that order."""
+    show = ["show", "outliers", "--root", str(planted.root), "--top", "6", "--columns", "score,uri"]
+    worst = [json.loads(line) for line in shown(capfdbinary, *show, "--json").splitlines()]
+    scores = sorted((row["score"] for row in rows(planted.audit, "outliers")), reverse=True)
+
+    assert [list(row) for row in worst] == [["score", "uri"]] * 6
+    assert [row["score"] for row in worst] == scores[:6]
+    assert {row["uri"] for row in worst} == set(planted.truth.outliers)
+    text = shown(capfdbinary, *show).decode().splitlines()
+    assert text[0].split() == ["score", "uri"]
+    assert len(text) == 2 + 6 + 1
+    *listed, footer = shown(capfdbinary, "show", "outliers", "--root", str(planted.root)).decode().splitlines()
+    assert len(listed) == 2 + 20
+    flagged = planted.audit.summary()["outliers"]["flagged"]
+    assert footer == f"20 of {len(scores)} rows; {flagged} outliers; --top N or --csv for all"
+
+
+def test_empty_tables_are_tables(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """A table without rows says so as text, has its header in CSV, its schema in Parquet, nothing in JSON."""
+    (tmp_path / "photos").mkdir()
+    run(tmp_path / "photos", root=tmp_path / "audit")
+    show = ["show", "leaks", "--root", str(tmp_path / "audit")]
+
+    assert b"no rows in leaks: no splits are known. Name one with --test" in shown(capfdbinary, *show)
+    assert shown(capfdbinary, "show", "labels", *show[2:]) == b"no rows in labels\n"
+    assert shown(capfdbinary, *show, "--csv").decode().strip() == ",".join(TABLES["leaks"].schema.names)
+    assert shown(capfdbinary, *show, "--json") == b""
+    found: pa.Table = pq.read_table(io.BytesIO(shown(capfdbinary, *show, "--parquet")))
+    assert found.schema.equals(TABLES["leaks"].schema)
+    assert found.num_rows == 0
