@@ -18,7 +18,7 @@ from pipeline.kernels.measure import MeasureParams
 from pipeline.kernels.quality_checks import QualityLimits
 from pipeline.kernels.space import SpaceParams
 from pipeline.kernels.threshold import ThresholdParams
-from pipeline.kernels.verify import VerifyParams
+from pipeline.kernels.verify_params import VerifyParams
 from pipeline.sources.labels import RuleParams
 from pipeline.storage import StorageConfig, canonical_uri
 

@@ -14,7 +14,7 @@ from audited import LOCAL, run, small_set, write_files
 import pipeline
 from pipeline.config import SECTIONS, AuditConfig, config_from, read_toml
 from pipeline.errors import AuditError, UsageError
-from pipeline.kernels.verify import VerifyParams
+from pipeline.kernels.verify_params import VerifyParams
 from pipeline.schemas import CHECKS
 
 TEXT = (Path(__file__).parents[1] / "docs" / "config.toml").read_text(encoding="utf-8")
@@ -42,7 +42,8 @@ def test_every_key_is_documented(key: str) -> None:
     """Each key stands in the file, commented out where it has no default; the limits of verify stand in its module."""
     section, _, name = key.rpartition(".")
     if section == "verify" and name not in ("skip_similarity", "skip_signature"):
-        assert f"{name}:" in (Path(__file__).parents[1] / "pipeline/kernels/verify.py").read_text(encoding="utf-8")
+        module = Path(__file__).parents[1] / "pipeline/kernels/verify_params.py"
+        assert f"{name}:" in module.read_text(encoding="utf-8")
         return
     if section == "neighbours.copy":
         assert re.search(rf"copy = {{.*{name} = |^# {name} = ", TEXT, flags=re.MULTILINE)
@@ -143,7 +144,10 @@ ABOVE_0 = {
     "least_windows": [1, 2**62],
     "least_inliers": [1, 2**62],
     "scene_inliers": [1, 2**62],
-    **{name: [1, 2**62, 1e-300, 1e300] for name in ("skew", "clean_skew", "turn", "flat_difference", "tolerance")},
+    **{
+        name: [1, 2**62, 1e-300, 1e300]
+        for name in ("skew", "clean_skew", "turn", "flat_difference", "drift", "tolerance")
+    },
 }
 KEYS = [*leaves(AuditConfig(("photos/",), "audit/"))]
 

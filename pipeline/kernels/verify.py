@@ -19,6 +19,7 @@ from pipeline.errors import UsageError
 from pipeline.kernels import agreement, align
 from pipeline.kernels.agreement import Agreement, Luminance
 from pipeline.kernels.align import Array, Geometry, Mask, Transform
+from pipeline.kernels.verify_params import VerifyParams
 from pipeline.schemas import Kind
 
 THUMB = 32
@@ -34,71 +35,6 @@ def _oriented(array: npt.NDArray[Any], turns: int, mirrored: bool) -> npt.NDArra
 
 
 TURNED_PLACES = np.stack([_oriented(np.arange(THUMB * THUMB).reshape(THUMB, THUMB), *view).ravel() for view in TURNED])
-
-
-@dataclass(frozen=True)
-class VerifyParams:
-    """Limits of the decision. Shares are of textured windows, lengths in pixels of a raster of `side` pixels.
-
-    The defaults were set on 7,300 pairs of Intel scenes, looked at by eye, and on planted edits, 98% of which reach
-    `well` .95 (rotated .87) and leave a `residual` of at most .30; frames of a burst leave .33 to .60 unless they are
-    shifted, which the geometry shows. `side`: long side that both images are brought to. `agreement`,
-    `overlaid_agreement`, `mirrored_agreement`: least share of windows. `residual`, `overlaid_residual`,
-    `pinned_residual`, `mirrored_residual`, `exact_residual`: see `Agreement.residual`; 98% of mirrored copies leave .43
-    at most, two shirts or two road signs .45 to .81. `moved`: share of windows below which some disagree
-    and one image must hold the more detail there (`one_sided`). `contained`, `skew`, `clean_skew`, `turn` (degrees):
-    what an edit may do to a frame. `flat_difference`: grey levels between two copies without texture. `overlay`: share
-    of pixels from which a copy in place is `edited`.
-    """
-
-    side: int = 160
-    least_windows: int = 10
-    agreement: float = 0.85
-    overlaid_agreement: float = 0.55
-    mirrored_agreement: float = 0.6
-    moved: float = 0.985
-    one_sided: float = 0.22
-    residual: float = 0.33
-    overlaid_residual: float = 0.29
-    pinned_residual: float = 0.4
-    mirrored_residual: float = 0.44
-    exact_residual: float = 0.1
-    contained: float = 0.996
-    skew: float = 0.8
-    clean_skew: float = 0.3
-    turn: float = 2.0
-    flat_difference: float = 2.0
-    overlay: float = 0.004
-    patch_similarity: float = 0.8
-    tolerance: float = 3.0
-    least_inliers: int = 6
-    scene_inliers: int = 12
-    skip_similarity: float = 0.95
-    skip_signature: float = 0.98
-
-    def __post_init__(self) -> None:
-        """Raise UsageError, all problems in one message."""
-        shares = (
-            "agreement", "overlaid_agreement", "mirrored_agreement", "moved", "one_sided", "residual",
-            "overlaid_residual", "pinned_residual", "mirrored_residual", "exact_residual", "contained", "overlay",
-            "patch_similarity",
-        )  # fmt: skip
-        positive = (
-            "least_windows", "skew", "clean_skew", "turn", "flat_difference", "tolerance", "least_inliers",
-            "scene_inliers",
-        )  # fmt: skip
-        problems = [
-            f"{name} is {getattr(self, name)}, wanted 0 to 1"
-            for name in (*shares, "skip_similarity", "skip_signature")
-            if not 0 <= getattr(self, name) <= 1
-        ]
-        problems += [
-            f"{name} is {getattr(self, name)}, wanted more than 0" for name in positive if not getattr(self, name) > 0
-        ]
-        if not 64 <= self.side <= 1024:
-            problems.append(f"side is {self.side}, wanted 64 to 1024 pixels")
-        if problems:
-            raise UsageError("verify parameters: " + "; ".join(problems) + ". Correct them and run again.")
 
 
 class Evidence(NamedTuple):
@@ -284,10 +220,34 @@ def _same_frames(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> li
         view = b.view(view_turns, view_mirrored)
         transform = align.frame_change(a.luminance.shape, view.luminance.shape)
         found = _lay(a, view, transform, params)
-        laid.append(_Laid(found, IN_PLACE, view_turns, view_mirrored, 0, a, view, transform))
+        there = _Laid(found, IN_PLACE, view_turns, view_mirrored, 0, a, view, transform)
+        laid.append(_settled(there, params) if place == 0 and _is_same_photo(there, params) else there)
         if _is_same_photo(laid[-1], params):
             return laid[-1:]
     return laid
+
+
+def _settled(laid: _Laid, params: VerifyParams) -> _Laid:
+    """`laid`, frame on frame, moved to where its pictures lie if that explains most of what was left: a burst."""
+    if laid.agreement.residual <= params.exact_residual:
+        return laid
+    unit = params.side / 160
+    height, width = laid.first.luminance.shape
+    transform = align.refine(laid.first.band, laid.second.band, laid.transform)
+    corners = np.array([[0.0, 0.0, 1.0], [width, 0.0, 1.0], [0.0, height, 1.0], [width, height, 1.0]])
+    moved = float(np.hypot(*((transform - laid.transform) @ corners.T)).max())
+    found = _lay(laid.first, laid.second, transform, params)
+    if moved < params.drift * unit or found.residual > params.settled * laid.agreement.residual:
+        return laid
+    return laid._replace(
+        agreement=found, geometry=_geometry(laid.first, laid.second, transform, unit), transform=transform
+    )
+
+
+def _geometry(a: PreparedImage, b: PreparedImage, transform: Transform, unit: float) -> Geometry:
+    """What `transform` does to the frame of `b`, lengths in units."""
+    found = align.geometry(transform, a.luminance.shape, b.luminance.shape)
+    return found._replace(centre=found.centre / unit, skew=found.skew / unit, shear=found.shear / unit)
 
 
 def _refined(a: PreparedImage, b: PreparedImage, start: Transform, unit: float) -> Transform:
@@ -319,9 +279,7 @@ def _by_features(a: PreparedImage, b: PreparedImage, params: VerifyParams) -> _L
     if rough.contained > 0.85 and min(rough.skew, rough.shear) < 12 * unit:  # else no refinement makes it an edit
         transform = _refined(a, view, transform, unit)
     judged = _lay(a, view, transform, params)
-    change = align.geometry(transform, a.luminance.shape, view.luminance.shape)
-    units = change._replace(centre=change.centre / unit, skew=change.skew / unit, shear=change.shear / unit)
-    return _Laid(judged, units, 0, mirrored, inliers, a, view, transform)
+    return _Laid(judged, _geometry(a, view, transform, unit), 0, mirrored, inliers, a, view, transform)
 
 
 def _is_in_place(laid: _Laid) -> bool:

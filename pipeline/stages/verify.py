@@ -17,12 +17,12 @@ from pipeline.kernels.header import ImageError
 from pipeline.kernels.verify import (
     Evidence,
     PreparedImage,
-    VerifyParams,
     compare,
     kind_without_pixels,
     may_skip,
     prepare,
 )
+from pipeline.kernels.verify_params import VerifyParams
 from pipeline.layout.exact import read_pinned_features
 from pipeline.layout.features import read_feature_rows
 from pipeline.layout.images import BYTES_AHEAD, ImageObject, image_objects_of
@@ -38,7 +38,7 @@ from pipeline.storage import StorageConfig, Store, is_remote
 
 log = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 KEPT_IMAGES = 512  # 256 x 256 bytes and their features: about 0.2 MB each
 READS_IN_FLIGHT = 16
 UNREADABLE = (NotFound, ObjectChanged, CorruptObject, AccessDenied, ImageError)
