@@ -16,6 +16,7 @@ import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,57 @@ def _without_float_front(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def _paired_weights(narrow: np.ndarray) -> np.ndarray:
+    """Weights (32, 3, 3, 3) of one output as those of two, int8 (64, 12, 3, 2), over two blocks of four pixels."""
+    wide = np.zeros((64, 12, 3, 2), np.int8)
+    for output, column in product(range(2), range(3)):
+        block, pixel = divmod(2 * output + column, 4)
+        wide[32 * output : 32 * output + 32, 3 * pixel : 3 * pixel + 3, :, block] = narrow[:, :, :, column]
+    return wide
+
+
+def _with_paired_stem(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Computes two neighbouring outputs of the stem at once, from blocks of four pixels: the same integers, so bit by
+    bit the same embedding, but with 12 input channels, which ONNX Runtime convolves without gathering patches first.
+
+    Both reshapes only rename the axes of NHWC bytes. Saves 0.15 to 0.2 of 4.8 ms an image without VNNI.
+    """
+    graph = model.graph
+    by_name = {node.name: node for node in graph.node}
+    weights = {weight.name: weight for weight in graph.initializer}
+    wide = _paired_weights(numpy_helper.to_array(weights["stem.weight_quantized"]))
+    doubled = {
+        name: np.concatenate([numpy_helper.to_array(weight)] * 2)
+        for name, weight in weights.items()
+        if name.startswith(("stem.weight_scale", "stem.weight_zero_point", "stem.bias_quantized"))
+    }
+    shapes = {
+        "blocks.shape": np.array([0, SIDE, SIDE // 4, 12]),
+        "pixels.shape": np.array([0, SIDE // 2, SIDE // 2, 32]),
+    }
+    for name, value in {"stem.weight_quantized": wide, **doubled}.items():
+        weights[name].CopyFrom(numpy_helper.from_array(value, name))
+    graph.initializer.extend(numpy_helper.from_array(value.astype(np.int64), name) for name, value in shapes.items())
+    conv = by_name["stem"]
+    changed = {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [0, 0, 1, 1]}
+    for attribute in conv.attribute:
+        if attribute.name in changed:
+            attribute.CopyFrom(helper.make_attribute(attribute.name, changed[attribute.name]))
+    by_name["nchw"].input[0] = "blocks"
+    graph.node.insert(0, helper.make_node("Reshape", ["images", "blocks.shape"], ["blocks"], name="blocks"))
+    opened = by_name["stem.relu6_DequantizeLinear"]
+    at = list(graph.node).index(opened)
+    graph.node.insert(at, helper.make_node("Transpose", [opened.input[0]], ["pairs"], name="pairs", perm=[0, 2, 3, 1]))
+    graph.node.insert(at + 1, helper.make_node("Reshape", ["pairs", "pixels.shape"], ["pixels"], name="pixels"))
+    graph.node.insert(
+        at + 2, helper.make_node("Transpose", ["pixels"], ["unpaired"], name="unpaired", perm=[0, 3, 1, 2])
+    )
+    opened.input[0] = "unpaired"
+    del graph.value_info[:]  # the shapes of before
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
 def features(embedder: Embedder, photos: Sequence[Path]) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings float16 (n, 320) and signatures uint8 (n, 256) of the decodable photos, as the product stores them."""
     embeddings, signatures = [], []
@@ -255,7 +307,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wanted = reference(net, sample)
     expected = load_embedder(plain.SerializeToString()).embed(sample)
     print(f"float graph against PyTorch: largest difference {np.abs(expected - wanted).max():.2e}")
-    small = _without_float_front(quantised(plain, calibration))
+    small = _with_paired_stem(_without_float_front(quantised(plain, calibration)))
     found = load_embedder(small.SerializeToString(deterministic=True)).embed(sample)
     cosine = np.sum(expected * found, axis=1) / np.linalg.norm(expected, axis=1) / np.linalg.norm(found, axis=1)
     print(f"int8 against float on {len(sample)} photos: cosine mean {cosine.mean():.4f}, smallest {cosine.min():.4f}")
