@@ -81,6 +81,7 @@ def run(
     - `min_offset`, `max_offset`: list and extract these offsets only, publish nothing
     - `shard_size`: images per shard
     - `storage`: {"region": ..., "endpoint_url": ..., "endpoints": {name: url}}
+    - `accept_empty`: whether a source that had images may have none now
     - `max_failed_share` and the tables of limits, see `pipeline.config.AuditConfig`: `measure`, `space`, `threshold`,
       `verify`, `quality`, `keeper`
 

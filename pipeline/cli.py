@@ -86,6 +86,9 @@ def _add_run(commands: Any) -> None:
     run.add_argument(
         "--config", help="TOML file with any of these and more: its keys are those of Python's help(pipeline.run)"
     )
+    run.add_argument(
+        "--accept-empty", action="store_true", help="a source that had images may have none now: they are removed"
+    )
     rule = run.add_argument_group("splits and labels (by folder names unless told otherwise)")
     rule.add_argument("--labels", help="CSV or Parquet with filename and label, split or both")
     rule.add_argument("--pattern", help="regular expression on the path with the groups label, split or both")
@@ -165,6 +168,7 @@ def config_values(options: argparse.Namespace) -> dict[str, Any]:
         ("model", "input"): _model_input(options),
         ("neighbours", "space"): options.space,
         ("neighbours", "threshold"): options.threshold,
+        ("accept_empty",): options.accept_empty or None,
         ("min_offset",): options.min_offset,
         ("max_offset",): options.max_offset,
         ("shard_size",): options.shard_size,

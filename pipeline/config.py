@@ -105,6 +105,7 @@ class AuditConfig:
     max_offset: int | None = None
     shard_size: int | None = None
     max_failed_share: float = 0.01
+    accept_empty: bool = False
 
     def __post_init__(self) -> None:
         problems = []

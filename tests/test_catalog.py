@@ -66,11 +66,11 @@ class World:
         os.unlink(self.path(name))  # noqa: PTH108
         del self.files[name]
 
-    def update(self) -> Snapshot:
+    def update(self, accept_empty: bool = True) -> Snapshot:
         records = tuple(SourceRecord(str(self.folder / f"source{i}"), "") for i in range(self.sources))
         for record in records:
             Path(record.uri).mkdir(exist_ok=True)
-        return update_catalog(self.root, records, self.same_content).snapshot
+        return update_catalog(self.root, records, self.same_content, accept_empty).snapshot
 
     def same_content(self, image_id: int, source: int, info: ObjectInfo) -> bool:
         return self.contents[image_id] == self.files[source, os.fsencode(info.key)][0]
@@ -257,3 +257,23 @@ def test_a_disk_has_no_etag(tmp_path: Path) -> None:
 
     assert (row["etag"], row["mtime_ns"]) == (None, 0)
     assert world.update() == snapshot
+
+
+def test_a_source_that_is_away_removes_nothing(tmp_path: Path) -> None:
+    """An empty mount point would make every image a new one when it is back: an error says so, and the ids stay."""
+    world = World(tmp_path, sources=3)  # the last one never had an image
+    for source in range(2):
+        world.write((source, b"a.jpg"), b"1", 5)
+        world.write((source, b"b.jpg"), b"2", 5)
+    snapshot = world.update(accept_empty=False)
+    (tmp_path / "source1").rename(tmp_path / "away")
+    with pytest.raises(NotFound, match=r"source1: no image is left of the 2 .*Check that it is mounted"):
+        world.update(accept_empty=False)
+    (tmp_path / "source1").rmdir()
+    (tmp_path / "away").rename(tmp_path / "source1")
+
+    assert world.update(accept_empty=False) == snapshot
+    world.remove((1, b"a.jpg"))
+    assert world.update(accept_empty=False).removed_count == 1
+    world.remove((1, b"b.jpg"))
+    assert world.update(accept_empty=True).removed_count == 2

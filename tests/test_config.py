@@ -121,6 +121,7 @@ TAKEN = {
     "max_offset": [1, 2**62],
     "shard_size": [1, 2**62],
     "max_failed_share": [0, 1, 1e-300],
+    "accept_empty": [True],
     "space.embedding_dims": [1, 2**62],
     "space.signature_dims": [1, 2**62],
     "space.embedding_weight": [1e-300],

@@ -56,7 +56,7 @@ def take_snapshot(session: Session) -> Snapshot:
     _refuse_twice(session, sources)
     record = session.timed("catalog", "catalog")
     started, cpu = time.perf_counter(), time.process_time()
-    update = update_catalog(session.root, sources, _KnownContent(session))
+    update = update_catalog(session.root, sources, _KnownContent(session), config.accept_empty)
     snapshot = first_alike(session.store, update.snapshot)
     record.counters = listed_counts(update)
     session.close(record, time.perf_counter() - started, time.process_time() - cpu, snapshot.live)

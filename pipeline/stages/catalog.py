@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,7 @@ class _Changes:
     appended: list[tuple[int, ObjectInfo]] = field(default_factory=list)
     parts: list[CatalogPart] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
+    lost: Counter[int] = field(default_factory=Counter)  # images of each source that it does not list any more
     restamped: dict[int, tuple[str, int]] = field(default_factory=dict)
     total: int = 0
     added: int = 0
@@ -71,12 +73,14 @@ class Update:
     left_out: tuple[LeftOut, ...]
 
 
-def update_catalog(root: Root, sources: tuple[SourceRecord, ...], same_content: SameContent) -> Update:
+def update_catalog(
+    root: Root, sources: tuple[SourceRecord, ...], same_content: SameContent, accept_empty: bool = False
+) -> Update:
     """The snapshot of what the sources hold now: the latest one where nothing changed, else a new one.
 
     The listing is streamed against the sorted runs of the catalog, so memory does not grow with it. Who loses the
     race for a snapshot's number lists again. Raises UsageError where the root belongs to other sources, NotFound where
-    nothing is under a path of an object store.
+    nothing is under a path of an object store, or no image where there were some, unless `accept_empty`.
     """
     store = root.open()
     for _ in range(RACES):
@@ -84,6 +88,8 @@ def update_catalog(root: Root, sources: tuple[SourceRecord, ...], same_content: 
         merged = merge_sources(root, previous.sources, sources)
         left_out = tuple(LeftOut() for _ in merged)
         changes = _compare(store, previous, _listing(root, merged, left_out), same_content)
+        if not accept_empty:
+            _refuse_emptied(root, merged, changes.lost, left_out)
         counts = (changes.added, changes.changed, len(changes.removed) - changes.changed)
         _flush(store, changes, previous.number + 1)
         if (
@@ -124,7 +130,7 @@ def _compare(
     row = next(known, None)
     for source, info, raw in listing:
         while row is not None and row[0] < (source, raw):
-            changes.removed.append(row[1].image_id)
+            _remove(changes, *row)
             row = next(known, None)
         if row is not None and row[0] == (source, raw):
             if not _is_kept(row[1], source, info, changes, same_content):
@@ -138,9 +144,26 @@ def _compare(
         if len(changes.appended) >= PART_ROWS:
             _flush(store, changes, previous.number + 1)
     while row is not None:
-        changes.removed.append(row[1].image_id)
+        _remove(changes, *row)
         row = next(known, None)
     return changes
+
+
+def _remove(changes: _Changes, name: tuple[int, bytes], known: _Known) -> None:
+    changes.removed.append(known.image_id)
+    changes.lost[name[0]] += 1
+
+
+def _refuse_emptied(
+    root: Root, sources: tuple[SourceRecord, ...], lost: Counter[int], left_out: tuple[LeftOut, ...]
+) -> None:
+    """A mount that is away reads as an empty folder, and images that come back are new ones: all extracted again."""
+    for index, source in enumerate(sources):
+        if lost[index] and not left_out[index].images:
+            raise NotFound(
+                f"{source.uri}: no image is left of the {lost[index]:,} that the root {root.uri} knows of it. Check "
+                "that it is mounted and complete, or say --accept-empty (accept_empty) where it was emptied on purpose."
+            )
 
 
 def _is_kept(known: _Known, source: int, info: ObjectInfo, changes: _Changes, same_content: SameContent) -> bool:
