@@ -20,7 +20,8 @@ import pipeline
 from pipeline.api import Where
 
 def threads():
-    return cv2.getNumThreads(), faiss.omp_get_max_threads(), [pool["num_threads"] for pool in threadpool_info()]
+    pools = dict((pool["filepath"], pool["num_threads"]) for pool in threadpool_info())  # which come in any order
+    return cv2.getNumThreads(), faiss.omp_get_max_threads(), pools
 
 {before}
 cv2.setNumThreads(3)
