@@ -42,8 +42,13 @@ class Audit:
         return f"{self.root.uri}/{audit_folder(self.audit_id)}/tables"
 
     def summary(self) -> dict[str, Any]:
-        """What was found, in numbers: images by status, pairs by kind, leaks by split, the threshold, recall."""
-        return dict(self.published.facts)
+        """What was found, in numbers: images by status, pairs by kind, leaks by split, the threshold, recall.
+
+        `left_out`, `hidden`: files that the latest listing of the sources left out, being no images by name, or hidden.
+        """
+        stages = {stage["stage"]: stage["counters"] for stage in self.published.session["stages"]}
+        left_out = {name: int(stages.get("catalog", {}).get(name, 0)) for name in ("left_out", "hidden")}
+        return {**self.published.facts, **left_out}
 
     def table(
         self,
@@ -166,7 +171,7 @@ class Audit:
         return self.table("images", columns, filter, limit)
 
     def __repr__(self) -> str:
-        return f"<Audit {self.audit_id} in {self.root.uri}>\n" + "\n".join(summary_lines(self.published.facts))
+        return f"<Audit {self.audit_id} in {self.root.uri}>\n" + "\n".join(summary_lines(self.summary()))
 
 
 def open_audit(
@@ -189,10 +194,12 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
     images = facts["images"]
     why = ", ".join(f"{status} {count:,}" for status, count in sorted(images["statuses"].items()) if status != "ok")
     invalid = f"{images['invalid']:,} invalid{why and f': {why}'}"
-    lines = [f"images      {images['live']:,} ({images['ok']:,} ok, {invalid})"]
+    beside = f"; {facts['left_out']:,} other files left out" if facts["left_out"] else ""
+    lines = [f"images      {images['live']:,} ({images['ok']:,} ok, {invalid}){beside}"]
     duplicates = facts["duplicates"]
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in duplicates["pairs"].items())
-    lines.append(f"pairs       {kinds or 'none'}")
+    unread = f"; {duplicates['unread']:,} could not be compared" if duplicates["unread"] else ""
+    lines.append(f"pairs       {kinds or 'none'}{unread}")
     lines.append(
         f"groups      {duplicates['groups']:,} with {duplicates['grouped_images']:,} images, largest "
         f"{duplicates['largest_group']:,}"

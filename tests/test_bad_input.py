@@ -26,6 +26,7 @@ import pipeline
 from pipeline import plan
 from pipeline.api import status
 from pipeline.cli import main
+from pipeline.errors import NotFound
 from pipeline.layout.snapshots import Snapshot
 from pipeline.plan.preparing import take_snapshot
 from pipeline.plan.session import Session
@@ -58,7 +59,9 @@ def test_a_folder_that_fills_and_empties(tmp_path: Path) -> None:
     assert filled.summary()["duplicates"]["pairs"] == {"same_bytes": 1}
     for name in ("a.jpg", "b.jpg"):
         (tmp_path / "photos" / name).unlink()
-    assert_consistent(run(tmp_path / "photos", root=tmp_path / "audit"), 0, 0)
+    with pytest.raises(NotFound, match="no image is left of the 2 "):
+        run(tmp_path / "photos", root=tmp_path / "audit")
+    assert_consistent(run(tmp_path / "photos", root=tmp_path / "audit", accept_empty=True), 0, 0)
 
 
 def test_files_that_are_no_images_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -76,6 +79,8 @@ def test_files_that_are_no_images_by_name(tmp_path: Path, caplog: pytest.LogCapt
         assert warning.startswith(f"no images found in {two} (there are 2 files: 1 .heic, 1 .part; wanted .bmp, ")
         counters = audit.published.session["stages"][0]["counters"]
         assert (counters["left_out"], counters["hidden"]) == (12, 1)
+        assert (audit.summary()["left_out"], audit.summary()["hidden"]) == (12, 1)
+        assert "images      1 (1 ok, 0 invalid); 12 other files left out" in repr(audit)
 
 
 def test_quiet_run_warns_of_an_empty_audit(tmp_path: Path) -> None:

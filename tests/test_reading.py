@@ -12,7 +12,7 @@ import pytest
 from audited import by_uri, half_size, rows, run, small_set, write_files
 from PIL import Image
 
-from pipeline.audit import Audit
+from pipeline.audit import Audit, summary_lines
 from pipeline.kernels.measure import MeasureParams
 from pipeline.layout.images import BYTES_AHEAD, ImageObject
 from pipeline.layout.models import store_model
@@ -110,6 +110,8 @@ def test_another_image_of_the_same_size_is_not_compared(tmp_path: Path, monkeypa
     assert verdict(audited_with(lambda _: None, folder, tmp_path / "as it is", monkeypatch)) == ("edited", True)
     swapped = audited_with(swap, folder, tmp_path / "swapped", monkeypatch)
     assert not verdict(swapped)[1]
+    assert swapped.summary()["duplicates"]["unread"] >= 1
+    assert summary_lines(swapped.summary())[1].endswith("could not be compared")
 
 
 def test_a_touched_file_is_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import inspect
+import json
 import os
 import pty
 import re
@@ -24,6 +25,7 @@ from pipeline import show as shows
 from pipeline.audit import FINDINGS, Audit, summary_lines, table_to_show
 from pipeline.cli import main
 from pipeline.errors import UsageError
+from pipeline.models.prior import copy_prior
 from pipeline.schemas import CHECKS
 
 
@@ -194,6 +196,31 @@ def test_too_few_images_for_an_own_model_are_said(tmp_path: Path) -> None:
     assert line.endswith("unknown (too few images)")
     assert "nan" not in line
     assert line.count("0.350") == 1
+
+
+def test_misses_are_those_of_the_threshold_in_use(tmp_path: Path) -> None:
+    """A fixed threshold misses what lies below it, not what the rule would have missed."""
+    photos = write_files(tmp_path / "photos", small_set(4))
+    by_rule, fixed = (
+        run(photos, root=tmp_path / "audit", neighbours=given).summary()["threshold"]
+        for given in ({}, {"threshold": 0.9})
+    )
+    assert fixed["value"] == 0.9
+    assert fixed["misses"] == copy_prior().curve.misses_at(0.9)
+    assert fixed["misses"]["all"] > 0.1 > by_rule["misses"]["all"]
+
+
+def test_an_audit_of_another_format_is_named(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """Such as that of an earlier version: 3, with what to do."""
+    photos = write_files(tmp_path / "photos", small_set(4))
+    root = tmp_path / "audit"
+    first = run(photos, root=root)
+    document = root / "audits" / first.audit_id / "run.json"
+    old = json.loads(document.read_text())
+    document.write_text(json.dumps({name: value for name, value in old.items() if name != "format"}))
+
+    assert main(["show", "leaks", "--root", str(root)]) == 3
+    assert b"format None, wanted 1: another version of image-audit made it." in capfdbinary.readouterr().err
 
 
 def piped(command: str, root: Path, *, into: str = "") -> tuple[int, str]:

@@ -178,6 +178,16 @@ def test_misses_come_from_the_recall_curve():
     assert "100,000 images" in line
 
 
+def test_misses_at_a_threshold_of_the_users_own():
+    """The share of known edits below that value, whatever the rule would have taken."""
+    similarities = {"crop": np.linspace(0.3, 0.9, 601), "blur": np.linspace(0.5, 1.0, 501)}
+    curve = recall_curve(similarities)
+
+    for value in (0.4, 0.6, 0.95):
+        below = {edit: (found < value).mean() for edit, found in similarities.items()}
+        assert curve.misses_at(value) == pytest.approx({**below, "all": np.mean([*below.values()])}, abs=0.01)
+
+
 def test_the_prior_reads_back_and_equal_priors_have_equal_bytes():
     prior = CopyPrior(SHIPPED, recall_curve({"crop": np.array([0.5, 0.7]), "blur": np.array([0.9])}))
     data = prior_to_bytes(prior)

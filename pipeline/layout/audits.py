@@ -12,6 +12,8 @@ from pipeline.storage import Store
 FOLDER = "audits"
 RUN = "run.json"
 SESSIONS = "sessions"
+FORMAT = 1
+"""Of run.json and the tables; raised with every change of either, so that an audit of another one is never misread."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,22 @@ def audit_folder(audit_id: str) -> str:
 
 def published_to_json(published: Published) -> dict[str, Any]:
     """The document of a finished audit."""
-    return dict(vars(published))
+    return {"format": FORMAT, **vars(published)}
 
 
 def read_audit(store: Store, audit_id: str) -> Published:
-    """A finished audit by id. Raises NotFound that lists the ids there are."""
+    """A finished audit by id. Raises NotFound that lists the ids there are, ArtifactError for one of another format."""
     key = f"{audit_folder(audit_id)}/{RUN}"
     if not store.exists(key):
         known = ", ".join(sorted(audit_ids(store))) or "none"
         raise NotFound(f"{store.uri}: no finished audit {audit_id!r}; there are: {known}")
     value = read_json(store, key)
+    made = value.pop("format", None)
+    if made != FORMAT:
+        raise ArtifactError(
+            f"{store.uri}/{key}: format {made}, wanted {FORMAT}: another version of image-audit made it. Read it with "
+            "that version, or run this one on the root: it reuses what was extracted and makes an audit of its own."
+        )
     try:
         return Published(**value)
     except TypeError as error:

@@ -12,14 +12,14 @@ from pipeline import __version__
 from pipeline.kernels.labels import LabelRule
 from pipeline.kernels.outliers import OutlierRule
 from pipeline.layout.annotations import read_vocabulary
-from pipeline.layout.audits import Published, audit_folder, publish_audit
+from pipeline.layout.audits import FORMAT, Published, audit_folder, publish_audit
 from pipeline.layout.fingerprint import fingerprint, plain
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import RECALL, TAIL
 from pipeline.layout.parts import cut, part_name
 from pipeline.layout.root import versions
 from pipeline.layout.scores import SCORES, SUMMED
-from pipeline.layout.snapshots import Snapshot
+from pipeline.layout.snapshots import Snapshot, live_between
 from pipeline.layout.tables import read_json
 from pipeline.plan.searching import Found, query_ranges, run_ranges, summary_of
 from pipeline.plan.session import Session, record_to_json
@@ -40,6 +40,7 @@ def publish(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenS
     audit_id = f"{snapshot.number:06d}-" + fingerprint(
         "findings", findings.VERSION, scores=scores, edges=found.edges, groups=found.groups, space=space.folder,
         rules=rules, snapshot=snapshot.digest, rows=TABLE_ROWS, recall=session.config.neighbours.recall_sample,
+        format=FORMAT,
     )[:12]  # fmt: skip
     folder = audit_folder(audit_id)
     _tables(
@@ -93,7 +94,8 @@ def _score(session: Session, snapshot: Snapshot, inputs: Inputs, found: Found, t
     for lo, hi in query_ranges(snapshot.total):
         spec = score.ScoreSpec(inputs, found.groups, found.neighbours, tail, meant, rules.labels, folder, lo, hi)
         beside = (score.totals_key(folder, lo, hi),)
-        tasks.append(Task(f"{folder}/{part_name(SCORES, lo, hi)}", score.score, spec, hi - lo, beside=beside))
+        live = live_between(session.store, snapshot, lo, hi)
+        tasks.append(Task(f"{folder}/{part_name(SCORES, lo, hi)}", score.score, spec, live, beside=beside))
     run_ranges(session, "score", folder, tasks)
     session.run_one("totals", folder, (SUMMED,), Task(folder, score.sum_scores, score.SumSpec(inputs, folder)))
     return folder
@@ -107,7 +109,8 @@ def _tables(session: Session, snapshot: Snapshot, whole: FindingsSpec) -> None:
             whole.inputs, whole.space, whole.edges, whole.groups, whole.scores, whole.rules, whole.folder, lo, hi
         )
         *beside, marker = (findings.table_key(whole.folder, name, lo, hi) for name in findings.WRITTEN)
-        tasks.append(Task(marker, findings.publish_range, spec, hi - lo, beside=tuple(beside)))
+        live = live_between(session.store, snapshot, lo, hi)
+        tasks.append(Task(marker, findings.publish_range, spec, live, beside=tuple(beside)))
     run_ranges(session, "findings", whole.folder, tasks)
 
 
@@ -127,7 +130,7 @@ def _facts(session: Session, inputs: Inputs, space: ChosenSpace, recall: dict[st
         },
         **read_json(session.store, f"{folder}/{findings.COUNTS}"),
         "space": {"folder": space.folder},
-        "threshold": {"value": space.threshold, "text": space.threshold_said, "misses": space.rule.expected_misses},
+        "threshold": {"value": space.threshold, "text": space.threshold_said, "misses": space.misses},
         "recall": recall,
     }
 

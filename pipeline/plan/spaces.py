@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.kernels.routing import choose_nlist
-from pipeline.kernels.threshold import Threshold, describe, threshold_for
+from pipeline.kernels.threshold import describe, threshold_for
 from pipeline.layout.exact import ExactSummary
 from pipeline.layout.fingerprint import fingerprint, plain
 from pipeline.layout.inputs import Inputs
@@ -36,11 +36,13 @@ EXACT = Index("", 1)
 
 @dataclass(frozen=True)
 class ChosenSpace:
-    """The space of an audit: its folder, the threshold of candidates, both indexes, and a line that says why."""
+    """The space of an audit: its folder, the threshold of candidates with the share of known edits below it, both
+    indexes, and lines that say why.
+    """
 
     folder: str
     threshold: float
-    rule: Threshold
+    misses: dict[str, float]
     copy: Index
     semantic: Index
     said: str
@@ -61,17 +63,22 @@ def choose_space(session: Session, inputs: Inputs, summary: ExactSummary, model:
     record, said = _kept(session, inputs, moments, summary.representatives)
     if record is None:
         record = _trained(session, inputs, moments, summary, model)
-    rule = _rule(session, record, summary.representatives, model)
-    fixed = session.config.neighbours.threshold
+    curve = None if model.key else copy_prior().curve
+    rule = threshold_for(record.tail, summary.representatives, session.config.threshold, curve)
     text = describe(rule, record.tail, summary.representatives)
+    fixed = session.config.neighbours.threshold
+    if fixed is not None:
+        given = f"copy similarity {fixed} on, as given; the rule says {rule.value:.3f}"
+        text = f"pairs are compared pixel by pixel from {given}"
+        rule = replace(rule, value=fixed, expected_misses={} if curve is None else curve.misses_at(fixed))
     return ChosenSpace(
         folder=record.folder,
-        threshold=rule.value if fixed is None else fixed,
-        rule=rule,
+        threshold=rule.value,
+        misses=rule.expected_misses,
         copy=_index(session, inputs, record, summary.representatives, is_copy=True),
         semantic=_index(session, inputs, record, summary.representatives, is_copy=False),
         said=said,
-        threshold_said=text if fixed is None else _as_given(fixed, rule),
+        threshold_said=text,
     )
 
 
@@ -104,17 +111,6 @@ def _trained(session: Session, inputs: Inputs, moments: str, summary: ExactSumma
     spec = train.SpaceSpec(inputs, moments, model, params, f"spaces/{name}", summary.representatives)
     session.run_one("train", spec.folder, (COPY_SPACE, SPACE), Task(spec.folder, train.train_space, spec))
     return read_space_record(session.store, spec.folder)
-
-
-def _rule(session: Session, record: SpaceRecord, representatives: int, model: ModelRef) -> Threshold:
-    curve = None if model.key else copy_prior().curve
-    return threshold_for(record.tail, representatives, session.config.threshold, curve)
-
-
-def _as_given(fixed: float, rule: Threshold) -> str:
-    return (
-        f"pairs are compared pixel by pixel from copy similarity {fixed} on, as given; the rule says {rule.value:.3f}"
-    )
 
 
 def _index(session: Session, inputs: Inputs, record: SpaceRecord, representatives: int, *, is_copy: bool) -> Index:

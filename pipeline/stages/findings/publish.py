@@ -15,7 +15,7 @@ from pipeline.layout.parts import part_name
 from pipeline.layout.scores import SUMMED, totals_from_bytes
 from pipeline.layout.tables import json_bytes, read_object, read_table, write_table
 from pipeline.runner import Counters
-from pipeline.schemas import CHECKS, KIND_ORDER, Status
+from pipeline.schemas import CHECKS, KIND_ORDER, Kind, Status
 from pipeline.stages.findings.context import FindingsSpec, Range
 from pipeline.stages.findings.group_tables import GroupImages, groups_table, label_conflicts_table
 from pipeline.stages.findings.image_tables import (
@@ -101,14 +101,18 @@ def _count_true(store: Store, folder: str, name: str, column: str) -> int:
 
 def _duplicates(store: Store, folder: str) -> dict[str, object]:
     counts: Counter[str] = Counter()
-    for part in _parts(store, folder, "duplicates", ["kind"]):
+    unread = 0
+    for part in _parts(store, folder, "duplicates", ["kind", "is_verified"]):
         counts.update({item["values"]: item["counts"] for item in pc.value_counts(part["kind"]).to_pylist()})
+        alike = pc.equal(part["kind"], Kind.LOOK_ALIKE.value)
+        unread += pc.sum(pc.and_(alike, pc.invert(part["is_verified"]))).as_py() or 0
     groups = images = largest = 0
     for part in _parts(store, folder, "groups", ["group_id", "group_size"]):
         groups += pc.count_distinct(part["group_id"]).as_py()
         images += part.num_rows
         largest = max(largest, pc.max(part["group_size"]).as_py() or 0)
     return {
+        "unread": unread,  # look-alikes only because an image could not be read again: any of them may be a copy
         "pairs": {kind.value: counts[kind.value] for kind in KIND_ORDER if kind.value in counts},
         "groups": groups,
         "grouped_images": images,
