@@ -174,8 +174,8 @@ def may_retry(error: AuditError) -> bool:
     return isinstance(error, (StorageUnavailable, TaskError))
 
 
-def execute_apart(function: Callable[..., Counters], spec: Any, seconds: float) -> Execution | None:
-    """`execute` in a process of its own, which takes a second to start; None where that died or took longer."""
+def execute_apart(function: Callable[..., Counters], spec: Any, seconds: float) -> Execution | str:
+    """`execute` in a process of its own, which takes a second to start; `crashed` or `timeout` where that did."""
     command = [sys.executable, "-c", "from pipeline.runner import answer; answer()"]
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
@@ -184,10 +184,10 @@ def execute_apart(function: Callable[..., Counters], spec: Any, seconds: float) 
             check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        return None
+        return "timeout"
     if ended.returncode:
         log.warning("its process ended with %d", ended.returncode)
-        return None
+        return "crashed"
     done: Execution = pickle.loads(ended.stdout)  # noqa: S301 - of our own child
     return done
 
@@ -205,6 +205,10 @@ def piece_of(task: Task, pieces: Sequence[Any], index: int) -> Task:
     """One of the pieces that a task was cut into."""
     items = task.items * (index + 1) // len(pieces) - task.items * index // len(pieces)
     return replace(task, name=f"{task.name}/{index}", spec=pieces[index], items=items)
+
+
+def _outcome(task: Task, done: Execution, attempts: int) -> Outcome:
+    return Outcome(task, done.counters, done.error, done.seconds, done.cpu_seconds, done.peak_bytes, attempts)
 
 
 class LocalRunner:
@@ -227,20 +231,26 @@ class LocalRunner:
     def _run_apart(self, task: Task) -> Iterator[Outcome]:
         seconds = PATIENCE_SECONDS + task.items
         done = execute_apart(task.function, task.spec, seconds)
-        if done is not None:
-            yield Outcome(task, done.counters, done.error, done.seconds, done.cpu_seconds, done.peak_bytes)
-            return
-        log.warning("%s: its process died", task.name)
+        attempt = 1
+        while not isinstance(done, str):
+            if done.error is None or not may_retry(done.error) or attempt >= ATTEMPTS:
+                yield _outcome(task, done, attempt)
+                return
+            attempt += 1
+            done = execute_apart(task.function, task.spec, seconds)
+        log.warning("%s: its process %s", task.name, "died" if done == "crashed" else f"took over {seconds:,.0f} s")
         pieces = task.halves(task.spec) if task.halves else []
         if len(pieces) > 1:
             for index in range(len(pieces)):
                 yield from self._run_apart(piece_of(task, pieces, index))
             return
         done = execute_apart(task.function, task.spec, seconds)  # the first may have died of something else
-        if done is None and task.quarantine is not None:
-            done = execute(task.quarantine, task.spec, "crashed")
-        error = TaskError("its process died or hung twice") if done is None else done.error
-        yield Outcome(task, done.counters if done else {}, error, attempts=2)
+        if isinstance(done, str) and task.quarantine is not None:
+            done = execute(task.quarantine, task.spec, done)
+        if isinstance(done, str):
+            yield Outcome(task, error=TaskError("its process died or hung twice"), attempts=2)
+        else:
+            yield _outcome(task, done, 2)
 
     def _run_one(self, task: Task) -> Outcome:
         attempt = 0
@@ -248,9 +258,7 @@ class LocalRunner:
             attempt += 1
             done = execute(task.function, task.spec)
             if done.error is None or not may_retry(done.error) or attempt >= ATTEMPTS:
-                return Outcome(
-                    task, done.counters, done.error, done.seconds, done.cpu_seconds, done.peak_bytes, attempt
-                )
+                return _outcome(task, done, attempt)
 
     def close(self) -> None:
         """Nothing was started."""

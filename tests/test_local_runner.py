@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,25 @@ def test_suspect_task_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setattr("pipeline.runner.PATIENCE_SECONDS", 3.0)
     os.mkfifo(tmp_path / "pipe")
-    (outcome,) = LocalRunner().run([Task("a", crashing.hung, (str(tmp_path), 7, 8), is_suspect=True)])
+    task = Task("a", crashing.hung, (str(tmp_path), 7, 8), is_suspect=True)
+    (outcome,) = LocalRunner().run([task])
+    (settled,) = LocalRunner().run([replace(task, quarantine=crashing.quarantine)])
 
     assert "died or hung twice" in str(outcome.error)
+    assert settled.counters == {"quarantined": 1}
+    assert (tmp_path / "timeout-7-8").exists()
+
+
+@pytest.mark.parametrize("cause", ["away", "memory"])
+def test_suspect_task_is_tried_again_like_any_other(
+    cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that is away for two attempts, or a lack of memory, fails no part."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    tasks = [Task(cause, crashing.fails, (str(tmp_path), 2, cause), is_suspect=True)]
+    (outcome,) = LocalRunner().run(tasks)
+
+    assert (outcome.error, outcome.attempts, outcome.counters) == (None, 3, {"tried": 3})
 
 
 def test_local_runner_lets_a_signal_through() -> None:
