@@ -19,7 +19,8 @@ class Rule:
     fault: `status:503:SlowDown` and `err200` (an error document; the server never sees the request), `reset` (the
     connection is dropped, ditto), `drop_after` (the request is carried out, its reply lost), `truncate:N` (N bytes of
     the reply's body, then the connection is dropped), `flip:N` (byte N of the reply's body inverted),
-    `flip_upload:N` (byte N of the request's body), `strip:A` (the request's header A is removed),
+    `flip_upload:N` (byte N of the request's body), `cut_upload:N` (the server gets N bytes of it, then both connections
+    are dropped: a writer that dies in mid-write), `strip:A` (the request's header A is removed),
     `stall` (no reply before the client hangs up), `header:A:B` (the
     reply's header A gets the value B).
     """
@@ -124,6 +125,9 @@ class FaultProxy:
         if kind == "strip":
             kept = [(key, value) for key, value in request.headers if key.lower() != argument.lower()]
             request = Message(request.first, kept, request.body)
+        if kind == "cut_upload":
+            await self._begin(request, int(argument))
+            return False
         reply = await self._forward(request, method)
         if kind == "drop_after":
             return False
@@ -135,6 +139,15 @@ class FaultProxy:
                 rule.count -= 1
                 return rule.fault
         return ""
+
+    async def _begin(self, request: Message, count: int) -> None:
+        """Send the server the head and `count` bytes of the body; wait until it has seen the end of them."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream_port)
+        kept = [(key, value) for key, value in request.headers if key.lower() not in ("connection", "expect")]
+        writer.write(Message(request.first, kept, request.body).encoded(request.body[:count]))
+        writer.write_eof()
+        await reader.read()
+        writer.close()
 
     async def _forward(self, request: Message, method: str) -> Message:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream_port, limit=1 << 20)

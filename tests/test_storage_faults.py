@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from fault_proxy import FaultProxy, Rule
-from s3_servers import free_port, moto_port, new_store, quick, use_credentials
+from s3_servers import free_port, ministack_port, moto_port, new_store, quick, use_credentials
 
 from pipeline.errors import (
     AccessDenied,
@@ -98,7 +98,9 @@ def test_list_survives_a_fault_on_its_second_page(
     assert proxy.requests() == 3
 
 
-@pytest.mark.parametrize("fault", [*PASSING, "drop_after", "flip_upload:7", "status:409:OperationAborted"])
+@pytest.mark.parametrize(
+    "fault", [*PASSING, "drop_after", "flip_upload:7", "cut_upload:700", "status:409:OperationAborted"]
+)
 def test_put_survives_two_faults_with_three_requests(store: Store, proxy: FaultProxy, fault: str) -> None:
     proxy.inject(Rule(fault, "PUT", count=2))
     store.put("new", DATA)
@@ -107,7 +109,7 @@ def test_put_survives_two_faults_with_three_requests(store: Store, proxy: FaultP
     assert store.read("new") == DATA
 
 
-@pytest.mark.parametrize("fault", [*PASSING, "status:409:ConditionalRequestConflict"])
+@pytest.mark.parametrize("fault", [*PASSING, "cut_upload:2", "status:409:ConditionalRequestConflict"])
 def test_put_if_absent_survives_two_faults(store: Store, proxy: FaultProxy, fault: str) -> None:
     proxy.inject(Rule(fault, "PUT", count=2))
     assert store.put_if_absent("commit", b"mine")
@@ -116,6 +118,26 @@ def test_put_if_absent_survives_two_faults(store: Store, proxy: FaultProxy, faul
     assert not store.put_if_absent("commit", b"theirs")
     assert (proxy.requests("PUT"), proxy.requests("GET")) == (3, 1)
     assert store.read("commit") == b"mine"
+
+
+@pytest.mark.parametrize("port", [moto_port, ministack_port])
+@pytest.mark.parametrize("sent", [0, 700, len(DATA) - 1])
+def test_a_write_that_dies_in_its_middle_leaves_nothing(
+    port: Callable[[], int], sent: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither an object cut short nor a commit: the server never saw the end of the body. The next writer wins."""
+    use_credentials(monkeypatch)
+    direct = new_store(port(), "p")
+    with FaultProxy(port()) as dying:
+        path = direct.uri.removeprefix(f"minio://127.0.0.1:{port()}/")
+        store = open_store(f"minio://127.0.0.1:{dying.port}/{path}", quick(max_attempts=2))
+        store.put_if_absent("probed", b"1")
+        dying.inject(Rule(f"cut_upload:{sent}", "PUT", count=99))
+        for write in (store.put, store.put_if_absent):
+            with pytest.raises(StorageUnavailable, match="gave up after 2 attempts"):
+                write("part", DATA)
+    assert [info.key for info in direct.list()] == ["probed"]
+    assert direct.put_if_absent("part", DATA)
 
 
 def test_a_lost_reply_is_not_taken_for_another_writer(store: Store, proxy: FaultProxy) -> None:
