@@ -21,6 +21,14 @@ def refused(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> s
     return printed.err
 
 
+def shown(capfdbinary: pytest.CaptureFixture[bytes], *arguments: str) -> bytes:
+    """What a command that succeeds prints."""
+    capfdbinary.readouterr()
+    assert main(arguments) == 0
+    output: bytes = capfdbinary.readouterr().out
+    return output
+
+
 def assert_consistent(audit: Audit, live: int, ok: int) -> None:
     """Counts that hold for any set; every table can be read and shown."""
     facts = audit.summary()

@@ -13,25 +13,16 @@ from pathlib import Path
 
 import pytest
 from audited import LOCAL, SEED, Audited, assert_equal_tables, planted_audit, rows, run, small_set, write_files
+from outcomes import QUIET, shown
 
 import pipeline
 from pipeline.audit import Audit
 from pipeline.cli import main
 
-QUIET = ["--runner", "local", "--quiet"]
-
 
 @pytest.fixture(scope="module")
 def planted() -> Audited:
     return planted_audit(SEED)
-
-
-def shown(capfdbinary: pytest.CaptureFixture[bytes], *arguments: str) -> bytes:
-    """What a command that succeeds prints."""
-    capfdbinary.readouterr()
-    assert main(arguments) == 0
-    output: bytes = capfdbinary.readouterr().out
-    return output
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int, *arguments: str) -> str:

@@ -12,25 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from audited import SEED, Audited, planted_audit, rows, run, small_set, write_files
 from dying import small_parts
+from outcomes import shown
 from planted import HOSTILE_NAMES, RAW_NAMES
 
 from pipeline import show as shows
 from pipeline.audit import FINDINGS
-from pipeline.cli import main
 from pipeline.schemas import TABLES
 
 
 @pytest.fixture(scope="module")
 def planted() -> Audited:
     return planted_audit(SEED)
-
-
-def shown(capfdbinary: pytest.CaptureFixture[bytes], *arguments: str) -> bytes:
-    """What a command that succeeds prints."""
-    capfdbinary.readouterr()
-    assert main(arguments) == 0
-    output: bytes = capfdbinary.readouterr().out
-    return output
 
 
 @pytest.mark.parametrize("name", FINDINGS)
