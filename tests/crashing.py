@@ -5,6 +5,7 @@ A module of its own, so that Ray's workers can import it.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
@@ -54,6 +55,13 @@ def dies_once(spec: tuple[str, str, Task]) -> Counters:
     if is_to_die:
         die()
     return counters
+
+
+def gated(spec: Spec) -> Counters:
+    """Ends well once nobody holds the gate."""
+    with Path(spec[0], "gate").open("rb") as gate:
+        fcntl.flock(gate, fcntl.LOCK_SH)
+    return commit(spec)
 
 
 def die_once(spec: Spec) -> Counters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,16 +76,21 @@ def test_nodes_that_come_later_get_work(nodes: Any, tmp_path: Path, monkeypatch:
         in_flight.append((self.workers, len(book.running)))
         if len(in_flight) < 4:
             add(nodes)
+        if in_flight[-1] == (3, 8):
+            gate.close()
         return watch(self, book)
 
     monkeypatch.setattr(cluster.RayRunner, "_watch", watch_and_grow)
     monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.1)
-    tasks = [Task(f"task-{at}", crashing.commit, (str(tmp_path), at, at + 1)) for at in range(60)]
-    outcomes = list(runner.run(tasks))
+    tasks = [Task(f"task-{at}", crashing.gated, (str(tmp_path), at, at + 1)) for at in range(60)]
+    with (tmp_path / "gate").open("wb") as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        outcomes = list(runner.run(tasks))
     runner.close()
 
     assert in_flight[0] == (1, 4)
-    assert {8} <= {running for workers, running in in_flight if workers == 3}
+    assert (3, 8) in in_flight
+    assert max(running for _, running in in_flight) == 8
     assert sorted(outcome.task.name for outcome in outcomes) == sorted(task.name for task in tasks)
 
 
