@@ -30,7 +30,7 @@ CASES = [
     ("neighbours/*/candidates-*.parquet", ORDER[6:]),
     ("neighbours/*/saturated-*.parquet", ORDER[6:]),
     ("pairs/*/pairs.parquet", ORDER[7:]),
-    ("edges/*/*/edges-*.parquet", ORDER[8:]),
+    ("edges/*/*/*/edges-*.parquet", ORDER[8:]),
     ("groups/*/forest.parquet", ORDER[9:]),
     ("neighbours/*/neighbours-*.parquet", ORDER[9:]),
     ("scores/*/scores-*.parquet", ()),

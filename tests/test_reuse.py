@@ -13,13 +13,15 @@ import pytest
 from audited import assert_equal_tables, rows, run, small_set, write_files
 
 from benchmarks.edits import decode, edited_jpeg
+from pipeline import plan
 from pipeline.api import status
 from pipeline.audit import Audit
 from pipeline.kernels.hits import rows_of_pairs
 from pipeline.layout.neighbours import CANDIDATE_SCHEMA, EDGES, KNOWN, PAIRS, VERDICT
 from pipeline.layout.parts import part_name
-from pipeline.layout.root import Root
+from pipeline.layout.root import Root, versions
 from pipeline.layout.tables import read_table, write_table
+from pipeline.plan.session import Session
 from pipeline.schemas import EDGES as EDGES_TABLE
 from pipeline.stages.known import KnownSpec, collect_known
 from pipeline.storage import StorageConfig, open_store
@@ -86,7 +88,7 @@ def test_another_threshold_compares_nothing_again(audited: tuple[Path, Path, Aud
 def test_damaged_verdicts_are_done_without(audited: tuple[Path, Path, Audit], caplog: pytest.LogCaptureFixture) -> None:
     """They belong to another audit: this one says so and compares again."""
     photos, root, first = audited
-    (part,) = root.glob("edges/*/*/edges-*.parquet")
+    (part,) = root.glob("edges/*/*/*/edges-*.parquet")
     part.write_bytes(part.read_bytes()[:-9])
     add_photo(photos)
     with caplog.at_level(logging.WARNING):
@@ -95,6 +97,51 @@ def test_damaged_verdicts_are_done_without(audited: tuple[Path, Path, Audit], ca
     assert f"{part.name}: it is damaged" in caplog.text
     assert verified(second)["reused"] == 0
     assert verified(second)["looked_at"] > verified(first)["looked_at"]
+
+
+def test_verdicts_are_of_the_bytes_that_were_extracted(
+    audited: tuple[Path, Path, Audit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file gets other bytes of the same size while another features folder is filled: its pairs are compared anew."""
+    photos, root, _ = audited
+    path, photo = photos / "val/b/new.jpg", (photos / "train/b/b02.jpg").read_bytes()
+    edits = [edited(photo, edit) for edit in ("grey", "mirror")]
+    before, after = (data.ljust(max(map(len, edits)), b"\0") for data in edits)
+    path.write_bytes(before)
+    first = run(photos, root=root)
+    real = plan.extract_range
+
+    def swapped(session: Session, *rest: Any) -> Any:
+        path.write_bytes(after)
+        return real(session, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "extract_range", swapped)
+        second = run(photos, root=root, measure={"min_side": 3})
+    fresh = run(photos, root=tmp_path / "fresh", measure={"min_side": 3})
+
+    assert verified(second)["reused"] > 0  # those of all other files
+    found = [mirrored(audit, "train/b/b02.jpg", "val/b/new.jpg") for audit in (first, second, fresh)]
+    assert found == [False, True, True]
+
+
+def mirrored(audit: Audit, *uris: str) -> bool:
+    (found,) = (row["is_mirrored"] for row in rows(audit, "duplicates") if {row["uri"], row["match_uri"]} == {*uris})
+    return bool(found)
+
+
+def test_what_only_embeds_moves_no_verdict(audited: tuple[Path, Path, Audit], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another onnxruntime extracts all images again; pixels are decoded and compared as before."""
+    photos, root, first = audited
+    monkeypatch.setattr("onnxruntime.__version__", "0.0")
+    versions.cache_clear()
+    second = run(photos, root=root)
+    versions.cache_clear()
+    monkeypatch.undo()
+
+    assert len(list((root / "features").iterdir())) == 2
+    assert (verified(second)["looked_at"], verified(second)["reused"]) == (0, verified(first)["looked_at"])
+    assert_equal_tables(second, first)
 
 
 @pytest.mark.parametrize("seed", range(12))

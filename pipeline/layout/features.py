@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.errors import ArtifactError
-from pipeline.layout.parts import Part, cover, list_parts, missing
+from pipeline.layout.parts import Part, cover, cut, list_parts, missing
 from pipeline.layout.tables import parquet_bytes, read_array, read_metadata, read_table, way_out
 from pipeline.schemas import FEATURE_ROWS, TRANSIENT
 from pipeline.storage import Store
 
 BASE, AGAIN = "rows", "again"
 SETTLED = "settled"
+HASHES_AT_ONCE = 131_072  # 4 MB
 _SAME = 1e-3
 """Two attempts of one part may come from two types of CPU: embeddings within this cosine are the same."""
 
@@ -63,7 +66,12 @@ def missing_features(features: FeatureSet, lo: int, hi: int) -> list[tuple[int, 
 
 def next_attempt(features: FeatureSet, lo: int, hi: int) -> int:
     """The number of another attempt at rows of [lo, hi): above that of every attempt that it may replace."""
-    return 1 + max((part.attempt for part in features.again if part.lo < hi and lo < part.hi), default=0)
+    return next_number(features.again, lo, hi)
+
+
+def next_number(again: Iterable[Part], lo: int, hi: int) -> int:
+    """The number above those of all parts that share an offset with [lo, hi); 1 where none does."""
+    return 1 + max((part.attempt for part in again if part.lo < hi and lo < part.hi), default=0)
 
 
 def commit_features(store: Store, key: str, features: Features) -> None:
@@ -127,6 +135,34 @@ def read_feature_rows(store: Store, features: FeatureSet, lo: int, hi: int, colu
         if part.lo < hi and lo < part.hi:
             table = _replace_rows(table, read_table(store, part.key, wanted).replace_schema_metadata(None), lo, hi)[0]
     return table.select(list(columns))
+
+
+def content_hashes(store: Store, features: FeatureSet, ids: Sequence[int]) -> dict[int, bytes | None]:
+    """Content hash of each of some sorted ids that lie close together: all rows between them are read, once."""
+    lo = ids[0]
+    hashes = read_feature_rows(store, features, lo, ids[-1] + 1, ["content_hash"])["content_hash"]
+    return {image_id: hashes[image_id - lo].as_py() for image_id in ids}
+
+
+def same_content(store: Store, one: FeatureSet, other: FeatureSet) -> NDArray[np.bool_]:
+    """Per offset whether both sets hold the same content hash: bool, as long as the shorter of both; two passes."""
+    total = min(max((part.hi for part in features.base), default=0) for features in (one, other))
+    same = np.zeros(total, bool)
+    for lo, hi in cut(0, total, HASHES_AT_ONCE):
+        equal = pc.equal(_hash_column(store, one, lo, hi), _hash_column(store, other, lo, hi))
+        same[lo:hi] = equal.fill_null(fill_value=False).to_numpy(zero_copy_only=False)
+    return same
+
+
+def _hash_column(store: Store, features: FeatureSet, lo: int, hi: int) -> pa.ChunkedArray:
+    """Content hashes of [lo, hi), null where a row has none or is not extracted."""
+    kind = FEATURE_ROWS.schema.field("content_hash").type
+    chunks, at = [], lo
+    for piece in cover(features.base, lo, hi):
+        chunks.append(pa.nulls(piece.lo - at, kind))
+        chunks += read_feature_rows(store, features, piece.lo, piece.hi, ["content_hash"])["content_hash"].chunks
+        at = piece.hi
+    return pa.chunked_array([*chunks, pa.nulls(hi - at, kind)], kind)
 
 
 def _not_extracted(store: Store, features: FeatureSet, gap: tuple[int, int]) -> ArtifactError:

@@ -50,6 +50,12 @@ def claim(root: Root) -> None:
     remove_leftovers(store, FOLDERS)
 
 
+def is_own(key: str) -> bool:
+    """Whether a key relative to a root is that of its marker or of something in one of its folders."""
+    folder, slash, _ = key.partition("/")
+    return folder in FOLDERS if slash else key == MARKER
+
+
 def is_root(store: Store) -> bool:
     """Whether a place is the root of an audit."""
     return store.exists(MARKER)
@@ -91,8 +97,15 @@ def kept(store: Store, key: str, load: Callable[[], T]) -> T:
 @lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """Versions of what decides pixels and numbers: they are part of every features fingerprint."""
-    import cv2
     import onnxruntime
+
+    return {**decoders(), "onnxruntime": onnxruntime.__version__}
+
+
+@lru_cache(maxsize=1)
+def decoders() -> dict[str, str]:
+    """Versions of what decides pixels alone."""
+    import cv2
     import PIL
 
-    return {"opencv": cv2.__version__, "pillow": PIL.__version__, "onnxruntime": onnxruntime.__version__}
+    return {"opencv": cv2.__version__, "pillow": PIL.__version__}

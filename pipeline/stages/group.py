@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.kernels.components import Forest, group_sizes, merge_forests, star_forest
+from pipeline.layout.edges import edge_tables
 from pipeline.layout.groups import FOREST
 from pipeline.layout.inputs import Inputs
-from pipeline.layout.neighbours import edge_slices, read_edges
 from pipeline.layout.tables import write_table
 from pipeline.runner import Counters
 from pipeline.schemas import GROUPING_KINDS
@@ -31,7 +31,7 @@ class GroupSpec:
 def group(spec: GroupSpec) -> Counters:
     """Commits the star forest of all groups: every member -> its smallest id."""
     store = spec.inputs.root.open()
-    forests = [_edge_forest(read_edges(store, piece)) for piece in edge_slices(store, spec.edges)]
+    forests = [*map(_edge_forest, edge_tables(store, spec.edges, ["image_id", "match_id", "kind"]))]
     exact = spec.inputs.exact_groups()
     forest = merge_forests([*forests, star_forest(exact.image_id, exact.representative_id)])
     table = pa.table({"image_id": forest.child, "group_id": forest.root})

@@ -1,8 +1,9 @@
 """Known stage: of the pairs to verify, those whose pixels an earlier audit of the root compared in the same way.
 
 Ids are never reused and a changed file gets a new one, so a pair of ids has one verdict for given parameters and
-versions, which are in the name of the folder that holds the folders of edges. Only what was decided on pixels counts:
-the rest follows from similarities, which another space changes, or could not be read at the time.
+decoders, which are in the name of the folder that holds the folders of edges; but a file that was swapped while a run
+extracted it has other bytes in another features folder, and its pairs are compared again. Only what was decided on
+pixels counts: the rest follows from similarities, which another space changes, or could not be read at the time.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.errors import ArtifactError, NotFound
 from pipeline.kernels.hits import rows_of_pairs
+from pipeline.layout.edges import each_in_order, features_of
+from pipeline.layout.features import list_features, same_content
 from pipeline.layout.neighbours import KNOWN, PAIRS, VERDICT, edge_slices, read_edges
-from pipeline.layout.parts import cut
+from pipeline.layout.parts import Slice, cut
 from pipeline.layout.root import Root
 from pipeline.layout.tables import parquet_bytes, read_rows
 from pipeline.runner import Counters
@@ -48,7 +53,7 @@ def collect_known(spec: KnownSpec) -> Counters:
     Both sides are sorted: a block of pairs and the verdicts up to its end are held at once, and 25 bytes per pair.
     """
     store = spec.root.open()
-    earlier = [_Earlier(_verdicts(store, folder)) for folder in spec.earlier]
+    earlier = [_Earlier(_verdicts(store, folder, spec.folder)) for folder in spec.earlier]
     blocks = [HELD.empty_table().select(VERDICT)]
     for lo, hi in cut(0, spec.count, BLOCK):
         pairs = read_rows(store, f"{spec.pairs}/{PAIRS}", lo, hi, PAIR)
@@ -70,15 +75,28 @@ def _known_of(pairs: pa.Table, tables: list[pa.Table]) -> pa.Table:
     return every.take(pa.array(found, mask=found < 0))
 
 
-def _verdicts(store: Store, folder: str) -> Iterator[pa.Table]:
+def _verdicts(store: Store, folder: str, ours: str) -> Iterator[pa.Table]:
     """What a folder of edges decided on pixels, part by part, sorted by pair. Parts of a stopped audit count too."""
-    for piece in edge_slices(store, folder):
+    then, now = features_of(folder), features_of(ours)
+    same = None if then == now else same_content(store, list_features(store, then), list_features(store, now))
+
+    def read(piece: Slice) -> pa.Table:
         try:
             edges = read_edges(store, piece, [*HELD.names, "is_verified"])
         except (ArtifactError, NotFound) as error:  # no artifact of this audit: it can do without
             log.warning("%s Until then its pairs are compared again.", error)
-            continue
-        yield edges.filter(edges["is_verified"]).select(HELD.names).cast(HELD)
+            return HELD.empty_table()
+        counted = edges["is_verified"] if same is None else pc.and_(edges["is_verified"], _of_same(edges, same))
+        return edges.filter(counted).select(HELD.names).cast(HELD)
+
+    return each_in_order(store, edge_slices(store, folder), read)
+
+
+def _of_same(edges: pa.Table, same: NDArray[np.bool_]) -> pa.Array:
+    """Whether both images of each edge have the same bytes in the features of either audit."""
+    ids = np.stack([edges[name].to_numpy() for name in PAIR])
+    inside = ids < len(same)
+    return pa.array((inside & same[np.where(inside, ids, 0)]).all(axis=0) if len(same) else inside.all(axis=0))
 
 
 def _last(table: pa.Table) -> tuple[int, int]:

@@ -3,51 +3,41 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline.errors import AccessDenied, CorruptObject, NotFound, ObjectChanged
-from pipeline.kernels.decode import luminance_thumbnail
-from pipeline.kernels.header import ImageError
-from pipeline.kernels.verify import (
-    Evidence,
-    PreparedImage,
-    compare,
-    kind_without_pixels,
-    may_skip,
-    prepare,
-)
+from pipeline.kernels.verify import Evidence, compare, kind_without_pixels, may_skip
 from pipeline.kernels.verify_params import VerifyParams
-from pipeline.layout.exact import read_pinned_features
-from pipeline.layout.features import read_feature_rows
-from pipeline.layout.images import BYTES_AHEAD, ImageObject, image_objects_of
+from pipeline.layout.edges import AGAIN, commit_edges
+from pipeline.layout.images import ImageObject, image_objects_of
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import EDGES, PAIRS
 from pipeline.layout.parts import part_name
-from pipeline.layout.tables import read_rows, write_table
+from pipeline.layout.tables import parquet_bytes, read_rows
 from pipeline.runner import Counters
 from pipeline.schemas import EDGES as EDGES_TABLE
 from pipeline.schemas import Kind, Status
 from pipeline.sources.folder import encode_key
-from pipeline.storage import StorageConfig, Store, is_remote
+from pipeline.stages.prepared import UNREADABLE, PreparedImages
+from pipeline.storage import StorageConfig, Store
 
 log = logging.getLogger(__name__)
 
 VERSION = 3
-KEPT_IMAGES = 512  # 256 x 256 bytes and their features: about 0.2 MB each
-READS_IN_FLIGHT = 16
-UNREADABLE = (NotFound, ObjectChanged, CorruptObject, AccessDenied, ImageError)
-"""Why a pair is judged without pixels. A store that is away is none of them: the part fails and is done later."""
+UNREAD = "unreadable"
+"""Counter and cause of pairs that were judged without pixels, for want of an image."""
 
 
 @dataclass(frozen=True)
 class VerifySpec:
-    """Rows [lo, hi) of the collected pairs. known: key of what earlier audits found of all of them, "" = nothing."""
+    """Rows [lo, hi) of the collected pairs. known: key of what earlier audits found of all of them, "" = nothing.
+
+    `only`: rows to try again (a later attempt, committed beside the first); None for all of the range.
+    """
 
     inputs: Inputs
     pairs: str
@@ -57,36 +47,61 @@ class VerifySpec:
     known: str
     lo: int
     hi: int
+    only: tuple[int, ...] | None = None
+    attempt: int = 0
 
 
 def verify(spec: VerifySpec) -> Counters:
-    """Commits the kind and the evidence of a range of pairs."""
+    """Commits the kind and the evidence of a range of pairs; counters hold one count per kind, and `unreadable` ones.
+
+    Raises StorageUnavailable where so many images are gone that their source must be away. Not where pairs are tried
+    again: only those whose pixels were compared are committed then, the others stay as they are.
+    """
     store = spec.inputs.root.open()
-    pairs = read_rows(store, f"{spec.pairs}/{PAIRS}", spec.lo, spec.hi)
+    pairs = _pairs(store, spec)
     rows = pairs.to_pylist()
     known = _known(store, spec, rows)
     looked_at = [row for row, found in zip(rows, known, strict=True) if not (found or _skips(row, spec.params))]
-    prepared = _Prepared(spec, looked_at)
+    ids = (row[name] for row in looked_at for name in ("image_id", "match_id"))
+    prepared = PreparedImages(spec.inputs, spec.params, spec.max_pixels, ids)
     evidence = [found or _evidence(row, prepared, spec.params) for row, found in zip(rows, known, strict=True)]
-    write_table(store, f"{spec.folder}/{part_name(EDGES, spec.lo, spec.hi)}", _edge_table(pairs, evidence))
+    unread = sum(
+        not (item["is_verified"] or _skips(row, spec.params)) for item, row in zip(evidence, rows, strict=True)
+    )
+    edges = _edge_table(pairs, evidence)
+    if spec.only is None:
+        prepared.require_source()
+        commit_edges(store, part_key(spec), edges, UNREAD if unread else "")
+    else:
+        _commit_settled(store, spec, edges)
     kinds = [item["kind"] for item in evidence]
-    seen = {"pairs": len(rows), "looked_at": len(looked_at), "reused": sum(map(bool, known))}
+    seen = {"pairs": len(rows), "looked_at": len(looked_at), "reused": sum(map(bool, known)), UNREAD: unread}
     return seen | {kind: kinds.count(kind) for kind in set(kinds)}
+
+
+def part_key(spec: VerifySpec) -> str:
+    """Key of the part that the spec commits."""
+    return f"{spec.folder}/{part_name(EDGES if spec.only is None else AGAIN, spec.lo, spec.hi, spec.attempt)}"
 
 
 def halves(spec: VerifySpec) -> list[VerifySpec]:
     """The spec cut in two; itself where it holds one pair."""
+    if spec.only is not None:
+        middle = len(spec.only) // 2
+        cuts = [spec.only[:middle], spec.only[middle:]]
+        return [replace(spec, only=rows, lo=rows[0], hi=rows[-1] + 1) for rows in cuts if rows]
     middle = (spec.lo + spec.hi) // 2
     return [replace(spec, lo=lo, hi=hi) for lo, hi in ((spec.lo, middle), (middle, spec.hi)) if lo < hi]
 
 
 def quarantine(spec: VerifySpec, cause: str) -> Counters:
-    """Commits one pair that killed or hung its process twice: its kind follows from similarity, the log names it.
+    """Commits one pair that killed or hung its process twice: its kind follows from similarity, the log names it, and
+    the next run tries it again. What another attempt committed stays.
 
     Raises StorageUnavailable where a pair hung whose images cannot be had now: it may have been the store that hung.
     """
     store = spec.inputs.root.open()
-    pairs = read_rows(store, f"{spec.pairs}/{PAIRS}", spec.lo, spec.hi)
+    pairs = _pairs(store, spec)
     (row,) = pairs.to_pylist()
     ids = (row["image_id"], row["match_id"])
     images = image_objects_of(store, spec.inputs.opened_snapshot(), np.array(ids, np.int64))
@@ -94,10 +109,34 @@ def quarantine(spec: VerifySpec, cause: str) -> Counters:
         for image_id in ids:
             _read_bytes(images[image_id], spec.inputs.root.storage)
     names = " and ".join(f"{encode_key(images[image_id].info.key)[0]} ({image_id})" for image_id in ids)
-    log.warning("%s: the process that compared their pixels died or hung twice; similarity alone decides", names)
     evidence = _unseen(kind_without_pixels(row["similarity"], row["signature_similarity"], spec.params))
-    write_table(store, f"{spec.folder}/{part_name(EDGES, spec.lo, spec.hi)}", _edge_table(pairs, [evidence]))
+    if spec.only is None:
+        log.warning("%s: the process that compared their pixels died or hung twice; similarity alone decides", names)
+        commit_edges(store, part_key(spec), _edge_table(pairs, [evidence]), cause)
+    else:
+        log.warning("%s: the process that compared their pixels died or hung once more; nothing changes", names)
     return {"pairs": 1, "looked_at": 0, "reused": 0, evidence["kind"]: 1, cause: 1}
+
+
+def unsettled(edges: pa.Table, params: VerifyParams) -> pa.ChunkedArray:
+    """Which edges were judged without pixels that should have been compared: bool, row-aligned."""
+    skipped = pc.and_(
+        pc.greater_equal(edges["similarity"], params.skip_similarity),
+        pc.greater_equal(edges["signature_similarity"], params.skip_signature),
+    )
+    return pc.invert(pc.or_(edges["is_verified"], pc.fill_null(skipped, fill_value=False)))
+
+
+def _pairs(store: Store, spec: VerifySpec) -> pa.Table:
+    pairs = read_rows(store, f"{spec.pairs}/{PAIRS}", spec.lo, spec.hi)
+    return pairs if spec.only is None else pairs.take(pa.array(np.array(spec.only, np.int64) - spec.lo))
+
+
+def _commit_settled(store: Store, spec: VerifySpec, edges: pa.Table) -> None:
+    """Of two the first stays: both are right, and what it lacks is tried by the next run."""
+    settled = edges.filter(edges["is_verified"])
+    if settled.num_rows:
+        store.put_if_absent(part_key(spec), parquet_bytes(settled))
 
 
 def _known(store: Store, spec: VerifySpec, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -115,7 +154,7 @@ def _skips(row: dict[str, Any], params: VerifyParams) -> bool:
     return may_skip(row["similarity"], row["signature_similarity"], params)
 
 
-def _evidence(row: dict[str, Any], prepared: _Prepared, params: VerifyParams) -> dict[str, Any]:
+def _evidence(row: dict[str, Any], prepared: PreparedImages, params: VerifyParams) -> dict[str, Any]:
     if _skips(row, params):
         return _unseen(Kind.NEAR_IDENTICAL)
     a, b = prepared.get(row["image_id"]), prepared.get(row["match_id"])
@@ -140,72 +179,6 @@ def _edge_table(pairs: pa.Table, evidence: list[dict[str, Any]]) -> pa.Table:
     for name in ("kind", "correlation", "overlap", "is_mirrored", "is_verified"):
         columns[name] = [item[name] for item in evidence]
     return pa.table({name: columns[name] for name in EDGES_TABLE.schema.names}, schema=EDGES_TABLE.schema)
-
-
-class _Prepared:
-    """Images prepared for comparison, the latest few hundred kept; None for one that cannot be read any more."""
-
-    def __init__(self, spec: VerifySpec, rows: list[dict[str, Any]]) -> None:
-        snapshot = spec.inputs.opened_snapshot()
-        ids = np.array(sorted({row[name] for row in rows for name in ("image_id", "match_id")}), np.int64)
-        self._objects = image_objects_of(spec.inputs.root.open(), snapshot, ids)
-        self._spec = spec
-        self._kept: OrderedDict[int, PreparedImage | None] = OrderedDict()
-        self._is_remote = any(is_remote(source.uri) for source in snapshot.sources)
-        self._rows = rows
-        self._bytes: dict[int, bytes | None] = {}
-
-    def get(self, image_id: int) -> PreparedImage | None:
-        """The prepared image."""
-        if image_id in self._kept:
-            self._kept.move_to_end(image_id)
-            return self._kept[image_id]
-        made = self._prepare(image_id)
-        self._kept[image_id] = made
-        if len(self._kept) > KEPT_IMAGES:
-            self._kept.popitem(last=False)
-        return made
-
-    def _prepare(self, image_id: int) -> PreparedImage | None:
-        data = self._read(image_id)
-        if data is None:
-            return None
-        try:
-            luminance = luminance_thumbnail(data, self._spec.params.side, self._spec.max_pixels)
-        except UNREADABLE:
-            return None
-        return prepare(luminance, self._spec.params)
-
-    def _read(self, image_id: int) -> bytes | None:
-        if not self._is_remote:
-            return self._read_now(image_id)
-        if image_id not in self._bytes:
-            self._fetch_ahead(image_id)
-        return self._bytes.pop(image_id)
-
-    def _fetch_ahead(self, image_id: int) -> None:
-        """Reads this image and the next ones of the pairs at once: a store answers in tens of milliseconds."""
-        order = list(dict.fromkeys(row[name] for row in self._rows for name in ("image_id", "match_id")))
-        at = order.index(image_id)
-        wanted = [i for i in order[at : at + 4 * READS_IN_FLIGHT] if i not in self._kept and i not in self._bytes]
-        sizes = np.cumsum([self._objects[i].info.size for i in wanted])
-        del wanted[max(1, int(np.searchsorted(sizes, BYTES_AHEAD, "right"))) :]
-        with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
-            self._bytes.update(zip(wanted, pool.map(self._read_now, wanted), strict=True))
-
-    def _read_now(self, image_id: int) -> bytes | None:
-        try:
-            image = self._objects[image_id]
-            return image.read_as_extracted(self._spec.inputs.root.storage, lambda: self._extracted(image_id))
-        except UNREADABLE:
-            return None
-
-    def _extracted(self, image_id: int) -> bytes | None:
-        store = self._spec.inputs.root.open()
-        features = read_pinned_features(store, self._spec.inputs.exact)
-        rows = read_feature_rows(store, features, image_id, image_id + 1, ["content_hash"])
-        found: bytes | None = rows["content_hash"][0].as_py()
-        return found
 
 
 def _read_bytes(image: ImageObject, storage: StorageConfig) -> bytes | None:

@@ -16,12 +16,12 @@ from pipeline.kernels.labels import LabelRule
 from pipeline.kernels.outliers import OutlierRule
 from pipeline.kernels.quality_checks import QualityLimits
 from pipeline.layout.annotations import Vocabulary, names_of
+from pipeline.layout.edges import edge_tables
 from pipeline.layout.exact import ExactGroups, usable
 from pipeline.layout.features import read_feature_rows
 from pipeline.layout.groups import read_forest
 from pipeline.layout.images import paths_of
 from pipeline.layout.inputs import Inputs
-from pipeline.layout.neighbours import edge_slices, read_edges
 from pipeline.layout.snapshots import Snapshot, catalog_rows, catalog_rows_of
 from pipeline.schemas import EDGES as EDGES_TABLE
 from pipeline.schemas import FEATURE_ROWS, TABLES
@@ -150,7 +150,7 @@ def open_graph(inputs: Inputs, edges: str, groups: str) -> Graph:
     """The graph of an audit."""
     store = inputs.root.open()
     forest = read_forest(store, groups)
-    parts = [read_edges(store, piece) for piece in edge_slices(store, edges)]
+    parts = [*edge_tables(store, edges)]
     table = pa.concat_tables(parts).combine_chunks() if parts else EDGES_TABLE.empty()
     return Graph(forest, np.lexsort((forest.child, forest.root)), table, inputs.exact_groups())
 

@@ -1,0 +1,122 @@
+"""The images of a verify task: read once more from their sources, checked to be those that were extracted, prepared."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+
+import numpy as np
+
+from pipeline.errors import AccessDenied, CorruptObject, NotFound, ObjectChanged, StorageUnavailable
+from pipeline.kernels.decode import luminance_thumbnail
+from pipeline.kernels.header import ImageError
+from pipeline.kernels.verify import PreparedImage, prepare
+from pipeline.kernels.verify_params import VerifyParams
+from pipeline.layout.exact import read_pinned_features
+from pipeline.layout.features import FeatureSet, content_hashes
+from pipeline.layout.images import BYTES_AHEAD, image_objects_of
+from pipeline.layout.inputs import Inputs
+from pipeline.sources.folder import encode_key, escape_bytes
+from pipeline.storage import is_remote
+
+KEPT_IMAGES = 512  # of 160 x 160 pixels and what is found in them: about 0.2 MB each
+READS_IN_FLIGHT = 16
+HASH_BLOCK = 16_384  # ids whose content hashes are read at once, 0.5 MB
+FEW_LOST, LOST_SHARE = 8, 0.01
+"""So many images of a task, or this share of them, may be gone without the source being taken for away."""
+UNREADABLE = (NotFound, ObjectChanged, CorruptObject, AccessDenied)
+"""Why the bytes of an image that was extracted cannot be had. A store that does not answer is none of them."""
+
+
+class PreparedImages:
+    """Images prepared for comparison, the latest few hundred kept; None for one that cannot be read any more."""
+
+    def __init__(self, inputs: Inputs, params: VerifyParams, max_pixels: int, ids: Iterable[int]) -> None:
+        """`ids`: of all images of the task, in the order in which they are asked for, repeats allowed."""
+        snapshot = inputs.opened_snapshot()
+        self._inputs, self._params, self._max_pixels = inputs, params, max_pixels
+        self._order = list(dict.fromkeys(ids))
+        self._place = {image_id: at for at, image_id in enumerate(self._order)}
+        self._objects = image_objects_of(inputs.root.open(), snapshot, np.array(sorted(self._order), np.int64))
+        self._is_remote = any(is_remote(source.uri) for source in snapshot.sources)
+        self._kept: OrderedDict[int, PreparedImage | None] = OrderedDict()
+        self._bytes: dict[int, bytes | None] = {}
+        self._hashes: dict[int, dict[int, bytes | None]] = {}
+        self._lost: dict[int, str] = {}
+
+    def get(self, image_id: int) -> PreparedImage | None:
+        """The prepared image."""
+        if image_id in self._kept:
+            self._kept.move_to_end(image_id)
+            return self._kept[image_id]
+        made = self._prepare(image_id)
+        self._kept[image_id] = made
+        if len(self._kept) > KEPT_IMAGES:
+            self._kept.popitem(last=False)
+        return made
+
+    def require_source(self) -> None:
+        """Raises StorageUnavailable where so many images are gone that their source must be: an unmounted disk says of
+        each that it is missing, and that is no property of the pairs.
+        """
+        lost, every = len(self._lost), len(self._objects)
+        if lost <= max(FEW_LOST, LOST_SHARE * every) and not lost == every >= 2:
+            return
+        image_id = min(self._lost)
+        where = f"{self._objects[image_id].source}/{encode_key(self._objects[image_id].info.key)[0]}"
+        why = self._lost[image_id].replace(where, "it")
+        raise StorageUnavailable(
+            f"{lost:,} of {every:,} images that were read before cannot be read now, such as {where} "
+            f"({why}). No pair is settled without its pixels while so many are gone (at most "
+            f"{FEW_LOST}, or {LOST_SHARE:.0%}). Check that the source is there and may be read, then run again: it is "
+            "listed anew."
+        )
+
+    def _prepare(self, image_id: int) -> PreparedImage | None:
+        data = self._read(image_id)
+        if data is None:
+            return None
+        try:
+            luminance = luminance_thumbnail(data, self._params.side, self._max_pixels)
+        except ImageError:
+            return None
+        return prepare(luminance, self._params)
+
+    def _read(self, image_id: int) -> bytes | None:
+        if not self._is_remote:
+            return self._read_now(image_id)
+        if image_id not in self._bytes:
+            self._fetch_ahead(image_id)
+        return self._bytes.pop(image_id)
+
+    def _fetch_ahead(self, image_id: int) -> None:
+        """Reads this image and the next ones of the pairs at once: a store answers in tens of milliseconds."""
+        at = self._place[image_id]
+        following = self._order[at : at + 4 * READS_IN_FLIGHT]
+        wanted = [i for i in following if i not in self._kept and i not in self._bytes]
+        sizes = np.cumsum([self._objects[i].info.size for i in wanted])
+        del wanted[max(1, int(np.searchsorted(sizes, BYTES_AHEAD, "right"))) :]
+        with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
+            self._bytes.update(zip(wanted, pool.map(self._read_now, wanted), strict=True))
+
+    def _read_now(self, image_id: int) -> bytes | None:
+        try:
+            image = self._objects[image_id]
+            return image.read_as_extracted(self._inputs.root.storage, lambda: self._extracted(image_id))
+        except UNREADABLE as error:
+            self._lost[image_id] = escape_bytes(str(error))
+            return None
+
+    def _extracted(self, image_id: int) -> bytes | None:
+        """The content hash that was extracted, read with those of the other images of the task that are beside it."""
+        block = image_id // HASH_BLOCK
+        if block not in self._hashes:
+            ids = sorted(i for i in self._order if i // HASH_BLOCK == block)
+            self._hashes[block] = content_hashes(self._inputs.root.open(), self._features, ids)
+        return self._hashes[block][image_id]
+
+    @cached_property
+    def _features(self) -> FeatureSet:
+        return read_pinned_features(self._inputs.root.open(), self._inputs.exact)
