@@ -130,6 +130,20 @@ def mirrored(audit: Audit, *uris: str) -> bool:
     return bool(found)
 
 
+def test_damaged_features_of_another_audit_are_done_without(
+    audited: tuple[Path, Path, Audit], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody can say what its verdicts were of: the pairs are compared again."""
+    photos, root, first = audited
+    (part,) = root.glob("features/*/rows-*.parquet")
+    part.write_bytes(part.read_bytes()[:-9])
+    with caplog.at_level(logging.WARNING):
+        second = run(photos, root=root, measure={"min_side": 3})
+
+    assert f"{part.name}: it is damaged" in caplog.text
+    assert (verified(second)["looked_at"], verified(second)["reused"]) == (verified(first)["looked_at"], 0)
+
+
 def test_what_only_embeds_moves_no_verdict(audited: tuple[Path, Path, Audit], monkeypatch: pytest.MonkeyPatch) -> None:
     """Another onnxruntime extracts all images again; pixels are decoded and compared as before."""
     photos, root, first = audited

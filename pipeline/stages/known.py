@@ -77,8 +77,7 @@ def _known_of(pairs: pa.Table, tables: list[pa.Table]) -> pa.Table:
 
 def _verdicts(store: Store, folder: str, ours: str) -> Iterator[pa.Table]:
     """What a folder of edges decided on pixels, part by part, sorted by pair. Parts of a stopped audit count too."""
-    then, now = features_of(folder), features_of(ours)
-    same = None if then == now else same_content(store, list_features(store, then), list_features(store, now))
+    same = _same_bytes(store, features_of(folder), features_of(ours))
 
     def read(piece: Slice) -> pa.Table:
         try:
@@ -90,6 +89,17 @@ def _verdicts(store: Store, folder: str, ours: str) -> Iterator[pa.Table]:
         return edges.filter(counted).select(HELD.names).cast(HELD)
 
     return each_in_order(store, edge_slices(store, folder), read)
+
+
+def _same_bytes(store: Store, then: str, now: str) -> NDArray[np.bool_] | None:
+    """Per id whether two features folders were extracted from the same bytes; None = all of them, it is one folder."""
+    if then == now:
+        return None
+    try:
+        return same_content(store, list_features(store, then), list_features(store, now))
+    except ArtifactError as error:
+        log.warning("%s Until then the pairs of that folder are compared again.", error)
+        return np.zeros(0, bool)
 
 
 def _of_same(edges: pa.Table, same: NDArray[np.bool_]) -> pa.Array:
