@@ -15,6 +15,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import ray
@@ -39,6 +40,7 @@ WORKER_ENVIRONMENT = {
     "RAY_task_oom_retries": "0",  # the budget is the driver's; Ray's default is endless
 }
 TOKEN_BYTES = 4096  # of a file that every node must read alike
+TOKEN_TRIES = 100  # images that are looked at for one that can be read
 OBJECT_STORE_BYTES = 80_000_000  # Ray's minimum is 75 MiB; only specs and counters pass through
 NODE_LOST = (exceptions.NodeDiedError, exceptions.ObjectLostError)
 PROCESS_LOST = (exceptions.WorkerCrashedError, exceptions.OutOfMemoryError, exceptions.TaskCancelledError)
@@ -228,13 +230,15 @@ class RayRunner:
             )
 
     def require_shared_source(self, source: str, storage: StorageConfig) -> None:
-        """Proves that every node sees a source by its first image; UsageError names those that do not."""
+        """Proves that every node sees a source by its first image that holds bytes and can be read here; UsageError
+        names those that do not.
+        """
         nodes = _working_nodes()
-        store = open_store(source, storage)
-        first = next((info.key for info in store.list() if is_image_key(info.key)), None) if len(nodes) > 1 else None
-        if first is None:
-            return
-        blind = self._blind(nodes, source, storage, first, store.read_range(first, 0, TOKEN_BYTES))
+        images = (info.key for info in open_store(source, storage).list() if info.size and is_image_key(info.key))
+        # what is denied here may be denied to all, and reads as the nothing that a blind node has
+        tokens = ((key, _read_token(source, storage, key)) for key in islice(images, TOKEN_TRIES))
+        first, token = next((found for found in tokens if found[1]), ("", b"")) if len(nodes) > 1 else ("", b"")
+        blind = self._blind(nodes, source, storage, first, token) if token else []
         if blind:
             raise UsageError(
                 f"the source {source} is not shared: nodes {', '.join(sorted(blind))} do not see {first!r} as it is "

@@ -306,6 +306,22 @@ def test_source_that_a_node_does_not_see_is_refused(tmp_path: Path, monkeypatch:
     runner(is_ours=False).require_shared_source(str(photos), StorageConfig())
 
 
+def test_image_without_bytes_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that sees nothing reads as many bytes as an empty file has, or one that nobody may read."""
+    photos = write_files(tmp_path / "photos", {"a.jpg": b"", "b.jpg": b"denied", "c.jpg": b"here"})
+    read, runner = cluster._read_token, cluster.RayRunner
+
+    def read_but_one(root: str, storage: StorageConfig, key: str) -> bytes:
+        return b"" if key == "b.jpg" else read(root, storage, key)
+
+    monkeypatch.setattr(cluster, "_read_token", read_but_one)  # whoever runs the tests may read every file
+    FakeNodes(monkeypatch, tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match=r"nodes 10\.0\.0\.2 do not see 'c.jpg'"):
+        runner(is_ours=False).require_shared_source(str(photos), StorageConfig())
+    (photos / "c.jpg").unlink()
+    runner(is_ours=False).require_shared_source(str(photos), StorageConfig())
+
+
 def test_message_of_an_incomplete_run_is_printed_with_exit_4(tmp_path: Path) -> None:
     """Over 1% of the images are gone after the listing: the process ends with 4 and the command that resumes."""
     photos = write_files(tmp_path / "photos", small_set(16))
