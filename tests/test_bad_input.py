@@ -67,7 +67,7 @@ def test_a_folder_that_fills_and_empties(tmp_path: Path) -> None:
 def test_files_that_are_no_images_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Counted by suffix over all sources, in a rerun too, and in the record; a source without an image warns."""
     one = write_files(tmp_path / "one", {f"{i}.{suffix}": b"x" for i in range(5) for suffix in ("heic", "avif")})
-    write_files(one, {"a.jpg": noise_jpeg(1), ".git/config": b"x", "audit/old.csv": b"x"})
+    write_files(one, {"a.jpg": noise_jpeg(1), ".git/config": b"x", "audit/audits/old.csv": b"x"})
     two = write_files(tmp_path / "two", {"b.JPG.part": b"x", "c.heic": b"x"})
     for line in ("catalog: 1 image in snapshot 1", "catalog: 1 image in snapshot 1, as before"):
         caplog.clear()
@@ -296,7 +296,7 @@ def test_root_inside_the_source_is_not_audited(tmp_path: Path) -> None:
     """Images below the root are no part of the source, on the first run and on later ones."""
     photos = write_files(tmp_path / "photos", {"a.jpg": noise_jpeg(1), "audit2/b.jpg": noise_jpeg(2)})
     first = run(photos, root=photos / "audit")
-    write_files(photos / "audit/report", {"thumbnail.jpg": noise_jpeg(1)})
+    write_files(photos / "audit/audits/report", {"thumbnail.jpg": noise_jpeg(1)})
     second = run(photos, root=photos / "audit")
 
     assert [row["uri"] for row in rows(first, "images")] == ["a.jpg", "audit2/b.jpg"]

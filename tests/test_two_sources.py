@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,11 @@ from audited import LOCAL, Rows, by_uri, rows, run, small_set, write_files
 import pipeline
 from pipeline.audit import Audit
 from pipeline.demo import demo_photos
+from pipeline.layout.root import Root
+from pipeline.layout.snapshots import Snapshot, SourceRecord, first_alike, snapshot_key, snapshot_to_json
+from pipeline.layout.tables import json_bytes
 from pipeline.schemas import TABLES
+from pipeline.storage import StorageConfig
 
 URIS = ("uri", "match_uri", "nearest_uri", "conflict_uri")
 
@@ -75,3 +80,42 @@ def test_sources_named_after_splits_leak_into_each_other(tmp_path: Path, caplog:
     for split in ("train", "val"):
         said = [line for line in caplog.messages if line.startswith(f"rule for {tmp_path}/{split}: ")]
         assert f"else {split} as the source's own folder says" in said[0]
+
+
+def test_one_audit_for_a_set_of_sources_and_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With a test source, without that split, with it again, and each once more after a touch: two audits in all."""
+    photos, test = (write_files(tmp_path / name, small_set(12)) for name in ("photos", "test"))
+    root = tmp_path / "audit"
+
+    def tested() -> str:
+        return run(photos, test=str(test), root=root).audit_id
+
+    def plain() -> str:
+        return run(photos, test, root=root).audit_id
+
+    wanted = [tested(), plain()]
+    assert [tested(), plain()] == wanted
+    os.utime(photos / "train/a/a00.jpg", ns=(1, 1))
+    assert [tested(), plain()] == wanted
+    assert len(set(wanted)) == len([*root.glob("audits/*")]) == 2
+    (root / "catalog/snapshot-000001.json").write_bytes(b"{")
+    again = tested()  # which needs nothing of the first snapshot, but cannot know that it is the same
+    assert again[6:] == wanted[0][6:]
+    assert "snapshot-000001.json: it is damaged" in caplog.text
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_first_snapshot_of_the_same_rows(tmp_path: Path, count: int) -> None:
+    """Found among any number of later ones, whatever came before; more rows or removed ones are other rows."""
+    store = Root(str(tmp_path), StorageConfig()).open()
+    sources = [(SourceRecord("/photos", split),) for split in ("", "test")]
+    rows_of = [(at // 9, at // 5) for at in range(3 * count)]
+    snapshots = [
+        Snapshot(at + 1, total, sources[at % 2], (), f"removed-{gone}", gone, f"restamped-{at}")
+        for at, (total, gone) in enumerate(rows_of)
+    ]
+    for snapshot in snapshots:
+        store.put(snapshot_key(snapshot.number), json_bytes(snapshot_to_json(snapshot)))
+    for snapshot in snapshots:
+        alike = [other for other in snapshots if other.digest == snapshot.digest]
+        assert first_alike(store, snapshot) == alike[0]

@@ -13,6 +13,7 @@ from pipeline.layout.models import ModelRef, store_model
 from pipeline.layout.root import Root, claim
 from pipeline.layout.snapshots import FOLDER as CATALOG
 from pipeline.layout.snapshots import Snapshot
+from pipeline.plan.checking import require_inputs
 from pipeline.plan.preparing import (
     annotate_snapshot,
     count_statuses,
@@ -51,6 +52,7 @@ def run_audit(config: AuditConfig, call: Call) -> Published | None:
     Does only what is missing: every stage lists its artifact first. Raises an AuditError; what was committed stays.
     """
     root = Root(canonical_uri(config.root, config.storage), config.storage)
+    require_inputs(config, root)
     claim(root)
     session = Session(config, root, LocalRunner(), call.reporter, call.resume_command)
     model = store_model(root, config.model.path, config.model.input)

@@ -9,8 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from pipeline.errors import AccessDenied, CorruptObject, IncompleteError, NotFound, ObjectChanged, UsageError
-from pipeline.kernels.hashing import content_hash
+from pipeline.errors import IncompleteError, UsageError
 from pipeline.kernels.measure import MeasureParams
 from pipeline.layout.annotations import STEM, VOCABULARY, read_vocabulary, store_table
 from pipeline.layout.exact import MAX_SPLITS
@@ -25,38 +24,33 @@ from pipeline.layout.features import (
 from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.models import ModelRef
 from pipeline.layout.parts import Slice, cover, cut, list_parts, missing, part_name, shard_size
-from pipeline.layout.root import opened, versions
+from pipeline.layout.root import versions
 from pipeline.layout.snapshots import (
     Snapshot,
-    SourceRecord,
     catalog_rows_of,
     first_alike,
-    latest_snapshot,
     live_between,
     removed_ids,
 )
+from pipeline.plan.checking import named_sources
 from pipeline.plan.listing import listed_counts, require_match, say_listed, say_rule
 from pipeline.plan.session import SHOWN_FAILURES, Session, StageWork
+from pipeline.plan.touched import KnownContent
 from pipeline.runner import Task
 from pipeline.schemas import TRANSIENT, Status
 from pipeline.stages import annotate, extract
 from pipeline.stages.catalog import update_catalog
-from pipeline.storage import ObjectInfo, canonical_uri
 
 ANNOTATION_ROWS = 131_072
 RETRY_IDS = 1024
-KNOWN_ROWS = 16_384
 
 
 def take_snapshot(session: Session) -> Snapshot:
     """Lists the sources and pins the snapshot of this audit."""
     config = session.config
-    named = [(uri, "") for uri in config.sources] + ([(config.test, "test")] if config.test else [])
-    sources = tuple(SourceRecord(canonical_uri(uri, config.storage), split) for uri, split in named)
-    _refuse_twice(session, sources)
     record = session.timed("catalog", "catalog")
     started, cpu = time.perf_counter(), time.process_time()
-    update = update_catalog(session.root, sources, _KnownContent(session), config.accept_empty)
+    update = update_catalog(session.root, named_sources(config), KnownContent(session.root), config.accept_empty)
     snapshot = first_alike(session.store, update.snapshot)
     record.counters = listed_counts(update)
     session.close(record, time.perf_counter() - started, time.process_time() - cpu, snapshot.live)
@@ -210,54 +204,3 @@ def _first_failed(session: Session, snapshot: Snapshot, features: FeatureSet, lo
 
 def _extract_task(spec: extract.ExtractSpec, items: int) -> Task:
     return Task(extract.part_key(spec), extract.extract, spec, items, extract.halves, extract.quarantine)
-
-
-def _refuse_twice(session: Session, sources: tuple[SourceRecord, ...]) -> None:
-    uris = [source.uri for source in sources]
-    for uri in uris:
-        if uris.count(uri) > 1:
-            raise UsageError(f"the source {uri} is named twice: name it once.")
-        if session.root.uri == uri:
-            raise UsageError(f"the root {uri} is a source: choose a --root beside or below it.")
-        for other in uris:
-            if other != uri and other.startswith(uri + "/"):
-                raise UsageError(f"the source {other} lies inside {uri}: its images would be listed twice. Name one.")
-
-
-class _KnownContent:
-    """Whether a file whose time alone changed still has the bytes that were extracted for it."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._sources: tuple[SourceRecord, ...] = ()
-        self._block = -1
-        self._hashes: list[bytes | None] = []
-
-    def __call__(self, image_id: int, source: int, info: ObjectInfo) -> bool:
-        known = self._known(image_id)
-        if known is None:
-            return False
-        store = opened(self._sources[source].uri, self._session.config.storage)
-        try:
-            return content_hash(store.read(info.key)) == known
-        except (NotFound, AccessDenied, ObjectChanged, CorruptObject):  # a new row, whose status extraction finds
-            return False
-
-    def _known(self, image_id: int) -> bytes | None:
-        block = image_id // KNOWN_ROWS
-        if block != self._block:
-            self._block, self._hashes = block, self._read_block(block * KNOWN_ROWS)
-            self._sources = latest_snapshot(self._session.store).sources
-        return self._hashes[image_id - block * KNOWN_ROWS]
-
-    def _read_block(self, lo: int) -> list[bytes | None]:
-        """Content hashes of a block of ids, from whichever model's features hold them."""
-        store = self._session.store
-        found: list[bytes | None] = [None] * KNOWN_ROWS
-        for name in sorted({info.key.split("/")[1] for info in store.list("features/")}):
-            features = list_features(store, f"features/{name}")
-            for piece in cover(features.base, lo, lo + KNOWN_ROWS):
-                rows = read_feature_rows(store, features, piece.lo, piece.hi, ["content_hash"])
-                for at, value in enumerate(rows["content_hash"].to_pylist(), piece.lo - lo):
-                    found[at] = value or found[at]
-        return found

@@ -5,44 +5,69 @@ from __future__ import annotations
 import hashlib
 import heapq
 import logging
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from enum import Enum
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.errors import NotFound, StorageUnavailable, UsageError
-from pipeline.layout.root import Root, opened
+from pipeline.layout.root import Root, is_own, opened
+from pipeline.layout.snapshots import FOLDER as CATALOG
 from pipeline.layout.snapshots import (
-    FOLDER,
     CatalogPart,
     Snapshot,
     SourceRecord,
     catalog_rows,
     latest_snapshot,
     removed_ids,
+    restamped_times,
     snapshot_key,
     snapshot_to_json,
 )
-from pipeline.layout.tables import json_bytes, parquet_bytes, read_table
+from pipeline.layout.tables import json_bytes, parquet_bytes
 from pipeline.schemas import CATALOG_ROWS
-from pipeline.sources.folder import LeftOut, encode_key, image_objects
+from pipeline.sources.folder import LeftOut, encode_key, image_objects, is_image_key
 from pipeline.storage import ObjectInfo, StorageConfig, Store, is_remote
 from pipeline.storage.uri import parse_bucket
 
 log = logging.getLogger(__name__)
+Ids = NDArray[np.int64]
 
 PART_ROWS = 131_072
+TOUCHED_ROWS = 16_384
+BLOCK_ROWS = 65_536
 RACES = 20
 
-SameContent = Callable[[int, int, ObjectInfo], bool]
-"""(image_id, source, object listed now) -> whether its bytes hash to what was extracted for that id."""
+
+class Content(Enum):
+    """What the bytes of a touched file are: those that were extracted, others, or never read, so nobody can tell."""
+
+    SAME = "same"
+    OTHER = "other"
+    UNREAD = "unread"
 
 
 @dataclass(frozen=True)
-class _Known:
+class Touched:
+    """A file of which nothing but the time changed: its id, source (number and uri), and what is listed of it now."""
+
+    image_id: int
+    source: int
+    uri: str
+    info: ObjectInfo
+
+
+Compare = Callable[[Sequence[Touched]], Iterable[Content]]
+"""At most TOUCHED_ROWS touched files -> what the bytes of each are, in order."""
+
+
+class _Known(NamedTuple):
     image_id: int
     size: int
     etag: str
@@ -51,11 +76,15 @@ class _Known:
 
 @dataclass
 class _Changes:
+    """What a listing differs in. Ids and times are kept as numbers: 8 bytes for each, where an object takes 100."""
+
     appended: list[tuple[int, ObjectInfo]] = field(default_factory=list)
+    touched: list[Touched] = field(default_factory=list)  # still to be compared
     parts: list[CatalogPart] = field(default_factory=list)
-    removed: list[int] = field(default_factory=list)
+    removed: array[int] = field(default_factory=lambda: array("q"))
     lost: Counter[int] = field(default_factory=Counter)  # images of each source that it does not list any more
-    restamped: dict[int, tuple[str, int]] = field(default_factory=dict)
+    stamped: array[int] = field(default_factory=lambda: array("q"))  # ids, whose new times stand beside them
+    times: array[int] = field(default_factory=lambda: array("q"))
     total: int = 0
     added: int = 0
     changed: int = 0
@@ -74,29 +103,26 @@ class Update:
 
 
 def update_catalog(
-    root: Root, sources: tuple[SourceRecord, ...], same_content: SameContent, accept_empty: bool = False
+    root: Root, sources: tuple[SourceRecord, ...], compare: Compare, accept_empty: bool = False
 ) -> Update:
     """The snapshot of what the sources hold now: the latest one where nothing changed, else a new one.
 
-    The listing is streamed against the sorted runs of the catalog, so memory does not grow with it. Who loses the
-    race for a snapshot's number lists again. Raises UsageError where the root belongs to other sources, NotFound where
-    nothing is under a path of an object store, or no image where there were some, unless `accept_empty`.
+    The listing is streamed against the sorted runs of the catalog; 16 bytes stay of each touched or removed image. Who
+    loses the race for a snapshot's number lists again. Raises UsageError where the root belongs to other sources,
+    NotFound where a new source is not there, or no image of one that had some, unless `accept_empty`.
     """
     store = root.open()
     for _ in range(RACES):
         previous = latest_snapshot(store)
         merged = merge_sources(root, previous.sources, sources)
         left_out = tuple(LeftOut() for _ in merged)
-        changes = _compare(store, previous, _listing(root, merged, left_out), same_content)
+        listing = _listing(root, merged, left_out, len(previous.sources))
+        changes = _compare(store, previous, listing, compare)
         if not accept_empty:
             _refuse_emptied(root, merged, changes.lost, left_out)
         counts = (changes.added, changes.changed, len(changes.removed) - changes.changed)
         _flush(store, changes, previous.number + 1)
-        if (
-            previous.number
-            and previous.sources == merged
-            and not (changes.parts or changes.removed or changes.restamped)
-        ):
+        if previous.number and previous.sources == merged and not (changes.parts or changes.removed or changes.stamped):
             return Update(previous, previous.number, *counts, left_out)
         snapshot = _next_snapshot(store, previous, merged, changes)
         if store.put_if_absent(snapshot_key(snapshot.number), json_bytes(snapshot_to_json(snapshot))):
@@ -123,7 +149,7 @@ def merge_sources(
 
 
 def _compare(
-    store: Store, previous: Snapshot, listing: Iterable[tuple[int, ObjectInfo, bytes]], same_content: SameContent
+    store: Store, previous: Snapshot, listing: Iterable[tuple[int, ObjectInfo, bytes]], compare: Compare
 ) -> _Changes:
     changes = _Changes(total=previous.total)
     known = _known_rows(store, previous)
@@ -133,20 +159,62 @@ def _compare(
             _remove(changes, *row)
             row = next(known, None)
         if row is not None and row[0] == (source, raw):
-            if not _is_kept(row[1], source, info, changes, same_content):
-                changes.removed.append(row[1].image_id)
-                changes.appended.append((source, info))
-                changes.changed += 1
+            if _is_changed(row[1], info):
+                _match(changes, row[1], Touched(row[1].image_id, source, previous.sources[source].uri, info))
             row = next(known, None)
         else:
             changes.appended.append((source, info))
             changes.added += 1
+        if len(changes.touched) >= TOUCHED_ROWS or len(changes.appended) >= PART_ROWS:
+            _settle(changes, compare)
         if len(changes.appended) >= PART_ROWS:
             _flush(store, changes, previous.number + 1)
     while row is not None:
         _remove(changes, *row)
         row = next(known, None)
+    _settle(changes, compare)
     return changes
+
+
+def _is_changed(known: _Known, info: ObjectInfo) -> bool:
+    is_touched = not info.etag and known.mtime_ns != info.mtime_ns
+    return known.size != info.size or known.etag != info.etag or is_touched
+
+
+def _match(changes: _Changes, known: _Known, now: Touched) -> None:
+    """Books a file that changed under a known name; one that may only have been touched waits for `_settle`."""
+    if known.size != now.info.size or known.etag != now.info.etag:
+        _replace(changes, now)
+    elif now.info.size:
+        changes.touched.append(now)
+    else:
+        _stamp(changes, now)
+
+
+def _settle(changes: _Changes, compare: Compare) -> None:
+    """Books the touched files. One that was never read keeps its id, and its old time: once its bytes are known the
+    next listing compares them, so that an audit that reads it at this moment cannot be believed to have read these.
+    """
+    before = changes.changed
+    for now, content in zip(changes.touched, compare(changes.touched) if changes.touched else (), strict=True):
+        if content is Content.SAME:
+            _stamp(changes, now)
+        elif content is Content.OTHER:
+            _replace(changes, now)
+    changes.touched.clear()
+    if changes.changed > before:
+        changes.appended.sort(key=lambda entry: (entry[0], _raw(entry[1])))
+
+
+def _stamp(changes: _Changes, now: Touched) -> None:
+    changes.stamped.append(now.image_id)
+    changes.times.append(now.info.mtime_ns)
+
+
+def _replace(changes: _Changes, now: Touched) -> None:
+    changes.removed.append(now.image_id)
+    changes.appended.append((now.source, now.info))
+    changes.changed += 1
 
 
 def _remove(changes: _Changes, name: tuple[int, bytes], known: _Known) -> None:
@@ -166,68 +234,87 @@ def _refuse_emptied(
             )
 
 
-def _is_kept(known: _Known, source: int, info: ObjectInfo, changes: _Changes, same_content: SameContent) -> bool:
-    if known.size != info.size or known.etag != info.etag:
-        return False
-    if info.etag or known.mtime_ns == info.mtime_ns:
-        return True
-    if info.size and not same_content(known.image_id, source, info):  # without bytes there is no hash to compare
-        return False
-    changes.restamped[known.image_id] = (info.etag, info.mtime_ns)
-    return True
-
-
 def _listing(
-    root: Root, sources: tuple[SourceRecord, ...], left_out: tuple[LeftOut, ...]
+    root: Root, sources: tuple[SourceRecord, ...], left_out: tuple[LeftOut, ...], known: int
 ) -> Iterator[tuple[int, ObjectInfo, bytes]]:
-    """Every image of every source, sorted by (source, raw bytes of the key); the root itself is left out."""
+    """Every image of every source, sorted by (source, raw bytes of the key), without the root's own files.
+
+    One of the first `known` sources, which the root has listed before, may be gone: it is listed as empty.
+    """
     for index, source in enumerate(sources):
-        store = opened(source.uri, root.storage)
-        inside = root.uri.removeprefix(source.uri + "/") + "/" if root.uri.startswith(source.uri + "/") else None
-        listed = (info for info in store.list() if inside is None or not info.key.startswith(inside))
-        for info in image_objects(listed, left_out[index]):
-            yield index, info, info.key.encode("utf-8", "surrogateescape")
-        if left_out[index] == LeftOut():
-            _require_path(store, source.uri, root.storage)
+        listed = _without_root(root, source, opened(source.uri, root.storage).list())
+        try:
+            for info in image_objects(listed, left_out[index]):
+                yield index, info, _raw(info)
+        except NotFound:
+            if index >= known or left_out[index] != LeftOut():
+                raise
+        if index >= known and left_out[index] == LeftOut():
+            _require_path(source.uri, root.storage)
 
 
-def _require_path(store: Store, uri: str, storage: StorageConfig) -> None:
+def _raw(info: ObjectInfo) -> bytes:
+    return info.key.encode("utf-8", "surrogateescape")
+
+
+def _without_root(root: Root, source: SourceRecord, listed: Iterable[ObjectInfo]) -> Iterator[ObjectInfo]:
+    """A listing without what is the root's own, where that lies in the source: images may lie beside and around it."""
+    inside = f"{root.uri.removeprefix(source.uri + '/')}/" if root.uri.startswith(source.uri + "/") else None
+    hidden, first = 0, ""
+    for info in listed:
+        if inside is None or not info.key.startswith(inside) or not is_own(info.key[len(inside) :]):
+            yield info
+        elif is_image_key(info.key):
+            hidden, first = hidden + 1, first or info.key
+    if hidden:
+        log.warning(
+            "%s: images in folders that the root %s takes as its own are left out: %s, the first is %r. Choose another "
+            "--root to audit them.", source.uri, root.uri, f"{hidden:,}", first,
+        )  # fmt: skip
+
+
+def require_source(uri: str, storage: StorageConfig) -> None:
+    """Raises NotFound, or another StorageError, for a source that cannot be listed."""
+    if next(opened(uri, storage).list(), None) is None:
+        _require_path(uri, storage)
+
+
+def _require_path(uri: str, storage: StorageConfig) -> None:
     """An object store has no folders: a path under which nothing is does not exist, but for a console's marker."""
-    if is_remote(uri) and parse_bucket(uri, storage).prefix and not store.exists(""):
+    if is_remote(uri) and parse_bucket(uri, storage).prefix and not opened(uri, storage).exists(""):
         raise NotFound(f"list {uri}: nothing is there. Check the path")
 
 
 def _known_rows(store: Store, snapshot: Snapshot) -> Iterator[tuple[tuple[int, bytes], _Known]]:
     """Live rows of the snapshot sorted by (source, raw key): a merge of its sorted runs."""
-    gone = frozenset(removed_ids(store, snapshot).tolist())
-    stamps = _restamped(store, snapshot)
+    gone, stamps = removed_ids(store, snapshot), restamped_times(store, snapshot)
     runs = sorted({part.run for part in snapshot.parts})
-    streams = [_run_rows(store, snapshot, run, stamps) for run in runs]
-    return (row for row in heapq.merge(*streams, key=lambda row: row[0]) if row[1].image_id not in gone)
+    return heapq.merge(*(_run_rows(store, snapshot, run, gone, stamps) for run in runs), key=lambda row: row[0])
 
 
 def _run_rows(
-    store: Store, snapshot: Snapshot, run: int, stamps: dict[int, tuple[str, int]]
+    store: Store, snapshot: Snapshot, run: int, gone: Ids, stamps: tuple[Ids, Ids]
 ) -> Iterator[tuple[tuple[int, bytes], _Known]]:
     for part in snapshot.parts:
-        if part.run != run:
-            continue
-        for lo in range(part.lo, part.hi, 65536):
-            rows = catalog_rows(store, snapshot, lo, min(lo + 65536, part.hi)).to_pydict()
-            for at, image_id in enumerate(rows["image_id"]):
+        for lo in range(part.lo, part.hi, BLOCK_ROWS) if part.run == run else ():
+            hi = min(lo + BLOCK_ROWS, part.hi)
+            live = np.setdiff1d(np.arange(lo, hi), gone[_within(gone, lo, hi)], assume_unique=True)
+            if not len(live):
+                continue
+            rows = catalog_rows(store, snapshot, lo, hi).to_pydict()
+            stamped = _within(stamps[0], lo, hi)
+            for image_id, time in zip(stamps[0][stamped].tolist(), stamps[1][stamped].tolist(), strict=True):
+                rows["mtime_ns"][image_id - lo] = time
+            for image_id in live.tolist():
+                at = image_id - lo
                 raw = rows["raw_key"][at] or rows["uri"][at].encode()
-                etag, mtime = stamps.get(image_id, (rows["etag"][at] or "", rows["mtime_ns"][at] or 0))
-                yield (rows["source"][at], raw), _Known(image_id, rows["size_bytes"][at], etag, mtime)
+                etag, time = rows["etag"][at] or "", rows["mtime_ns"][at] or 0
+                yield (rows["source"][at], raw), _Known(image_id, rows["size_bytes"][at], etag, time)
 
 
-def _restamped(store: Store, snapshot: Snapshot) -> dict[int, tuple[str, int]]:
-    if not snapshot.restamped_key:
-        return {}
-    rows = read_table(store, snapshot.restamped_key).to_pydict()
-    return {
-        image_id: (etag, mtime)
-        for image_id, etag, mtime in zip(rows["image_id"], rows["etag"], rows["mtime_ns"], strict=True)
-    }
+def _within(ids: Ids, lo: int, hi: int) -> slice:
+    """Where the ids of [lo, hi) are among sorted ones."""
+    return slice(*np.searchsorted(ids, (lo, hi)))
 
 
 def _flush(store: Store, changes: _Changes, run: int) -> None:
@@ -257,32 +344,30 @@ def _rows_table(entries: list[tuple[int, ObjectInfo]], lo: int) -> pa.Table:
 
 
 def _next_snapshot(store: Store, previous: Snapshot, sources: tuple[SourceRecord, ...], changes: _Changes) -> Snapshot:
-    gone = np.union1d(removed_ids(store, previous), np.array(changes.removed, np.int64))
-    stamps = _restamped(store, previous) | changes.restamped
+    """The snapshot with these changes; a byte per row of the catalog tells who is gone, eight when it was touched."""
+    removed_key, removed_count, restamped_key = previous.removed_key, previous.removed_count, previous.restamped_key
+    if changes.removed:
+        is_gone = np.zeros(previous.total, np.bool_)
+        is_gone[removed_ids(store, previous)] = True
+        is_gone[np.array(changes.removed)] = True
+        gone = np.flatnonzero(is_gone)
+        removed_key, removed_count = _write_hashed(store, "removed", pa.table({"image_id": gone})), len(gone)
+    if changes.stamped:
+        never = np.iinfo(np.int64).min
+        times = np.full(previous.total, never)
+        ids, before = restamped_times(store, previous)
+        times[ids] = before
+        times[np.array(changes.stamped)] = np.array(changes.times)
+        ids = np.flatnonzero(times != never)
+        restamped_key = _write_hashed(store, "restamped", pa.table({"image_id": ids, "mtime_ns": times[ids]}))
     return Snapshot(
-        number=previous.number + 1,
-        total=changes.total,
-        sources=sources,
-        parts=previous.parts + tuple(changes.parts),
-        removed_key=_write_hashed(store, "removed", pa.table({"image_id": gone})) if len(gone) else "",
-        removed_count=len(gone),
-        restamped_key=_write_hashed(store, "restamped", _stamps_table(stamps)) if stamps else "",
-    )
-
-
-def _stamps_table(stamps: dict[int, tuple[str, int]]) -> pa.Table:
-    ids = sorted(stamps)
-    return pa.table(
-        {
-            "image_id": pa.array(ids, pa.int64()),
-            "etag": [stamps[image_id][0] for image_id in ids],
-            "mtime_ns": pa.array([stamps[image_id][1] for image_id in ids], pa.int64()),
-        }
-    )
+        previous.number + 1, changes.total, sources, previous.parts + tuple(changes.parts),
+        removed_key, removed_count, restamped_key,
+    )  # fmt: skip
 
 
 def _write_hashed(store: Store, stem: str, table: pa.Table) -> str:
     data = parquet_bytes(table)
-    key = f"{FOLDER}/{stem}-{hashlib.blake2b(data, digest_size=8).hexdigest()}.parquet"
+    key = f"{CATALOG}/{stem}-{hashlib.blake2b(data, digest_size=8).hexdigest()}.parquet"
     store.put(key, data)
     return key

@@ -1,0 +1,48 @@
+"""What is checked before anything is written: a root may lie among the user's photos."""
+
+from __future__ import annotations
+
+from pipeline.config import AuditConfig
+from pipeline.errors import UsageError
+from pipeline.layout.root import Root, is_own, is_root, read_address
+from pipeline.layout.snapshots import SourceRecord
+from pipeline.models import open_model
+from pipeline.sources.tabular import read_label_table
+from pipeline.stages.catalog import require_source
+from pipeline.storage import canonical_uri
+
+
+def named_sources(config: AuditConfig) -> tuple[SourceRecord, ...]:
+    """The sources of a call, the one of the split test last."""
+    named = [(uri, "") for uri in config.sources] + ([(config.test, "test")] if config.test else [])
+    return tuple(SourceRecord(canonical_uri(uri, config.storage), split) for uri, split in named)
+
+
+def require_inputs(config: AuditConfig, root: Root) -> None:
+    """Raises UsageError, ModelError or StorageError for a call that names what cannot be audited.
+
+    What a root that is there already knows is not read again: nothing new would be left in it.
+    """
+    uris = [source.uri for source in named_sources(config)]
+    _refuse_twice(root, uris)
+    if is_root(root.open()):
+        return
+    for uri in uris:
+        require_source(uri, config.storage)
+    if table := config.rule.table:
+        read_label_table(read_address(table, config.storage), table)
+    if model := config.model.path:
+        open_model(read_address(model, config.storage), model.rpartition("/")[2], config.model.input)
+
+
+def _refuse_twice(root: Root, uris: list[str]) -> None:
+    for uri in uris:
+        if uris.count(uri) > 1:
+            raise UsageError(f"the source {uri} is named twice: name it once.")
+        if root.uri == uri:
+            raise UsageError(f"the root {root.uri} is a source: choose a --root beside or below it.")
+        if uri.startswith(root.uri + "/") and is_own(f"{uri.removeprefix(root.uri + '/')}/"):
+            raise UsageError(f"the source {uri} is where the root {root.uri} writes: choose another --root.")
+        for other in uris:
+            if other != uri and other.startswith(uri + "/"):
+                raise UsageError(f"the source {other} lies inside {uri}: its images would be listed twice. Name one.")
