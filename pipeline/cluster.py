@@ -14,6 +14,7 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -23,7 +24,7 @@ from ray import exceptions
 from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.errors import ClusterError, StorageError, UsageError
+from pipeline.errors import ClusterError, NotFound, StorageError, UsageError
 from pipeline.runner import ATTEMPTS, Execution, Outcome, Task, TaskError, execute, may_retry, piece_of
 from pipeline.sources.folder import is_image_key
 from pipeline.storage import StorageConfig, open_store
@@ -167,6 +168,16 @@ def _read_token(root: str, storage: StorageConfig, key: str) -> bytes:
         return b""
 
 
+def _first_readable(source: str, storage: StorageConfig) -> tuple[str, bytes]:
+    """Key and first bytes of an image that has any; nothing where there is none: a blind node reads nothing too."""
+    with suppress(NotFound):  # the catalog was told that the source is gone
+        images = (info.key for info in open_store(source, storage).list() if info.size and is_image_key(info.key))
+        for key in islice(images, TOKEN_TRIES):
+            if token := _read_token(source, storage, key):
+                return key, token
+    return "", b""
+
+
 def _working_nodes() -> list[dict[str, Any]]:
     every: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node for node in every if node["Alive"] and node["Resources"].get("CPU")]
@@ -230,14 +241,9 @@ class RayRunner:
             )
 
     def require_shared_source(self, source: str, storage: StorageConfig) -> None:
-        """Proves that every node sees a source by its first image that holds bytes and can be read here; UsageError
-        names those that do not.
-        """
+        """Proves by an image with bytes in it that every node sees a source; UsageError names those that do not."""
         nodes = _working_nodes()
-        images = (info.key for info in open_store(source, storage).list() if info.size and is_image_key(info.key))
-        # what is denied here may be denied to all, and reads as the nothing that a blind node has
-        tokens = ((key, _read_token(source, storage, key)) for key in islice(images, TOKEN_TRIES))
-        first, token = next((found for found in tokens if found[1]), ("", b"")) if len(nodes) > 1 else ("", b"")
+        first, token = _first_readable(source, storage) if len(nodes) > 1 else ("", b"")
         blind = self._blind(nodes, source, storage, first, token) if token else []
         if blind:
             raise UsageError(

@@ -319,7 +319,8 @@ def test_image_without_bytes_proves_nothing(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(UsageError, match=r"nodes 10\.0\.0\.2 do not see 'c.jpg'"):
         runner(is_ours=False).require_shared_source(str(photos), StorageConfig())
     (photos / "c.jpg").unlink()
-    runner(is_ours=False).require_shared_source(str(photos), StorageConfig())
+    for source in (photos, tmp_path / "gone"):  # one that --accept-empty let go
+        runner(is_ours=False).require_shared_source(str(source), StorageConfig())
 
 
 def test_message_of_an_incomplete_run_is_printed_with_exit_4(tmp_path: Path) -> None:
