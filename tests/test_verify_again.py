@@ -21,8 +21,9 @@ from held import ended, environment
 from s3_servers import moto_port, new_store, use_credentials
 
 from pipeline.audit import Audit
-from pipeline.errors import ArtifactError, StorageUnavailable
+from pipeline.errors import AccessDenied, ArtifactError, NotFound, StorageUnavailable
 from pipeline.layout.edges import commit_edges, edge_tables
+from pipeline.layout.images import ImageObject
 from pipeline.layout.neighbours import EDGES
 from pipeline.layout.parts import part_name
 from pipeline.layout.tables import read_table
@@ -137,6 +138,29 @@ def test_pairs_are_compared_again_once_their_images_can_be_read(
     fourth = run(photos, root=root)
     assert fourth.audit_id == third.audit_id
     assert "verify again" not in stages(fourth)
+
+
+def test_a_few_images_that_may_not_be_read_block_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both of one pair are denied, which no listing shows: by similarity, run by run, until the right is given."""
+    folder, root = write_files(tmp_path / "photos", small_set(16)), tmp_path / "audit"
+    undisturbed = run(folder, root=tmp_path / "other")
+    assert counters(undisturbed, "verify")["looked_at"] == 1
+
+    def denied(image: ImageObject, *_: object) -> bytes:
+        raise AccessDenied(f"{image.info.key}: denied")
+
+    def gone(image: ImageObject, *_: object) -> bytes:
+        raise NotFound(f"{image.info.key}: no such file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageObject, "read_as_extracted", gone)
+        with pytest.raises(StorageUnavailable, match="2 of 2 images that were read before"):
+            run(folder, root=root)
+        patch.setattr(ImageObject, "read_as_extracted", denied)
+        first, second = run(folder, root=root), run(folder, root=root)
+    assert [row["kind"] for row in rows(first, "duplicates") if not row["is_verified"]] == ["look_alike"]
+    assert second.audit_id == first.audit_id
+    assert_equal_tables(run(folder, root=root), undisturbed)
 
 
 POISONED = """

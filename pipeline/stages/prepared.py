@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from pipeline.errors import AccessDenied, CorruptObject, NotFound, ObjectChanged, StorageUnavailable
+from pipeline.errors import AccessDenied, CorruptObject, NotFound, ObjectChanged, StorageError, StorageUnavailable
 from pipeline.kernels.decode import luminance_thumbnail
 from pipeline.kernels.header import ImageError
 from pipeline.kernels.verify import PreparedImage, prepare
@@ -44,7 +44,7 @@ class PreparedImages:
         self._kept: OrderedDict[int, PreparedImage | None] = OrderedDict()
         self._bytes: dict[int, bytes | None] = {}
         self._hashes: dict[int, dict[int, bytes | None]] = {}
-        self._lost: dict[int, str] = {}
+        self._lost: dict[int, tuple[type[StorageError], str]] = {}
 
     def get(self, image_id: int) -> PreparedImage | None:
         """The prepared image."""
@@ -60,13 +60,17 @@ class PreparedImages:
     def require_source(self) -> None:
         """Raises StorageUnavailable where so many images are gone that their source must be: an unmounted disk says of
         each that it is missing, and that is no property of the pairs.
+
+        A few, and be it all of a small task, that are there and may not be read are no sign of that: they would hold
+        every run up, where the next listing leaves out what is missing.
         """
         lost, every = len(self._lost), len(self._objects)
-        if lost <= max(FEW_LOST, LOST_SHARE * every) and not lost == every >= 2:
+        gone = sum(issubclass(cause, (NotFound, ObjectChanged)) for cause, _ in self._lost.values())
+        if lost <= max(FEW_LOST, LOST_SHARE * every) and not gone == every >= 2:
             return
         image_id = min(self._lost)
         where = f"{self._objects[image_id].source}/{encode_key(self._objects[image_id].info.key)[0]}"
-        why = self._lost[image_id].replace(where, "it")
+        why = self._lost[image_id][1].replace(where, "it")
         raise StorageUnavailable(
             f"{lost:,} of {every:,} images that were read before cannot be read now, such as {where} "
             f"({why}). No pair is settled without its pixels while so many are gone (at most "
@@ -106,7 +110,7 @@ class PreparedImages:
             image = self._objects[image_id]
             return image.read_as_extracted(self._inputs.root.storage, lambda: self._extracted(image_id))
         except UNREADABLE as error:
-            self._lost[image_id] = escape_bytes(str(error))
+            self._lost[image_id] = type(error), escape_bytes(str(error))  # an error would keep the bytes in its frames
             return None
 
     def _extracted(self, image_id: int) -> bytes | None:
