@@ -316,6 +316,21 @@ def test_a_file_that_was_never_read_keeps_its_id_and_its_old_time(tmp_path: Path
     assert len(world.asked) == 6
 
 
+def test_times_of_touched_files_stay_known(tmp_path: Path) -> None:
+    """Also those of earlier listings: each file is compared once for each touch."""
+    world = World(tmp_path)
+    for name in IMAGES[:3]:
+        world.write((0, name), b"1", 5)
+    world.update()
+    world.expect()
+    for time, name in enumerate((IMAGES[2], IMAGES[0], IMAGES[2]), 6):
+        world.write((0, name), b"1", time)
+        snapshot = world.update()
+        assert world.update() == snapshot
+
+    assert world.asked == [world.listed[0, name][0] for name in (IMAGES[2], IMAGES[0], IMAGES[2])]
+
+
 def test_touched_and_removed_images_take_bytes_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A night may touch or remove every file of millions: 16 bytes stay of each in the driver, and no object."""
     images, start, shift = 40_000, 0, 0

@@ -35,6 +35,7 @@ class KnownContent:
     def __call__(self, touched: Sequence[Touched]) -> list[Content]:
         """What the bytes of each file are."""
         known = self._known(np.sort(np.array([file.image_id for file in touched], np.int64)))
+        # of two hashes none speaks for both models: the file was replaced between their runs
         asked = [file for file in touched if len(known.get(file.image_id, ())) == 1]
         hashes = dict(zip((file.image_id for file in asked), _hashes(asked, self._root.storage), strict=True))
         return [_content(known.get(file.image_id), hashes.get(file.image_id)) for file in touched]
@@ -74,8 +75,7 @@ class KnownContent:
 
 
 def _content(known: set[bytes] | None, found: bytes | None) -> Content:
-    """Where models hold different hashes the file was replaced between their runs: no hash speaks for both."""
-    if known is None or len(known) > 1:
+    if known is None:
         return Content.OTHER
     if not known:
         return Content.UNREAD
