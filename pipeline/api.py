@@ -87,6 +87,9 @@ def run(
 
     Does only what is missing. Raises an AuditError whose message says what to do next.
     """
+    wrong = [source for source in sources if not isinstance(source, (str, os.PathLike))]
+    if wrong:
+        raise UsageError(f"source {wrong[0]!r}, want text or a path; several go one by one: run(*sources, root=...)")
     values = {"sources": tuple(os.fspath(source) for source in sources), "root": os.fspath(root), **config}
     reporter = visible_reporter() if progress else SilentReporter()
     return run_config(config_from(values), where or Where(), reporter, "pipeline.run(...) with the same arguments")

@@ -64,7 +64,7 @@ class Audit:
         """
         if limit is not None and limit < 0:
             raise UsageError(f"limit {limit}, want at least 0, or None for every row")
-        schema = _schema(name, columns)
+        schema = _checked(name, columns, filter)
         batches, rows = [], 0
         for part in self.batches(name, columns, filter) if limit != 0 else ():
             batches.append(part if limit is None else part.slice(0, limit - rows))
@@ -79,14 +79,17 @@ class Audit:
         columns: Sequence[str] | None = None,
         filter: pc.Expression | None = None,  # noqa: A002
     ) -> Iterator[pa.Table]:
-        """The parts of a table, one at a time: for tables larger than memory."""
-        _schema(name, columns)
+        """The parts of a table, one at a time: for tables larger than memory. Raises UsageError as `table` does."""
+        _checked(name, columns, filter)
+        return self._batches(name, columns, filter)
+
+    def _batches(self, name: str, columns: Sequence[str] | None, wanted: pc.Expression | None) -> Iterator[pa.Table]:
         store = self.root.open()
         for key in table_keys(store, self.published, name):
-            if filter is None:
+            if wanted is None:
                 yield read_table(store, key, columns)
             else:
-                part = read_table(store, key).filter(filter)  # not pyarrow.dataset: it imports pandas, 0.3 s
+                part = read_table(store, key).filter(wanted)  # not pyarrow.dataset: it imports pandas, 0.3 s
                 yield part if columns is None else part.select(list(columns))
 
     def leaks(
@@ -245,10 +248,21 @@ def table_to_show(facts: dict[str, Any]) -> str:
     return next((name for name, rows in found.items() if rows), "images")
 
 
-def _schema(name: str, columns: Sequence[str] | None) -> pa.Schema:
+def _checked(name: str, columns: Sequence[str] | None, wanted: pc.Expression | None) -> pa.Schema:
+    """The schema of what is asked for. Raises UsageError for a table, a column or a filter that cannot be."""
     if name not in FINDINGS:
         raise UsageError(f"no table {name!r}; there are: {', '.join(FINDINGS)}")
     schema = TABLES[name].schema
+    if isinstance(columns, str):
+        raise UsageError(f"columns {columns!r}, want a list of names: columns=[{columns!r}]")
+    if wanted is not None and not isinstance(wanted, pc.Expression):
+        raise UsageError(f"filter {wanted!r}, want an expression such as pyarrow.compute.field('uri') == 'a.jpg'")
+    try:
+        if wanted is not None:
+            schema.empty_table().filter(wanted)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        why = str(error).partition(" in image_id:")[0]  # else the schema follows, a column a line
+        raise UsageError(f"filter {wanted}: {why}. Table {name} has: {', '.join(schema.names)}") from error
     unknown = [column for column in columns or () if column not in schema.names]
     if unknown:
         raise UsageError(f"table {name} has no column {', '.join(unknown)}; it has: {', '.join(schema.names)}")

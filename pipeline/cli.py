@@ -20,7 +20,7 @@ from pipeline.config import AuditConfig, config_from, read_toml
 from pipeline.errors import AuditError, Stopped, UsageError
 from pipeline.models import parse_description
 from pipeline.progress import Reporter, SilentReporter, visible_reporter
-from pipeline.storage import RedactingFilter, redact
+from pipeline.storage import RedactingFilter, is_remote, redact
 
 BUG = 70
 TERMINATED = 128 + signal.SIGTERM
@@ -68,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Finds duplicates, leaks, outliers, wrong labels and bad images in image datasets.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"image-audit {pipeline.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -78,8 +79,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_command(commands: Any, name: str, what: str) -> argparse.ArgumentParser:
+    """A command's parser; flags are never guessed from their beginning, which another flag may share one day."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=what, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    return parser
+
+
 def _add_run(commands: Any) -> None:
-    run = commands.add_parser("run", help="audit a folder or bucket of images", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip # noqa: E501
+    run = _add_command(commands, "run", "audit a folder or bucket of images")
     run.set_defaults(command=_run)
     run.add_argument("sources", nargs="*", help="folders, s3://bucket/prefix or minio://server/bucket/prefix")
     run.add_argument("--test", help="one more source, whose split is test")
@@ -126,7 +135,7 @@ def _add_root(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_show(commands: Any) -> None:
-    parser = commands.add_parser("show", help="show a table of the latest audit", epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip # noqa: E501
+    parser = _add_command(commands, "show", "show a table of the latest audit")
     parser.set_defaults(command=_show)
     parser.add_argument("table", choices=[*show.NAMES, "summary"])
     parser.add_argument("--audit", help="id of an audit (default: the latest)")
@@ -134,20 +143,23 @@ def _add_show(commands: Any) -> None:
     parser.add_argument("--columns", help="comma-separated columns")
     form = parser.add_mutually_exclusive_group()
     for name in ("json", "csv", "parquet"):
-        form.add_argument(f"--{name}", dest="format", action="store_const", const=name, default="text")
-    parser.add_argument("--output", help="file to write to instead of standard output")
+        of = {"json": "one object per line", "csv": "all columns", "parquet": "all columns, with their types"}[name]
+        form.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=of)
+    parser.add_argument(
+        "--output", help="file to write, .csv, .json or .parquet by its name; also on s3:// or minio://"
+    )
     _add_root(parser)
 
 
 def _add_status(commands: Any) -> None:
-    parser = commands.add_parser("status", help="per stage: done, missing, failed, seconds, images/s")
+    parser = _add_command(commands, "status", "per stage: done, missing, failed, seconds, images/s")
     parser.set_defaults(command=_status)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="print a list of objects")
     _add_root(parser)
 
 
 def _add_demo(commands: Any) -> None:
-    parser = commands.add_parser("demo", help="make a small planted photo set, audit it, say what was found")
+    parser = _add_command(commands, "demo", "make a small planted photo set, audit it, say what was found")
     parser.set_defaults(command=_demo)
     parser.add_argument("--into", help="folder for the photos and the audit (default: a new temporary one)")
     _add_runner(parser)
@@ -213,9 +225,19 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
         summary = audit.summary()
         _print(json.dumps(summary, indent=1) if options.json else "\n".join(summary_lines(summary)))
         if not options.json:
-            command = f"image-audit show {table_to_show(summary)} --root {shlex.quote(config.root)}"
-            _print(f"tables      {audit.tables_uri}\nshow them   {command}")
+            words = ["show", table_to_show(summary), "--root", config.root, *_storage_flags(config)]
+            _print(f"tables      {audit.tables_uri}\nshow them   {_command(words)}")
     return 0
+
+
+def _storage_flags(config: AuditConfig) -> list[str]:
+    """What another command needs to reach the same root, wherever this one had it from."""
+    if not is_remote(config.root):
+        return []
+    storage = config.storage
+    flags = [word for name, url in storage.endpoints.items() for word in ("--endpoint", f"{name}={url}")]
+    flags += ["--endpoint-url", storage.endpoint_url] if storage.endpoint_url else []
+    return flags + (["--region", storage.region] if storage.region else [])
 
 
 def _checked(options: argparse.Namespace) -> tuple[AuditConfig, api.Where]:
@@ -238,7 +260,8 @@ def _or_problem(make: Callable[[], Made], problems: list[str]) -> Made | None:
 
 def _show(options: argparse.Namespace, _: list[str]) -> int:
     audit = api.open_audit(options.root or "audit", options.audit, storage_values(options))
-    request = show.Request(options.table, options.top, options.columns, options.format, options.output)
+    form = options.format or show.format_of(options.output)
+    request = show.Request(options.table, options.top, options.columns, form, options.output)
     show.show(audit, request)
     return 0
 
@@ -273,7 +296,7 @@ def _finishing_command(given: Sequence[str]) -> str:
     words = iter(given)
     for word in words:
         flag, sign, _ = word.partition("=")
-        if len(flag) < 4 or not any(name.startswith(flag) for name in ("--min-offset", "--max-offset")):
+        if flag not in ("--min-offset", "--max-offset"):
             kept.append(word)
         elif not sign:
             next(words, "")

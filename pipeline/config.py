@@ -178,7 +178,7 @@ def read_toml(data: bytes, where: str) -> dict[str, Any]:
         found: dict[str, Any] = tomllib.loads(data.decode())
         return found
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{where}: not TOML ({error}). Python's help(pipeline.run) lists the keys.") from error
+        raise UsageError(f"{where}: not TOML ({error}). docs/config.toml has every key.") from error
 
 
 def _build(
@@ -196,7 +196,11 @@ def _build(
         elif _fits(hints[name], value):
             arguments[name] = value
         else:
-            problems.append(f"{prefix}{name} is {value!r}, want {_wanted(hints[name])}")
+            inside = f" ({name}={{...}})" if section is not None else ""
+            also = (
+                f"; the copy similarity of candidates is neighbours.{name}" if f"{prefix}{name}" == "threshold" else ""
+            )
+            problems.append(f"{prefix}{name} is {value!r}, want {_wanted(hints[name])}{inside}{also}")
     required = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
     if required - set(arguments):  # its own line above, or a caller's mistake
         problems.extend(f"{prefix}{name} is missing" for name in sorted(required - set(values)))

@@ -83,8 +83,10 @@ class LineReporter:
     def finish(self, seconds: float) -> None:
         """Writes what the stage took."""
         rate = f", {self._fresh / seconds:.0f}/s" if self._fresh and seconds > 0.01 else ""
-        done = f"{self._done} of {self._total} in " if self._total else ""
-        self._write(f"{self._stage}: {done}{seconds:.1f} s{rate}")
+        before = self._done - self._fresh
+        done = f"{self._fresh} of {self._total - before} in " if self._total else ""
+        others = f"; {before} done before" if before else ""
+        self._write(f"{self._stage}: {done}{seconds:.1f} s{rate}{others}")
 
 
 class BarReporter:

@@ -20,7 +20,7 @@ from rich.cells import cell_len
 from pipeline.audit import FINDINGS, Audit, summary_lines
 from pipeline.errors import StorageError, StorageFull, UsageError
 from pipeline.kernels.leaks import LEAKING
-from pipeline.schemas import CHECKS
+from pipeline.schemas import CHECKS, GROUPING_KINDS
 from pipeline.storage import StorageConfig, open_store
 
 NAMES = FINDINGS
@@ -31,7 +31,7 @@ FLAG, WORST, ISSUES, SIZE = "flag", "worst_score", "issues", "size"
 """Columns that are made for showing: whether a row is a finding, and what quality's many columns say."""
 WORST_FIRST: dict[str, list[tuple[str, str]]] = {
     "leaks": [("severity", "descending"), ("similarity", "descending")],
-    "duplicates": [("similarity", "descending")],
+    "duplicates": [(FLAG, "descending"), ("similarity", "descending")],
     "groups": [("group_size", "descending"), ("group_id", "ascending")],
     "outliers": [("score", "descending")],
     "labels": [(FLAG, "descending"), ("score", "ascending")],
@@ -50,12 +50,15 @@ READABLE: dict[str, list[str]] = {
 }
 FLAGGED = {
     "leaks": f"at severity {LEAKING} or more, which is a leak",
+    "duplicates": "duplicates and near-duplicates",
     "outliers": "outliers",
     "labels": "suspect",
     "label_conflicts": "certain",
     "quality": "with an issue",
 }
 """What the footer calls the rows that are findings, in the tables that hold others as well."""
+COPIES = sorted(kind.value for kind in GROUPING_KINDS)
+SUFFIXES = {"json": "json", "jsonl": "json", "ndjson": "json", "csv": "csv", "parquet": "parquet"}
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -88,6 +91,12 @@ def show(audit: Audit, request: Request) -> None:
     audit.table(request.table, columns, limit=0)  # raises for a column that is not there or only made here
     writers = {"text": _text, "json": _json, "csv": _csv, "parquet": _parquet}
     _write(request.output, writers[request.format](audit, request, columns), audit.root.storage)
+
+
+def format_of(output: str | None) -> str:
+    """What a file is written as where no flag says it: by the suffix of its name."""
+    name, _, suffix = (output or "").rpartition("/")[2].rpartition(".")
+    return SUFFIXES.get(suffix.lower(), "text") if name else "text"
 
 
 def status_text(rows: list[dict[str, Any]]) -> str:
@@ -152,6 +161,8 @@ def _with_made(part: pa.Table, name: str) -> pa.Table:
         return part.append_column(FLAG, pc.not_equal(part[ISSUES], ""))
     if name == "leaks":
         return part.append_column(FLAG, pc.greater_equal(part["severity"], LEAKING))
+    if name == "duplicates":
+        return part.append_column(FLAG, pc.is_in(part["kind"], pa.array(COPIES)))
     of = {"outliers": "is_outlier", "labels": "is_label_issue", "label_conflicts": "is_certain"}
     flags = part[of[name]] if name in of else pa.array([False] * part.num_rows, pa.bool_())
     return part.append_column(FLAG, flags)
@@ -197,7 +208,9 @@ def _footer(name: str, worst: _Worst, left_out: list[str]) -> list[str]:
 
 
 def _why_none(audit: Audit, name: str) -> str:
-    splits = audit.summary()["images"]["splits"]
+    splits, labels = (audit.summary()["images"][kind] for kind in ("splits", "labels"))
+    if name.startswith("label") and not labels:
+        return ": no labels are known. Name them by folders such as cat/ and dog/, or with --labels or --pattern"
     if name != "leaks" or len(splits) > 1:
         return ""
     known = f"only the split {next(iter(splits))} is known" if splits else "no splits are known"

@@ -107,7 +107,8 @@ def test_catalog_line_says_what_changed(tmp_path: Path, caplog: pytest.LogCaptur
 
     assert "catalog: 4 images in snapshot 3 (2 added, 1 changed, 1 removed since snapshot 2)" in caplog.messages
     (line,) = [line for line in caplog.messages if line.startswith("extract: ")]
-    assert line.startswith("extract: 4 of 4 in ")  # of the images that are there: seven were ever seen
+    assert line.startswith("extract: 3 of 3 in ")  # the new ones; seven were ever seen
+    assert line.endswith("; 1 done before")
     assert next(row for row in status(str(tmp_path / "audit"), {}) if row["stage"] == "extract")["items"] == 4
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pyarrow.compute as pc
 import pytest
-from audited import small_set, write_files
+from audited import run, small_set, write_files
 from s3_servers import moto_port, new_store, use_credentials
 
+import pipeline
 from pipeline.cli import main
+from pipeline.errors import UsageError
+from pipeline.layout.root import Root, claim
+from pipeline.storage import StorageConfig
 
 CALL = """
 import sys
@@ -60,10 +67,9 @@ def test_progress_of_a_python_run_is_on_stderr(tmp_path: Path) -> None:
 
 
 def test_status_before_any_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """After a run that failed at its sources status says that nothing has run."""
+    """A root that was claimed by a run that came to nothing says so."""
     root = str(tmp_path / "audit")
-    assert main(["run", str(tmp_path / "nowhere"), "--root", root, "--quiet"]) == 3
-    capsys.readouterr()
+    claim(Root(root, StorageConfig()))
 
     assert main(["status", "--root", root]) == 0
     assert capsys.readouterr().out == "no stage has run yet\n"
@@ -83,3 +89,48 @@ def test_named_server_holds_for_every_file_of_a_command(tmp_path: Path, monkeypa
     assert main(["run", "--config", f"{place}/audit.toml", "--runner", "local", "--quiet", *server]) == 0
     assert main(["show", "images", "--root", root, "--csv", "--output", f"{place}/images.csv", *server]) == 0
     assert store.read("images.csv").count(b"\n") == 1 + 7
+
+
+def test_the_command_that_shows_reaches_the_same_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Copied as it is printed, with the endpoint of the flag or of a file for `--config`."""
+    use_credentials(monkeypatch)
+    store = new_store(moto_port(), "roots")
+    root = f"minio://lab/{store.uri.partition('://')[2].partition('/')[2]}/audit"
+    photos = write_files(tmp_path / "photos", small_set(4))
+    (tmp_path / "c.toml").write_text(f'[storage]\nendpoints = {{lab = "http://127.0.0.1:{moto_port()}"}}\n')
+    words = ["run", str(photos), "--root", root, "--config", str(tmp_path / "c.toml"), "--runner", "local", "--quiet"]
+    assert main(words) == 0
+    (printed,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("show them")]
+
+    assert main(shlex.split(printed)[3:]) == 0
+    assert f"--endpoint lab=http://127.0.0.1:{moto_port()}" in printed
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"filter": pc.field("nope") > 3}, r"nope.*Table outliers has: image_id, uri"),
+        ({"filter": pc.field("score") == "high"}, "Table outliers has"),
+        ({"filter": "score > 3"}, "want an expression such as"),
+        ({"filter": [("score", ">", 3)]}, "want an expression such as"),
+        ({"columns": "uri"}, r"want a list of names: columns=\['uri'\]"),
+    ],
+)
+def test_what_cannot_be_asked_of_a_table(call: dict[str, Any], message: str, tmp_path: Path) -> None:
+    """One error of ours, and at the call: the parts of a large table come later."""
+    audit = run(write_files(tmp_path / "photos", small_set(4)), root=tmp_path / "audit")
+    for ask in (audit.table, audit.batches):
+        with pytest.raises(UsageError, match=message):
+            ask("outliers", **call)
+    with pytest.raises(UsageError, match="no table 'outlier'"):
+        audit.batches("outlier")
+
+
+def test_sources_are_given_one_by_one(tmp_path: Path) -> None:
+    """A list, and a threshold that belongs elsewhere: what to write instead."""
+    with pytest.raises(UsageError, match=r"source \['photos'\].*run\(\*sources, root=\.\.\.\)"):
+        pipeline.run(["photos"], root=tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"threshold is 0\.5, want a table of keys .*neighbours\.threshold"):
+        pipeline.run("photos", root=tmp_path, threshold=0.5)

@@ -26,7 +26,7 @@ from pipeline.audit import FINDINGS, Audit, summary_lines, table_to_show
 from pipeline.cli import main
 from pipeline.errors import UsageError
 from pipeline.models.prior import copy_prior
-from pipeline.schemas import CHECKS
+from pipeline.schemas import CHECKS, GROUPING_KINDS
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +175,28 @@ def test_the_hint_leads_to_rows(name: str, tmp_path: Path, capsys: pytest.Captur
     assert "no rows" not in capsys.readouterr().out
     assert main(["show", "leaks", "--root", str(tmp_path / "audit")]) == 0
     assert ("no splits are known" in capsys.readouterr().out) == (name != "split")
+
+
+def test_copies_stand_before_pictures_that_only_look_alike(
+    planted: Audited, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Whatever their similarity; the footer counts them."""
+    copies = {kind.value for kind in GROUPING_KINDS}
+    kinds = [row["kind"] in copies for row in rows(planted.audit, "duplicates")]
+    found = shows._worst(planted.audit, "duplicates", 10_000).table
+
+    assert [kind in copies for kind in found["kind"].to_pylist()] == sorted(kinds, reverse=True)
+    assert 0 < sum(kinds) < len(kinds)
+    footer = text_of(capfdbinary, "duplicates", "--root", str(planted.root))[-1]
+    assert f"; {sum(kinds)} duplicates and near-duplicates" in footer
+
+
+def test_without_labels_there_are_no_suspects(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """The reason, and how to give some."""
+    photos = write_files(tmp_path / "photos", {name.rpartition("/")[2]: data for name, data in small_set(4).items()})
+    run(photos, root=tmp_path / "audit")
+    (line,) = text_of(capfdbinary, "labels", "--root", str(tmp_path / "audit"))
+    assert line.startswith("no rows in labels: no labels are known. Name them by folders such as cat/ and dog/")
 
 
 def test_nothing_found_leads_to_the_images(tmp_path: Path) -> None:

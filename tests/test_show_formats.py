@@ -80,6 +80,23 @@ def test_hostile_names_survive(planted: Audited, capfdbinary: pytest.CaptureFixt
     assert not any("\u202e" in line for line in lines)
 
 
+@pytest.mark.parametrize(("name", "flag"), [("a.csv", "--csv"), ("a.JSON", "--json"), ("a.jsonl", "--json")])
+def test_a_file_is_written_as_its_name_says(
+    name: str, flag: str, planted: Audited, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    """Not as a table for the eye, cut to 20 rows; a flag goes over the name."""
+    show = ["show", "images", "--root", str(planted.root)]
+    wanted = shown(capfdbinary, *show, flag)
+    assert shown(capfdbinary, *show, "--output", str(tmp_path / name)) == b""
+    assert (tmp_path / name).read_bytes() == wanted
+    assert shown(capfdbinary, *show, "--parquet", "--output", str(tmp_path / name)) == b""
+    assert (tmp_path / name).read_bytes()[:4] == b"PAR1"
+
+
+def test_names_that_say_no_format_are_text() -> None:
+    assert [*map(shows.format_of, ("x.parquet", "x.txt", "csv", ".csv", None))] == ["parquet", *["text"] * 4]
+
+
 def test_formulas_are_disarmed_at_the_start_of_a_cell(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
@@ -118,7 +135,7 @@ def test_empty_tables_are_tables(tmp_path: Path, capfdbinary: pytest.CaptureFixt
     show = ["show", "leaks", "--root", str(tmp_path / "audit")]
 
     assert b"no rows in leaks: no splits are known. Name one with --test" in shown(capfdbinary, *show)
-    assert shown(capfdbinary, "show", "labels", *show[2:]) == b"no rows in labels\n"
+    assert shown(capfdbinary, "show", "outliers", *show[2:]) == b"no rows in outliers\n"
     assert shown(capfdbinary, *show, "--csv").decode().strip() == ",".join(TABLES["leaks"].schema.names)
     assert shown(capfdbinary, *show, "--json") == b""
     found: pa.Table = pq.read_table(io.BytesIO(shown(capfdbinary, *show, "--parquet")))

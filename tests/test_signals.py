@@ -68,9 +68,15 @@ CASES = [
 
 @pytest.mark.parametrize(("runner", "number", "code"), CASES)
 def test_stopped_run_goes_on(
-    undisturbed: Audit, tmp_path: Path, runner: str, number: signal.Signals, code: int
+    undisturbed: Audit,
+    tmp_path: Path,
+    runner: str,
+    number: signal.Signals,
+    code: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The exit code and the command that resumes; finished shards stay, and the next run ends in the same tables."""
+    caplog.set_level("INFO")
     stopped = stopped_by(number, runner, photos_of(undisturbed), tmp_path)
     kept = {key: at for key, at in committed(stopped.root).items() if key.startswith("features/") and "/rows-" in key}
 
@@ -83,7 +89,10 @@ def test_stopped_run_goes_on(
         assert "Traceback" not in stopped.said
     assert kept
     assert "features" not in "".join(key for key in kept if "-000000000005-" in key)
-    audit = run(photos_of(undisturbed), root=stopped.root, shard_size=5)
+    caplog.clear()
+    audit = run(photos_of(undisturbed), root=stopped.root, shard_size=5, progress=True)
+    was_suspect = runner == "local" and number is signal.SIGKILL  # a stop that was asked for is nobody's fault
+    assert any("gets a process of its own" in line for line in caplog.messages) is was_suspect
     assert {key: at for key, at in committed(stopped.root).items() if key in kept} == kept
     assert_equal_tables(audit, undisturbed)
     (extract,) = [stage for stage in audit.published.session["stages"] if stage["stage"] == "extract"]

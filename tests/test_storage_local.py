@@ -84,8 +84,8 @@ def test_special_files_are_left_out_and_never_block(
         listener.bind("socket.jpg")
     with caplog.at_level(logging.WARNING):
         assert keys(store) == ["real.jpg"]
-    assert "1 dangling" in caplog.text
-    assert "3 files that are no regular files" in caplog.text
+    assert "dangling links or files that vanished (1)" in caplog.text
+    assert "files that are no regular files (FIFO, socket, device) (3)" in caplog.text
     for name in ("fifo.jpg", "device.jpg", "socket.jpg"):
         assert not store.exists(name)
         for ask in (store.read, store.stat, store.open):

@@ -225,7 +225,7 @@ def describe(threshold: Threshold, tail: NullTail | None, representatives: int) 
     misses = threshold.expected_misses.get("all")
     # the shipped curve is of varied photos; of scene photos 1.5 to 1.9 times as many were missed at .457 to .729
     alike = "up to twice that where photos look alike"
-    missed = "" if misses is None else f"; edited copies missed: at least {misses:.1%}, {alike}"
+    missed = "" if misses is None else f"; mildly edited copies missed: at least {misses:.1%}, {alike}"
     what = f"pairs are compared pixel by pixel from copy similarity {threshold.value:.3f} on{limit}"
     return f"{what}; unrelated ones among {representatives:,} images: {false}{missed}"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -20,7 +20,7 @@ from pipeline.storage import Store
 STATUS_FOLDER = "status"
 SHOWN_FAILURES = 5
 STORE_GONE = 3  # parts in a row that no store answered, three attempts each: the others would wait as long in vain
-DONE, DONE_BEFORE, FAILED, UNFINISHED = "done", "done before", "failed", "unfinished"
+DONE, DONE_BEFORE, FAILED, UNFINISHED, STOPPED = "done", "done before", "failed", "unfinished", "stopped"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Session:
         failures: list[Outcome] = []
         fatal: Outcome | None = None
         silent = 0  # parts in a row for which a store had no answer
-        for outcome in self.runner.run(work.tasks) if work.tasks else ():
+        for outcome in self._outcomes(work, record):
             self._account(record, outcome)
             silent = silent + 1 if isinstance(outcome.error, StorageUnavailable) else 0
             if outcome.error is None:
@@ -113,6 +113,14 @@ class Session:
             is_gone = silent >= min(STORE_GONE, len(work.tasks))
             raise _failure(work, failures, self.resume_command, IncompleteError if not is_gone else StorageUnavailable)
         return dict(counters)
+
+    def _outcomes(self, work: StageWork, record: StageRecord) -> Iterator[Outcome]:
+        try:
+            yield from self.runner.run(work.tasks) if work.tasks else ()
+        except (KeyboardInterrupt, SystemExit):
+            record.state = STOPPED  # on purpose: its part is not suspected of having killed the process
+            self._write(record)
+            raise
 
     def _without_risk(self, work: StageWork) -> StageWork:
         """Marks the part in which a driver that carried the tasks out itself ended without a word: it may have died

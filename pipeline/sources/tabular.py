@@ -122,7 +122,7 @@ def _wanted(names: list[str], address: str) -> list[str]:
     if FILENAME not in wanted or len(wanted) < 2:
         raise UsageError(
             f"table {address} has the columns {', '.join(names)}; wanted {FILENAME} and at least one of {SPLIT} and "
-            f"{LABEL}: rename its columns"
+            f"{LABEL}, separated by commas: rename its columns or save it that way"
         )
     twice = sorted(name for name in wanted if names.count(name) > 1)
     if twice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -212,7 +213,8 @@ def _while_there(spec: ExtractSpec, snapshot: Snapshot, found: Iterator[Measured
         if silent == SILENT_IMAGES and spec.only is None:
             silent = 0
             for source in snapshot.sources:
-                next(opened(source.uri, spec.root.storage).list(), None)
+                with suppress(NotFound):  # an answer too: a source that was accepted as gone
+                    next(opened(source.uri, spec.root.storage).list(), None)
         yield item
 
 

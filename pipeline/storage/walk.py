@@ -47,7 +47,7 @@ def walk(root: Path, prefix: str, typed: Typed) -> Iterator[ObjectInfo]:
             if info is not None:
                 yield info
     if skipped:
-        found = ", ".join(f"{count} {what}" for what, count in sorted(skipped.items()))
+        found = ", ".join(f"{what} ({count})" for what, count in sorted(skipped.items()))
         _log.warning("list %s: left out %s", root, found)
 
 
