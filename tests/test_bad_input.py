@@ -109,6 +109,8 @@ def test_catalog_line_says_what_changed(tmp_path: Path, caplog: pytest.LogCaptur
     (line,) = [line for line in caplog.messages if line.startswith("extract: ")]
     assert line.startswith("extract: 3 of 3 in ")  # the new ones; seven were ever seen
     assert line.endswith("; 1 done before")
+    for stage in ("join copy", "join semantic", "score", "findings"):
+        assert any(line.startswith(f"{stage}: 4 of 4 in ") for line in caplog.messages), stage
     assert next(row for row in status(str(tmp_path / "audit"), {}) if row["stage"] == "extract")["items"] == 4
 
 

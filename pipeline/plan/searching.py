@@ -15,7 +15,7 @@ from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import CANDIDATES, EDGES, KNOWN, NEIGHBOURS, PAIRS, SATURATED
 from pipeline.layout.parts import Slice, cover, cut, list_parts, missing, part_name
 from pipeline.layout.root import decoders
-from pipeline.layout.snapshots import Snapshot
+from pipeline.layout.snapshots import Snapshot, live_between
 from pipeline.layout.tables import count_rows
 from pipeline.plan.session import Session, StageWork
 from pipeline.plan.spaces import ChosenSpace
@@ -98,7 +98,8 @@ def _join_copy(session: Session, snapshot: Snapshot, inputs: Inputs, space: Chos
     def task(lo: int, hi: int) -> Task:
         spec = join.CopyJoinSpec(inputs, space.folder, space.copy, space.threshold, params, folder, lo, hi)
         beside = (f"{folder}/{part_name(SATURATED, lo, hi)}",)
-        return Task(f"{folder}/{part_name(CANDIDATES, lo, hi)}", join.join_copy, spec, hi - lo, beside=beside)
+        live = live_between(session.store, snapshot, lo, hi)
+        return Task(f"{folder}/{part_name(CANDIDATES, lo, hi)}", join.join_copy, spec, live, beside=beside)
 
     run_ranges(session, "join copy", folder, [task(lo, hi) for lo, hi in query_ranges(snapshot.total)])
     return folder
@@ -112,7 +113,8 @@ def _join_semantic(session: Session, snapshot: Snapshot, inputs: Inputs, space: 
 
     def task(lo: int, hi: int) -> Task:
         spec = join.SemanticJoinSpec(inputs, groups, space.semantic, k, folder, lo, hi)
-        return Task(f"{folder}/{part_name(NEIGHBOURS, lo, hi)}", join.join_semantic, spec, hi - lo)
+        live = live_between(session.store, snapshot, lo, hi)
+        return Task(f"{folder}/{part_name(NEIGHBOURS, lo, hi)}", join.join_semantic, spec, live)
 
     run_ranges(session, "join semantic", folder, [task(lo, hi) for lo, hi in ranges])
     return folder
