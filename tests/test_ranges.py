@@ -51,7 +51,7 @@ def test_three_overlapping_ranges_at_once_are_one_run(undisturbed: Audit, tmp_pa
     root, photos = tmp_path / "audit", photos_of(undisturbed)
     ranges = [("0", "13", "5"), ("9", "22", "4"), ("17", "99", "6")]
     processes = [
-        start(in_range(photos, root, f"--min-offset={lo}", "--max-o", hi, "--shard-size", size))
+        start(in_range(photos, root, f"--min-offset={lo}", "--max-offset", hi, "--shard-size", size))
         for lo, hi, size in ranges
     ]
     said = [ended(process) for process in processes]
@@ -134,7 +134,7 @@ def test_range_of_which_most_could_not_be_read_is_incomplete(tmp_path: Path) -> 
     (photos / "05.jpg").unlink()
     (photos / "06.jpg").unlink()
     assert "are extracted (all were removed)" in ended(
-        start(in_range(str(photos), root, "--min-offset=5", "--max-o=7"))
+        start(in_range(str(photos), root, "--min-offset=5", "--max-offset=7"))
     )
 
 
