@@ -64,7 +64,8 @@ def _corners(level: npt.NDArray[np.uint8], most: int) -> Array:
 
 def features(raster: npt.NDArray[np.uint8]) -> Features:
     """Corners and upright patches of a luminance raster (H, W) on three levels."""
-    points, patches = [np.zeros((0, 2), np.float32)], [np.zeros((0, PATCH * PATCH), np.float32)]
+    points: list[Array] = [np.zeros((0, 2), np.float32)]
+    patches: list[Array] = [np.zeros((0, PATCH * PATCH), np.float32)]
     level = raster
     for shrinkage, most in LEVELS.items():
         size = (max(1, round(raster.shape[1] / shrinkage)), max(1, round(raster.shape[0] / shrinkage)))

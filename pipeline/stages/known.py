@@ -65,7 +65,7 @@ def collect_known(spec: KnownSpec) -> Counters:
 
 def _known_of(pairs: pa.Table, tables: list[pa.Table]) -> pa.Table:
     image_id, match_id = (pairs[name].to_numpy() for name in PAIR)
-    found = np.full(len(image_id), -1, np.int64)
+    found: NDArray[np.int64] = np.full(len(image_id), -1, np.int64)
     start = 0
     for table in tables:
         at = rows_of_pairs(image_id, match_id, *(table[name].to_numpy() for name in PAIR))
