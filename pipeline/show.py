@@ -49,7 +49,7 @@ READABLE: dict[str, list[str]] = {
     "invalid": ["status", "uri", "message"],
 }
 FLAGGED = {
-    "leaks": f"at severity {LEAKING} or more, which is a leak",
+    "leaks": f"at severity {LEAKING} or more, which are leaks",
     "duplicates": "duplicates and near-duplicates",
     "outliers": "outliers",
     "labels": "suspect",

@@ -239,6 +239,32 @@ def test_a_leak_does_not_hide_behind_nearer_images_of_its_own_split(
         assert len(pairs) < 8 * len(ids)
 
 
+def test_clusters_give_the_same_pairs_however_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One by one, some together, all together: every member beside one medoid of its own cluster."""
+    photos, root = write_files(tmp_path / "photos", small_set(20)), tmp_path / "audit"
+    run(photos, root=root)
+    inputs, store = inputs_of(root), open_store(str(root))
+    ids = inputs.population().ids(0, 23)
+    clusters = [ids[0::4], ids[1::4], ids[2::4], ids[3::4][:2]]
+    stars = pa.concat_tables([star(members) for members in clusters])
+    write_parts(store, "neighbours/four", {CANDIDATES: CANDIDATE_SCHEMA.empty_table(), SATURATED: stars})
+    found = []
+    for most in (1, 7, 10, 65_536):
+        monkeypatch.setattr("pipeline.stages.pairs.BATCH_MEMBERS", most)
+        collect_pairs(PairsSpec(inputs, only_folder(root, "spaces"), "neighbours/four", -1.0, f"pairs/{most}"))
+        found.append(read_table(store, f"pairs/{most}/{PAIRS}"))
+
+    assert all(table.equals(found[0]) for table in found[1:])
+    for members in clusters:
+        pairs = [
+            {a, b} for a, b in zip(*(found[0][name].to_pylist() for name in ("image_id", "match_id")), strict=True)
+        ]
+        own = [pair for pair in pairs if pair & {*members.tolist()}]
+        assert len(own) == len(members) - 1
+        assert set.union(*own) == {*members.tolist()}
+        assert len(set.intersection(*own)) >= 1
+
+
 def star(ids: NDArray[np.int64]) -> pa.Table:
     return pa.table({"image_id": ids[1:], "group_id": np.full(len(ids) - 1, ids[0])})
 
