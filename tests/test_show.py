@@ -93,8 +93,8 @@ def test_leaks_say_how_many_rows_are_leaks(planted: Audited, capfdbinary: pytest
     footer = text_of(capfdbinary, "leaks", "--root", str(planted.root), "--top", "2")[-1]
 
     assert footer == (
-        f"2 of {len(severities)} rows; {sum(value >= 3 for value in severities)} at severity 3 or more, which is a "
-        "leak; --top N or --csv for all"
+        f"2 of {len(severities)} rows; {sum(value >= 3 for value in severities)} at severity 3 or more, which are "
+        "leaks; --top N or --csv for all"
     )
 
 
