@@ -69,6 +69,7 @@ def test_intel_counts_what_every_stage_costs_and_finds_the_planted_leak(scenes: 
     assert 0 <= findings["five_nn"]["ours"] <= 1
 
 
+@pytest.mark.slow
 def test_copies_scores_spaces_groups_and_small_folders(scenes: Path, tmp_path: Path) -> None:
     arguments = ["--originals", "3", "--distractors", "10", "--sizes", "2", "--seeds", "1", "--data", str(scenes)]
     found = run("copies.py", tmp_path / "copies.json", *arguments)["results"]

@@ -95,9 +95,8 @@ def test_killed_after_each_stage_and_its_first_part(undisturbed: Audit, life: Li
     assert [stage["attempts"] for stage in audit.published.session["stages"] if stage["attempts"]] == [1]  # the listing
 
 
-@pytest.mark.parametrize(
-    "is_after", [pytest.param(False, id="before", marks=pytest.mark.slow), pytest.param(True, id="after")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("is_after", [False, True], ids=["before", "after"])
 def test_killed_around_every_fourth_commit(undisturbed: Audit, life: Life, is_after: bool) -> None:
     """Right before or after a file becomes visible: no half part is taken as done, at most one task is done twice."""
     killed = lives_until_done(replace(life, commit=4, is_after=is_after))
