@@ -66,7 +66,7 @@ class Audit:
             raise UsageError(f"limit {limit}, want at least 0, or None for every row")
         schema = _checked(name, columns, filter)
         batches, rows = [], 0
-        for part in self.batches(name, columns, filter) if limit != 0 else ():
+        for part in self._batches(name, columns, filter) if limit != 0 else ():
             batches.append(part if limit is None else part.slice(0, limit - rows))
             rows += batches[-1].num_rows
             if limit is not None and rows >= limit:

@@ -14,12 +14,13 @@ from PIL import Image
 
 from pipeline.audit import Audit, summary_lines
 from pipeline.kernels.measure import MeasureParams
-from pipeline.layout.images import BYTES_AHEAD, ImageObject
+from pipeline.layout.images import ImageObject
 from pipeline.layout.models import store_model
 from pipeline.layout.root import Root
 from pipeline.plan import searching
 from pipeline.stages import extract
 from pipeline.storage import StorageConfig, open_store
+from pipeline.storage.ahead import BYTES_AHEAD
 from pipeline.storage.counts import request_counts
 
 

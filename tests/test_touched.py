@@ -12,7 +12,6 @@ from pipeline import plan
 from pipeline.audit import Audit
 from pipeline.errors import ArtifactError
 from pipeline.layout.snapshots import Snapshot, latest_snapshot
-from pipeline.plan import touched
 from pipeline.plan.preparing import take_snapshot
 from pipeline.plan.session import Session
 from pipeline.plan.touched import KnownContent
@@ -127,7 +126,7 @@ def test_many_touched_files_are_told_apart(tmp_path: Path, monkeypatch: pytest.M
     photos, root = write_files(tmp_path / "photos", FILES), tmp_path / "audit"
     audit = run(photos, root=root, shard_size=4)
     run(photos, root=root, shard_size=5, measure={"min_side": 12})
-    monkeypatch.setattr(touched, "BYTES_AHEAD", ahead)
+    monkeypatch.setattr("pipeline.storage.ahead.BYTES_AHEAD", ahead)
     listed = sorted(ids(audit).items(), key=lambda item: item[1] % 7)
     files = [Touched(at, 0, str(photos), ObjectInfo(uri, 1, "", 1)) for uri, at in [*listed, ("x.jpg", 99)]]
     uris = [uri for uri, _ in listed]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import pyarrow as pa
@@ -13,14 +11,14 @@ import pyarrow.compute as pc
 from pipeline.errors import ArtifactError
 from pipeline.layout.neighbours import edge_slices, read_edges
 from pipeline.layout.tables import parquet_bytes, read_metadata, read_table
-from pipeline.storage import Store, is_remote
+from pipeline.storage import Store, is_remote, read_ahead
 
 S = TypeVar("S")
 T = TypeVar("T")
 
 AGAIN = "again"
 UNSETTLED = "unsettled"
-READS_AHEAD = 16  # a part of 8,192 pairs holds 0.8 MB
+MOST_PART_BYTES = 2**20  # a part of 8,192 pairs holds 0.8 MB
 
 
 def edges_folder(how: str, features: str, name: str) -> str:
@@ -70,17 +68,7 @@ def edge_tables(store: Store, folder: str, columns: Sequence[str] | None = None)
 
 def each_in_order(store: Store, items: Iterable[S], read: Callable[[S], T]) -> Iterator[T]:
     """What `read` gives for each item, in order; some are read ahead where a store answers in tens of milliseconds."""
-    if not is_remote(store.uri):
-        yield from map(read, items)
-        return
-    ahead: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(READS_AHEAD) as pool:
-        for item in items:
-            if len(ahead) == READS_AHEAD:
-                yield ahead.popleft().result()
-            ahead.append(pool.submit(read, item))
-        while ahead:
-            yield ahead.popleft().result()
+    return read_ahead(items, read, lambda _: MOST_PART_BYTES) if is_remote(store.uri) else map(read, items)
 
 
 def _are_equal(one: pa.Table, other: pa.Table) -> bool:

@@ -18,9 +18,6 @@ from pipeline.layout.snapshots import Snapshot, catalog_rows_of
 from pipeline.sources.folder import decode_key
 from pipeline.storage import ObjectInfo, StorageConfig, Store
 
-BYTES_AHEAD = 32 * 2**20
-"""Bytes of images that a task may hold before it needs them: 30 objects of 40 MB took a driver to 1.3 GB."""
-
 
 @dataclass(frozen=True)
 class ImageObject:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,15 +11,12 @@ from numpy.typing import NDArray
 from pipeline.errors import AccessDenied, ArtifactError, CorruptObject, NotFound, ObjectChanged
 from pipeline.kernels.hashing import content_hash
 from pipeline.layout.features import FeatureSet, list_features, read_feature_rows
-from pipeline.layout.images import BYTES_AHEAD
 from pipeline.layout.parts import cover
 from pipeline.layout.root import Root, opened
 from pipeline.stages.catalog import Content, Touched
-from pipeline.storage import StorageConfig
+from pipeline.storage import StorageConfig, read_ahead
 
 log = logging.getLogger(__name__)
-
-READS_IN_FLIGHT = 16  # a file on a network is some milliseconds away, whatever the cores
 
 
 class KnownContent:
@@ -83,19 +78,8 @@ def _content(known: set[bytes] | None, found: bytes | None) -> Content:
 
 
 def _hashes(files: Sequence[Touched], storage: StorageConfig) -> Iterator[bytes | None]:
-    """The content hash of each file now, in order; several reads in flight, of BYTES_AHEAD in all or of one file."""
-    ahead: deque[tuple[int, Future[bytes | None]]] = deque()
-    held = 0
-    with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
-        for file in files:
-            size = file.info.size
-            while ahead and (len(ahead) == 2 * READS_IN_FLIGHT or held + size > BYTES_AHEAD):
-                held -= ahead[0][0]
-                yield ahead.popleft()[1].result()
-            ahead.append((size, pool.submit(_hash, file, storage)))
-            held += size
-        while ahead:
-            yield ahead.popleft()[1].result()
+    """The content hash of each file now, in order; ahead on a disk too, for it may lie across a network."""
+    return read_ahead(files, lambda file: _hash(file, storage), lambda file: file.info.size)
 
 
 def _hash(file: Touched, storage: StorageConfig) -> bytes | None:

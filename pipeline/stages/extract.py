@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +24,7 @@ from pipeline.errors import (
 from pipeline.kernels.embed import Embedder, embed_for_storage
 from pipeline.kernels.measure import Measured, MeasureParams, measure
 from pipeline.layout.features import AGAIN, BASE, Features, commit_features, list_features, read_feature_rows
-from pipeline.layout.images import BYTES_AHEAD, ImageObject, image_object
+from pipeline.layout.images import ImageObject, image_object
 from pipeline.layout.models import ModelRef, load_model
 from pipeline.layout.parts import part_name
 from pipeline.layout.root import Root, opened
@@ -33,12 +32,11 @@ from pipeline.layout.snapshots import Snapshot, catalog_rows, catalog_rows_of, r
 from pipeline.runner import FATAL, Counters
 from pipeline.schemas import FEATURE_ROWS, TRANSIENT, Status
 from pipeline.sources.folder import escape_bytes
-from pipeline.storage import is_remote
+from pipeline.storage import is_remote, read_ahead
 
 VERSION = 2  # 2: entropy, colour and signature of a raster that does not depend on the model
 BATCH = 8  # int8 output is bitwise equal for 1 to 16; larger batches leave the second-level cache
-READS_IN_FLIGHT = 16  # a core at 300 images/s and 20-100 ms to the first byte needs 10-30
-SILENT_IMAGES = 2 * READS_IN_FLIGHT  # in a row without an answer: is the store there at all?
+SILENT_IMAGES = 32  # in a row without an answer: is the store there at all?
 SIGNATURE_LENGTH = 256
 
 Read = tuple[bytes, Measured | None]
@@ -187,19 +185,7 @@ def _read_all(spec: ExtractSpec, snapshot: Snapshot, rows: pa.Table) -> Iterator
 
 
 def _read_ahead(spec: ExtractSpec, wanted: list[ImageObject | None]) -> Iterator[Read]:
-    """The reads in order, several in flight; what does not fit in BYTES_AHEAD is read when all before it is done."""
-    ahead: deque[tuple[int, Future[Read]]] = deque()
-    held = 0
-    with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
-        for item in wanted:
-            size = 0 if item is None else item.info.size
-            while ahead and (len(ahead) == 2 * READS_IN_FLIGHT or held + size > BYTES_AHEAD):
-                held -= ahead[0][0]
-                yield ahead.popleft()[1].result()
-            ahead.append((size, pool.submit(_read_one, spec, item)))
-            held += size
-        while ahead:
-            yield ahead.popleft()[1].result()
+    return read_ahead(wanted, partial(_read_one, spec), lambda item: 0 if item is None else item.info.size)
 
 
 def _while_there(spec: ExtractSpec, snapshot: Snapshot, found: Iterator[Measured]) -> Iterator[Measured]:

@@ -16,13 +16,13 @@ from pipeline.kernels.verify import PreparedImage, prepare
 from pipeline.kernels.verify_params import VerifyParams
 from pipeline.layout.exact import read_pinned_features
 from pipeline.layout.features import FeatureSet, content_hashes
-from pipeline.layout.images import BYTES_AHEAD, image_objects_of
+from pipeline.layout.images import image_objects_of
 from pipeline.layout.inputs import Inputs
 from pipeline.sources.folder import encode_key, escape_bytes
 from pipeline.storage import is_remote
+from pipeline.storage.ahead import BYTES_AHEAD, READS_IN_FLIGHT
 
 KEPT_IMAGES = 512  # of 160 x 160 pixels and what is found in them: about 0.2 MB each
-READS_IN_FLIGHT = 16
 HASH_BLOCK = 16_384  # ids whose content hashes are read at once, 0.5 MB
 FEW_LOST, LOST_SHARE = 8, 0.01
 """So many images of a task, or this share of them, may be gone without the source being taken for away."""

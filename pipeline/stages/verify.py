@@ -65,10 +65,8 @@ def verify(spec: VerifySpec) -> Counters:
     ids = (row[name] for row in looked_at for name in ("image_id", "match_id"))
     prepared = PreparedImages(spec.inputs, spec.params, spec.max_pixels, ids)
     evidence = [found or _evidence(row, prepared, spec.params) for row, found in zip(rows, known, strict=True)]
-    unread = sum(
-        not (item["is_verified"] or _skips(row, spec.params)) for item, row in zip(evidence, rows, strict=True)
-    )
     edges = _edge_table(pairs, evidence)
+    unread = pc.sum(unsettled(edges, spec.params)).as_py() or 0
     if spec.only is None:
         prepared.require_source()
         commit_edges(store, part_key(spec), edges, UNREAD if unread else "")

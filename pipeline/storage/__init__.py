@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from pipeline.storage.ahead import read_ahead
 from pipeline.storage.counts import RequestCounts, request_counts
 from pipeline.storage.interface import TEMPORARY_PREFIX, ObjectInfo, StorageConfig, Store
 from pipeline.storage.leftovers import remove_leftovers
@@ -21,6 +22,7 @@ __all__ = [
     "canonical_uri",
     "is_remote",
     "open_store",
+    "read_ahead",
     "redact",
     "remove_leftovers",
     "request_counts",
