@@ -41,7 +41,7 @@ def test_documented_file_is_the_defaults() -> None:
 def test_every_key_is_documented(key: str) -> None:
     """Each key stands in the file, commented out where it has no default; the limits of verify stand in its module."""
     section, _, name = key.rpartition(".")
-    if section == "verify" and name not in ("skip_similarity", "skip_signature"):
+    if section == "verify" and name not in ("skip_similarity", "skip_signature", "pixels", "near_similarity"):
         module = Path(__file__).parents[1] / "pipeline/kernels/verify_params.py"
         assert f"{name}:" in module.read_text(encoding="utf-8")
         return
@@ -122,6 +122,7 @@ TAKEN = {
     "shard_size": [1, 2**62],
     "max_failed_share": [0, 1, 1e-300],
     "accept_empty": [True],
+    "verify.pixels": [True],
     "space.embedding_dims": [1, 2**62],
     "space.signature_dims": [1, 2**62],
     "space.embedding_weight": [1e-300],
@@ -183,7 +184,7 @@ def test_extreme_values_of_every_key(key: str) -> None:
     """Zero, negative, tiny, huge, NaN, infinite and of a wrong type: taken where a run can do with it, else refused."""
     section, _, name = key.rpartition(".")
     wanted = TAKEN.get(key, [])
-    if section == "verify" and name != "side":
+    if section == "verify" and name not in ("side", "pixels"):
         wanted = ABOVE_0.get(name, SHARES)
 
     assert list(map(repr, accepted(key))) == [repr(value) for value in EXTREMES if repr(value) in map(repr, wanted)]

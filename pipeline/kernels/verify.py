@@ -347,4 +347,19 @@ def kind_without_pixels(similarity: float, signature_similarity: float | None, p
     Without a signature (None) the embedding decides alone. Never `edited`: that takes pixels.
     """
     signature = 1.0 if signature_similarity is None else signature_similarity
-    return Kind.NEAR_IDENTICAL if may_skip(similarity, signature, params) else Kind.LOOK_ALIKE
+    near = is_near_without_pixels(np.array([similarity]), np.array([signature]), params)
+    return Kind.NEAR_IDENTICAL if near[0] else Kind.LOOK_ALIKE
+
+
+def is_near_without_pixels(
+    similarity: npt.NDArray[np.float64], signature_similarity: npt.NDArray[np.float64], params: VerifyParams
+) -> npt.NDArray[np.bool_]:
+    """Which of n pairs are `near_identical` by similarity alone, bool (n,); the others are `look_alike`.
+
+    Both cosines decide where the pixels should have been compared, and will be; the similarity alone under
+    `pixels=False`, where that is the verdict. NaN is no similarity.
+    """
+    if not params.pixels:
+        return np.asarray(similarity >= params.near_similarity, bool)
+    skipped = (similarity >= params.skip_similarity) & (signature_similarity >= params.skip_signature)
+    return np.asarray(skipped, bool)

@@ -24,6 +24,9 @@ class VerifyParams:
     of a still camera moves by .8 to 1.1 and leaves .22 to .44; of 2,100 planted edits in place those that move leave
     .77 or more. Such frames reach a similarity of .966 and a signature of 1.0, so that pairs under `skip_similarity`
     and `skip_signature` are looked at.
+
+    `pixels`: False compares none: a user's own embeddings, or images that are gone. Then similarity alone decides and
+    no image is opened: a candidate is `near_identical` from `near_similarity` on, else `look_alike`.
     """
 
     side: int = 160
@@ -52,6 +55,8 @@ class VerifyParams:
     scene_inliers: int = 12
     skip_similarity: float = 0.98
     skip_signature: float = 0.98
+    pixels: bool = True
+    near_similarity: float = 0.95
 
     def __post_init__(self) -> None:
         """Raise UsageError, all problems in one message."""
@@ -66,7 +71,7 @@ class VerifyParams:
         )  # fmt: skip
         problems = [
             f"{name} is {getattr(self, name)}, wanted 0 to 1"
-            for name in (*shares, "skip_similarity", "skip_signature")
+            for name in (*shares, "skip_similarity", "skip_signature", "near_similarity")
             if not 0 <= getattr(self, name) <= 1
         ]
         problems += [

@@ -46,7 +46,7 @@ def publish(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenS
     _tables(
         session, snapshot, FindingsSpec(inputs, space.folder, found.edges, found.groups, scores, rules, folder, 0, 0)
     )
-    task = Task(folder, findings.summarise, findings.SummarySpec(inputs, folder))
+    task = Task(folder, findings.summarise, findings.SummarySpec(inputs, folder, session.config.verify.pixels))
     session.run_one("summary", folder, (findings.COUNTS,), task)
     facts = _facts(session, inputs, space, recall, folder)
     published = Published(audit_id, snapshot.number, _recorded(session), facts, _session_record(session))

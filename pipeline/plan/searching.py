@@ -138,7 +138,8 @@ def _verify(session: Session, inputs: Inputs, found_pairs: str) -> str:
     have = list_parts(session.store, folder, EDGES)
     ranges = [bounds for gap in missing(have, 0, count) for bounds in cut(*gap, pairs_per_task(count))]
     whole = verify.VerifySpec(inputs, found_pairs, folder, params, max_pixels, "", 0, count)
-    spec = replace(whole, known=_earlier_verdicts(session, found_pairs, folder, count) if ranges else "")
+    asks = ranges and params.pixels
+    spec = replace(whole, known=_earlier_verdicts(session, found_pairs, folder, count) if asks else "")
     tasks = [_verify_task(replace(spec, lo=lo, hi=hi), hi - lo) for lo, hi in ranges]
     session.run(StageWork("verify", folder, tasks, count, len(cover(have, 0, count)) + len(ranges)))
     if reused := int(session.records[-1].counters.get("reused", 0)):

@@ -1,4 +1,7 @@
-"""Verify stage: decides on the pixels of both images what each candidate pair is."""
+"""Verify stage: decides on the pixels of both images what each candidate pair is.
+
+Under `pixels=False` no image is opened and nothing is asked of the catalog: similarity alone decides, for good.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.kernels.verify import Evidence, compare, kind_without_pixels, may_skip
+from pipeline.kernels.verify import Evidence, compare, is_near_without_pixels, kind_without_pixels, may_skip
 from pipeline.kernels.verify_params import VerifyParams
 from pipeline.layout.edges import AGAIN, commit_edges
 from pipeline.layout.images import ImageObject, image_objects_of
@@ -30,6 +33,7 @@ log = logging.getLogger(__name__)
 VERSION = 3
 UNREAD = "unreadable"
 """Counter and cause of pairs that were judged without pixels, for want of an image."""
+ALIGNED = ("correlation", "overlap", "is_mirrored")
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ def verify(spec: VerifySpec) -> Counters:
     """
     store = spec.inputs.root.open()
     pairs = _pairs(store, spec)
+    if not spec.params.pixels:
+        return _by_similarity(store, spec, pairs)
     rows = pairs.to_pylist()
     known = _known(store, spec, rows)
     looked_at = [row for row, found in zip(rows, known, strict=True) if not (found or _skips(row, spec.params))]
@@ -98,6 +104,8 @@ def quarantine(spec: VerifySpec, cause: str) -> Counters:
 
     Raises StorageUnavailable where a pair hung whose images cannot be had now: it may have been the store that hung.
     """
+    if not spec.params.pixels:
+        return verify(spec)
     store = spec.inputs.root.open()
     pairs = _pairs(store, spec)
     (row,) = pairs.to_pylist()
@@ -118,11 +126,26 @@ def quarantine(spec: VerifySpec, cause: str) -> Counters:
 
 def unsettled(edges: pa.Table, params: VerifyParams) -> pa.ChunkedArray:
     """Which edges were judged without pixels that should have been compared: bool, row-aligned."""
+    if not params.pixels:
+        return pa.chunked_array([pa.array(np.zeros(edges.num_rows, bool))])
     skipped = pc.and_(
         pc.greater_equal(edges["similarity"], params.skip_similarity),
         pc.greater_equal(edges["signature_similarity"], params.skip_signature),
     )
     return pc.invert(pc.or_(edges["is_verified"], pc.fill_null(skipped, fill_value=False)))
+
+
+def _by_similarity(store: Store, spec: VerifySpec, pairs: pa.Table) -> Counters:
+    """Commits what similarity says of pairs of which no pixels are ever compared."""
+    near = is_near_without_pixels(pairs["similarity"].to_numpy(), pairs["signature_similarity"].to_numpy(), spec.params)
+    kinds = pa.array([Kind.LOOK_ALIKE.value, Kind.NEAR_IDENTICAL.value]).take(pa.array(near.astype(np.int8)))
+    nothing = {name: pa.nulls(len(near), EDGES_TABLE.schema.field(name).type) for name in ALIGNED}
+    unverified = pa.array(np.zeros(len(near), bool))
+    columns = {name: pairs[name] for name in pairs.column_names} | nothing | {"kind": kinds, "is_verified": unverified}
+    edges = pa.table({name: columns[name] for name in EDGES_TABLE.schema.names}, schema=EDGES_TABLE.schema)
+    commit_edges(store, part_key(spec), edges)
+    counts = {Kind.NEAR_IDENTICAL.value: int(near.sum()), Kind.LOOK_ALIKE.value: int((~near).sum())}
+    return {"pairs": len(near), "looked_at": 0, "reused": 0} | {kind: count for kind, count in counts.items() if count}
 
 
 def _pairs(store: Store, spec: VerifySpec) -> pa.Table:

@@ -40,10 +40,11 @@ COUNTS = "findings.json"
 
 @dataclass(frozen=True)
 class SummarySpec:
-    """The tables of an audit, to be summed up in its folder."""
+    """The tables of an audit, to be summed up in its folder. pixels: whether pairs were to be compared by theirs."""
 
     inputs: Inputs
     folder: str
+    pixels: bool = True
 
 
 def publish_range(spec: FindingsSpec) -> Counters:
@@ -76,7 +77,7 @@ def summarise(spec: SummarySpec) -> Counters:
     """Commits the counts over all tables, reading only the columns that are counted."""
     store = spec.inputs.root.open()
     facts = {
-        "duplicates": _duplicates(store, spec.folder),
+        "duplicates": _duplicates(store, spec.folder) | ({} if spec.pixels else {"unread": 0}),
         "leaks": _leaks(store, spec.folder, _ok_images(store, spec.folder, spec.inputs.vocabulary().splits)),
         "outliers": {"flagged": _count_true(store, spec.folder, "outliers", "is_outlier")},
         "labels": {
