@@ -17,7 +17,7 @@ from pipeline.errors import ArtifactError
 
 ORDER = ("annotations", "features", "exact", "moments", "spaces", "neighbours", "pairs", "edges", "groups", "scores")
 CASES = [
-    ("annotations/*/annotations-*.parquet", ORDER[2:]),
+    ("annotations/*/annotations-*.parquet", ("annotations/*/vocabulary.json", *ORDER[2:])),
     ("annotations/*/vocabulary.json", ORDER[2:]),
     ("features/*/rows-*.parquet", ORDER[2:]),
     ("features/*/embeddings-*.npy", ORDER[2:]),
@@ -36,6 +36,8 @@ CASES = [
     ("scores/*/scores-*.parquet", ()),
     ("scores/*/totals.npz", ()),
     ("audits/*/tables/quality/part-*.parquet", ()),
+    ("annotations/*/names-*.arrow", ORDER[1:]),
+    ("annotations/*/codes.arrow", ORDER[2:]),
 ]
 ALWAYS = {0, 2, 3, 5, 8, 10, 12, 15, 17, 18}
 
@@ -74,7 +76,8 @@ def photos_of(audit: Audit) -> Path:
 def make_stale(root: Path, later: tuple[str, ...], pattern: str) -> None:
     """Removes what was made after the damaged file, so that it is read again."""
     for name in later:
-        shutil.rmtree(root / name)
+        for path in root.glob(name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     if pattern.startswith("audits/"):
         (made,) = root.glob("audits/*/findings.json")
         made.unlink()

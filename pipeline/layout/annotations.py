@@ -8,18 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.errors import ArtifactError
 from pipeline.kernels.hashing import content_hash
-from pipeline.layout.parts import cover, list_parts, missing
+from pipeline.layout.lookups import open_lookup
 from pipeline.layout.root import Root, kept, read_address
-from pipeline.layout.tables import read_json, read_table, way_out
+from pipeline.layout.tables import read_json, way_out
 from pipeline.sources.tabular import LabelTable, read_label_table
 from pipeline.storage import Store
 
 STEM = "annotations"
 VOCABULARY = "vocabulary.json"
+CODES = "codes.arrow"
+NAMES = "names"
+"""Lookup of the catalog rows of the snapshot, without their ids."""
 TABLES = "annotations/tables"
 SCHEMA = pa.schema(
     [
@@ -61,7 +63,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Codes:
-    """Split and label codes of a range, int32 (n,), -1 where there is none."""
+    """Split and label codes of some images, int32 (n,), -1 where there is none."""
 
     split: npt.NDArray[np.int32]
     label: npt.NDArray[np.int32]
@@ -111,37 +113,13 @@ def read_vocabulary(store: Store, folder: str) -> Vocabulary:
     )
 
 
-def read_annotations(store: Store, folder: str, lo: int, hi: int) -> pa.Table:
-    """Split and label of offsets [lo, hi) as strings, null where there is none."""
-    tables = []
-    parts = list_parts(store, folder, STEM)
-    if gaps := missing(parts, lo, hi):  # rows that follow would get the labels of others
-        raise ArtifactError(f"{store.uri}/{folder}: offsets [{gaps[0][0]}, {gaps[0][1]}) are gone. Run again.")
-    for piece in cover(parts, lo, hi):
-        rows = read_table(store, piece.part.key)
-        tables.append(rows.slice(piece.lo - piece.part.lo, piece.hi - piece.lo))
-    joined = pa.concat_tables(tables) if tables else SCHEMA.empty_table()
-    return pa.table(
-        {
-            "image_id": joined["image_id"],
-            "split": joined["split"].cast(pa.string()),
-            "label": joined["label"].cast(pa.string()),
-        }
-    ).combine_chunks()
-
-
-def codes_of(annotations: pa.Table, vocabulary: Vocabulary) -> Codes:
-    """The codes of annotation rows under a vocabulary."""
-    return Codes(_codes(annotations["split"], vocabulary.splits), _codes(annotations["label"], vocabulary.labels))
+def read_codes(store: Store, folder: str) -> Codes:
+    """The codes of every row of the snapshot, mapped: what is asked for is read."""
+    rows = open_lookup(store, f"{folder}/{CODES}")
+    return Codes(rows["split"].to_numpy(), rows["label"].to_numpy())
 
 
 def names_of(codes: npt.NDArray[np.int32], names: Sequence[str]) -> pa.Array:
     """Strings of codes; null for -1."""
     indices = pa.array(codes, pa.int32(), mask=codes < 0)
     return pa.array(list(names), pa.string()).take(indices)
-
-
-def _codes(values: pa.ChunkedArray, names: Sequence[str]) -> npt.NDArray[np.int32]:
-    found = pc.index_in(values, value_set=pa.array(list(names), pa.string()))
-    filled: npt.NDArray[np.int32] = pc.fill_null(found, NONE).to_numpy().astype(np.int32)
-    return filled

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.layout.annotations import Codes, Vocabulary, codes_of, read_annotations, read_vocabulary
+from pipeline.layout.annotations import NAMES, Codes, Vocabulary, read_codes, read_vocabulary
 from pipeline.layout.exact import (
     ExactGroups,
     Population,
@@ -18,6 +20,7 @@ from pipeline.layout.exact import (
     read_pinned_features,
 )
 from pipeline.layout.features import FeatureSet
+from pipeline.layout.lookups import read_between, take_rows
 from pipeline.layout.root import Root
 from pipeline.layout.snapshots import Snapshot, read_snapshot, removed_ids
 
@@ -61,17 +64,21 @@ class Inputs:
 
     def codes(self, lo: int, hi: int) -> Codes:
         """Split and label codes of a range."""
-        return codes_of(read_annotations(self.root.open(), self.annotations, lo, hi), self.vocabulary())
+        every = read_codes(self.root.open(), self.annotations)
+        return Codes(every.split[lo:hi], every.label[lo:hi])
 
     def codes_for(self, ids: NDArray[np.int64]) -> Codes:
         """Split and label codes of some ids (any order)."""
-        split, label = np.empty(len(ids), np.int32), np.empty(len(ids), np.int32)
-        for lo in np.unique(ids // READ_BLOCK) * READ_BLOCK:
-            inside = (ids >= lo) & (ids < lo + READ_BLOCK)
-            wanted = ids[inside]
-            found = self.codes(int(lo), int(wanted.max()) + 1)
-            split[inside], label[inside] = found.split[wanted - lo], found.label[wanted - lo]
-        return Codes(split, label)
+        every = read_codes(self.root.open(), self.annotations)
+        return Codes(every.split[ids], every.label[ids])
+
+    def catalog_rows(self, lo: int, hi: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Columns of CATALOG_ROWS, image_id excepted, of a range."""
+        return read_between(self.root.open(), self.annotations, NAMES, lo, hi, columns)
+
+    def catalog_rows_of(self, ids: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
+        """Columns of CATALOG_ROWS, image_id excepted, of some ids (any order, repeats allowed), row-aligned."""
+        return take_rows(self.root.open(), self.annotations, NAMES, ids, columns)
 
     def representatives(self) -> Representatives:
         """All representatives: the whole of one partition."""

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from pipeline.storage import Store
 
-_NAME = re.compile(r"^(?P<stem>[a-z]+)-(?P<lo>\d{12})-(?P<hi>\d{12})(?:-(?P<attempt>\d{4}))?\.parquet$")
+_NAME = re.compile(r"^(?P<stem>[a-z]+)-(?P<lo>\d{12})-(?P<hi>\d{12})(?:-(?P<attempt>\d{4}))?\.(?P<form>[a-z]+)$")
 
 
 @dataclass(frozen=True, order=True)
@@ -37,12 +37,12 @@ def part_name(stem: str, lo: int, hi: int, attempt: int = 0) -> str:
     return f"{stem}-{lo:012d}-{hi:012d}{suffix}.parquet"
 
 
-def list_parts(store: Store, folder: str, stem: str) -> list[Part]:
-    """Committed parts of an artifact, sorted; one listing."""
+def list_parts(store: Store, folder: str, stem: str, form: str = "parquet") -> list[Part]:
+    """Committed parts of an artifact, sorted; one listing. form: how their names end."""
     found = []
     for info in store.list(f"{folder}/{stem}-"):
         match = _NAME.match(info.key.rsplit("/", 1)[-1])
-        if match and match["stem"] == stem:
+        if match and match["stem"] == stem and match["form"] == form:
             found.append(Part(int(match["lo"]), int(match["hi"]), int(match["attempt"] or 0), info.key))
     return sorted(found)
 

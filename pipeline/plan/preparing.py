@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.errors import IncompleteError, UsageError
 from pipeline.kernels.measure import MeasureParams
-from pipeline.layout.annotations import STEM, VOCABULARY, read_vocabulary, store_table
+from pipeline.layout.annotations import CODES, STEM, VOCABULARY, read_vocabulary, store_table
 from pipeline.layout.exact import MAX_SPLITS
 from pipeline.layout.features import (
     FeatureSet,
@@ -23,7 +23,7 @@ from pipeline.layout.features import (
 )
 from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.models import ModelRef
-from pipeline.layout.parts import Slice, cover, cut, list_parts, missing, part_name, shard_size
+from pipeline.layout.parts import Slice, cover, cut, part_name, shard_size
 from pipeline.layout.root import versions
 from pipeline.layout.snapshots import (
     Snapshot,
@@ -65,22 +65,18 @@ def annotate_snapshot(session: Session, snapshot: Snapshot) -> str:
     of = {"snapshot": snapshot.digest, "rule": replace(rule, table=None), "table": table_hash}
     name = fingerprint("annotate", annotate.VERSION, **of)
     folder = f"annotations/{name}"
-    have = list_parts(session.store, folder, STEM)
-    tasks = [
-        Task(
-            f"{folder}/{part_name(STEM, lo, hi)}",
-            annotate.annotate,
-            annotate.AnnotateSpec(session.root, snapshot.number, folder, rule, table_hash, lo, hi),
-            live_between(session.store, snapshot, lo, hi),
-        )
-        for gap in missing(have, 0, snapshot.total)
-        for lo, hi in cut(*gap, ANNOTATION_ROWS)
-    ]
-    session.run(StageWork("annotate", folder, tasks, snapshot.live, len(have) + len(tasks)))
-    spec = annotate.VocabularySpec(session.root, snapshot.number, folder, rule, table_hash)
-    session.run_one(
-        "vocabulary", folder, (VOCABULARY,), Task(f"{folder}/{VOCABULARY}", annotate.count_vocabulary, spec)
-    )
+    have = {info.key for info in session.store.list(f"{folder}/")}
+    tasks = []
+    for lo, hi in cut(0, snapshot.total, ANNOTATION_ROWS):
+        key, names = f"{folder}/{part_name(STEM, lo, hi)}", annotate.names_key(folder, lo, hi)
+        spec = annotate.AnnotateSpec(session.root, snapshot.number, folder, rule, table_hash, lo, hi)
+        live = live_between(session.store, snapshot, lo, hi)
+        tasks.append(Task(key, annotate.annotate, spec, live, beside=(names,)))
+    waiting = [task for task in tasks if not have.issuperset((task.name, *task.beside))]
+    session.run(StageWork("annotate", folder, waiting, snapshot.live, len(tasks)))
+    counted = annotate.VocabularySpec(session.root, snapshot.number, folder, rule, table_hash)
+    task = Task(f"{folder}/{VOCABULARY}", annotate.count_vocabulary, counted)
+    session.run_one("vocabulary", folder, (CODES, VOCABULARY), task)
     vocabulary = read_vocabulary(session.store, folder)
     say_rule(session, snapshot, vocabulary)
     require_match(session, snapshot, vocabulary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 
 from pipeline.kernels.hashing import content_hash
 from pipeline.kernels.sampling import mix
-from pipeline.layout.annotations import SCHEMA, STEM, VOCABULARY, load_table
+from pipeline.layout.annotations import CODES, NAMES, NONE, SCHEMA, STEM, VOCABULARY, load_table
+from pipeline.layout.lookups import lookup_name, write_lookup
 from pipeline.layout.parts import list_parts, part_name
 from pipeline.layout.root import Root
 from pipeline.layout.snapshots import Snapshot, SourceRecord, catalog_rows, read_snapshot, removed_ids
@@ -22,7 +24,7 @@ from pipeline.sources.folder import own_name
 from pipeline.sources.labels import RuleParams, assign, matched
 from pipeline.sources.splits import split_of_place
 
-VERSION = 4
+VERSION = 5
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class VocabularySpec:
 
 
 def annotate(spec: AnnotateSpec) -> Counters:
-    """Commits the split and label of offsets [lo, hi)."""
+    """Commits the split and label of offsets [lo, hi); before them, the catalog's rows where they are looked up."""
     store = spec.root.open()
     snapshot = read_snapshot(store, spec.snapshot)
     rows = catalog_rows(store, snapshot, spec.lo, spec.hi)
@@ -74,9 +76,15 @@ def annotate(spec: AnnotateSpec) -> Counters:
         "label": pa.array(labels, pa.string()).dictionary_encode(),
         "rule_row": pa.array(rule_rows, mask=rule_rows < 0),
     }
+    write_lookup(store, names_key(spec.folder, spec.lo, spec.hi), rows.drop_columns(["image_id"]))
     key = f"{spec.folder}/{part_name(STEM, spec.lo, spec.hi)}"
     write_table(store, key, pa.table(columns, schema=SCHEMA))
     return {"images": len(names)}
+
+
+def names_key(folder: str, lo: int, hi: int) -> str:
+    """Key of the catalog rows of offsets [lo, hi)."""
+    return f"{folder}/{lookup_name(NAMES, lo, hi)}"
 
 
 def source_rule(rule: RuleParams, record: SourceRecord, snapshot: Snapshot) -> RuleParams:
@@ -89,7 +97,7 @@ def source_rule(rule: RuleParams, record: SourceRecord, snapshot: Snapshot) -> R
 
 
 def count_vocabulary(spec: VocabularySpec) -> Counters:
-    """Commits the sorted splits and labels of the live images with their counts and digests."""
+    """Commits the codes of every row, and then the sorted splits and labels of the live images with their counts."""
     store = spec.root.open()
     snapshot = read_snapshot(store, spec.snapshot)
     gone = pa.array(removed_ids(store, snapshot))
@@ -97,14 +105,19 @@ def count_vocabulary(spec: VocabularySpec) -> Counters:
     labels: Counter[str] = Counter()
     matches = _Matches(len(load_table(store, spec.table_hash, spec.rule.table or "").names) if spec.table_hash else 0)
     digests = {"split": 0, "label": 0}
+    codes = {name: _Coded(np.full(snapshot.total, NONE, np.int32), {}) for name in ("split", "label")}
     for part in list_parts(store, spec.folder, STEM):
         rows = read_table(store, part.key)
+        for name, coded in codes.items():
+            coded.add(part.lo, rows[name])
         live = rows.filter(pc.invert(pc.is_in(rows["image_id"], value_set=gone)))
         splits.update(_counts(live["split"]))
         labels.update(_counts(live["label"]))
         matches.add(live)
         for name, digest in digests.items():
             digests[name] = (digest + _digest(live["image_id"].to_numpy(), live[name])) % 2**64
+    every = pa.table({name: codes[name].sorted_as(names) for name, names in (("split", splits), ("label", labels))})
+    write_lookup(store, f"{spec.folder}/{CODES}", every)
     value = {
         "splits": sorted(splits),
         "labels": sorted(labels),
@@ -120,6 +133,30 @@ def count_vocabulary(spec: VocabularySpec) -> Counters:
         "unmatched": matches.unmatched,
         "unused": int((~matches.used).sum()),
     }
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """Codes int32 of every row in the order in which names were first met, and those names."""
+
+    codes: NDArray[np.int32]
+    met: dict[str, int]
+
+    def add(self, lo: int, column: pa.ChunkedArray) -> None:
+        """Codes the rows from offset lo on."""
+        coded = column.cast(pa.string()).combine_chunks().dictionary_encode()
+        of_names = np.array(
+            [self.met.setdefault(name, len(self.met)) for name in coded.dictionary.to_pylist()] + [NONE]
+        )
+        indices = pc.fill_null(coded.indices, len(of_names) - 1).to_numpy()
+        self.codes[lo : lo + len(indices)] = of_names[indices]
+
+    def sorted_as(self, live: Iterable[str]) -> NDArray[np.int32]:
+        """The codes as places among the sorted names of live images; NONE for those that no live image has."""
+        place = {name: at for at, name in enumerate(sorted(live))}
+        places = np.array([*(place.get(name, NONE) for name in self.met), NONE], np.int32)
+        found: NDArray[np.int32] = places[self.codes]
+        return found
 
 
 class _Matches:

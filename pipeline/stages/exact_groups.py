@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.kernels.components import Forest, labels_for, merge_forests
 from pipeline.kernels.hash_groups import hash_bytes, hash_group_edges
 from pipeline.kernels.sampling import mix
-from pipeline.layout.annotations import codes_of, read_annotations, read_vocabulary
+from pipeline.layout.annotations import read_codes
 from pipeline.layout.exact import FEATURES, MEMBER_SCHEMA, MEMBERS, SUMMARY, usable
 from pipeline.layout.features import FeatureSet, pinned_to_json, read_feature_rows
 from pipeline.layout.root import Root
@@ -115,12 +115,6 @@ def _digest(rows: pa.Table, live: NDArray[np.bool_]) -> np.uint64:
 def _members(store: Store, spec: ExactSpec, forest: Forest, same_bytes: Forest) -> pa.Table:
     ids = np.union1d(forest.child, forest.root)
     representative = labels_for(ids, forest)
-    vocabulary = read_vocabulary(store, spec.annotations)
-    split, label = np.full(len(ids), -1, np.int32), np.full(len(ids), -1, np.int32)
-    for lo in np.unique(ids // BLOCK) * BLOCK:
-        inside = (ids >= lo) & (ids < lo + BLOCK)
-        last = int(ids[inside][-1]) + 1
-        codes = codes_of(read_annotations(store, spec.annotations, int(lo), last), vocabulary)
-        split[inside], label[inside] = codes.split[ids[inside] - lo], codes.label[ids[inside] - lo]
-    columns = [ids, representative, labels_for(ids, same_bytes), split, label]
+    codes = read_codes(store, spec.annotations)
+    columns = [ids, representative, labels_for(ids, same_bytes), codes.split[ids], codes.label[ids]]
     return pa.table(dict(zip(MEMBER_SCHEMA.names, columns, strict=True)), schema=MEMBER_SCHEMA)
