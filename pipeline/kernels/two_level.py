@@ -47,7 +47,7 @@ def sublist_counts(rows: NDArray[np.integer], nlist: int) -> Int64:
     """
     limit = np.asarray(rows, dtype=np.int64)
     share = limit * (nlist / max(1, int(limit.sum())))
-    count = np.clip(np.floor(share).astype(np.int64), np.minimum(1, limit), limit)
+    count: Int64 = np.clip(np.floor(share).astype(np.int64), np.minimum(1, limit), limit)
     for number in np.argsort(count - share, kind="stable").tolist():  # the largest remainder first
         if count.sum() >= nlist:
             break
@@ -78,4 +78,4 @@ def stack_lists(supers: Float32, parts: Sequence[Float32]) -> Lists:
 def expected_rows(rows: NDArray[np.integer], total: int) -> Int64:
     """Return training rows per list, int (nlist,), scaled to `total` rows and rounded up: for `partition_lists`."""
     rows = np.asarray(rows, dtype=np.float64)
-    return np.ceil(rows * (total / max(1.0, float(rows.sum())))).astype(np.int64)
+    return np.asarray(np.ceil(rows * (total / max(1.0, float(rows.sum())))), dtype=np.int64)
