@@ -17,6 +17,7 @@ from pipeline.kernels.hits import MOST_NEIGHBOURS, JoinParams
 from pipeline.kernels.measure import MeasureParams
 from pipeline.kernels.quality_checks import QualityLimits
 from pipeline.kernels.space import SpaceParams
+from pipeline.kernels.splitting import GroupParams
 from pipeline.kernels.threshold import ThresholdParams
 from pipeline.kernels.verify_params import VerifyParams
 from pipeline.sources.labels import RuleParams
@@ -99,6 +100,7 @@ class AuditConfig:
     threshold: ThresholdParams = field(default_factory=ThresholdParams)
     neighbours: NeighbourParams = field(default_factory=NeighbourParams)
     verify: VerifyParams = field(default_factory=VerifyParams)
+    groups: GroupParams = field(default_factory=GroupParams)
     quality: QualityLimits = field(default_factory=QualityLimits)
     keeper: KeeperPolicy = field(default_factory=KeeperPolicy)
     min_offset: int | None = None
@@ -155,6 +157,7 @@ SECTIONS: dict[str, type[Any]] = {
     "threshold": ThresholdParams,
     "neighbours": NeighbourParams,
     "verify": VerifyParams,
+    "groups": GroupParams,
     "quality": QualityLimits,
     "keeper": KeeperPolicy,
 }

@@ -31,7 +31,7 @@ CASES = [
     ("neighbours/*/saturated-*.parquet", ORDER[6:]),
     ("pairs/*/pairs.parquet", ORDER[7:]),
     ("edges/*/*/*/edges-*.parquet", ORDER[8:]),
-    ("groups/*/forest.parquet", ORDER[9:]),
+    ("groups/*/forest-*.parquet", ORDER[9:]),
     ("neighbours/*/neighbours-*.parquet", ORDER[9:]),
     ("scores/*/scores-*.parquet", ()),
     ("scores/*/totals.npz", ()),

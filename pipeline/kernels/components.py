@@ -6,7 +6,7 @@ core: star_forest of 10M random edges 7 s (dense ids) or 11 s, union_dense of 20
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ UInt32 = NDArray[np.uint32]
 
 # A table over the span of the ids replaces their sort (three quarters of the time) while it is not much larger.
 _TABLE_SPAN_PER_EDGE = 8
+_SLICE = 1 << 22
 
 
 class Forest(NamedTuple):
@@ -105,13 +106,18 @@ def find_roots(parent: UInt32, nodes: NDArray[np.integer]) -> UInt32:
     return root
 
 
-def unite(parent: UInt32, a: NDArray[np.integer], b: NDArray[np.integer]) -> None:
-    """Join the trees of a[i] and b[i] under their smallest node. parent uint32 (n,) is changed in place."""
+def unite(parent: UInt32, a: NDArray[np.integer], b: NDArray[np.integer]) -> Forest:
+    """Join the trees of a[i] and b[i] under their smallest node; return which roots became children of which.
+
+    parent uint32 (n,) is changed in place.
+    """
     root_a, root_b = find_roots(parent, a), find_roots(parent, b)
     differs = root_a != root_b
-    if differs.any():
-        child, root = star_forest(root_a[differs].astype(np.int64), root_b[differs].astype(np.int64))
-        parent[child] = root.astype(np.uint32)
+    if not differs.any():
+        return empty_forest()
+    joined = star_forest(root_a[differs].astype(np.int64), root_b[differs].astype(np.int64))
+    parent[joined.child] = joined.root.astype(np.uint32)
+    return joined
 
 
 def union_dense(count: int, chunks: Iterable[tuple[Int64, Int64]]) -> UInt32:
@@ -130,10 +136,76 @@ def union_dense(count: int, chunks: Iterable[tuple[Int64, Int64]]) -> UInt32:
         if low < 0 or high >= count:
             raise UsageError(f"components: an edge names node {low if low < 0 else high}, want 0 to {count - 1}")
         unite(parent, a, b)
-    step = 1 << 22
-    for start in range(0, count, step):
-        find_roots(parent, np.arange(start, min(start + step, count)))
+    for start in range(0, count, _SLICE):
+        find_roots(parent, np.arange(start, min(start + _SLICE, count)))
     return parent
+
+
+class Touched(NamedTuple):
+    """The ids that may have an edge, as nodes of a dense union: the span [low, low + size), or an ascending list."""
+
+    low: int
+    size: int
+    ids: Int64 | None = None
+
+    def nodes(self, ids: Int64) -> Int64:
+        """The node of each id."""
+        found = ids - self.low if self.ids is None else np.searchsorted(self.ids, ids)
+        return np.asarray(found, dtype=np.int64)
+
+    def ids_of(self, first: int, last: int) -> Int64:
+        """The ids of nodes [first, last)."""
+        return np.arange(first, last) + self.low if self.ids is None else self.ids[first:last]
+
+
+def touched_ids(forests: Iterable[Forest]) -> Touched:
+    """The ids that some forests name, as a list: 8 bytes each, and as much again while it is made."""
+    found = np.empty(0, dtype=np.int64)
+    for forest in forests:
+        found = np.union1d(found, np.union1d(forest.child, forest.root))
+    return Touched(0, len(found), found)
+
+
+def union_forests(touched: Touched, forests: Iterable[Forest]) -> Iterator[Forest]:
+    """Yield the forest of all edges of a stream of forests, in slices of ascending children.
+
+    4 bytes a touched id, whatever the number of forests, and as much as the largest of them. Raises UsageError for an
+    id outside of a span, or more than 2**32 touched ids.
+    """
+    parent = union_dense(touched.size, ((touched.nodes(f.child), touched.nodes(f.root)) for f in forests))
+    for start in range(0, touched.size, _SLICE):
+        stop = min(start + _SLICE, touched.size)
+        is_child = parent[start:stop] != np.arange(start, stop)
+        root = parent[start:stop][is_child].astype(np.int64)
+        roots = root + touched.low if touched.ids is None else touched.ids[root]
+        yield Forest(touched.ids_of(start, stop)[is_child], roots)
+
+
+class SpanningRows(NamedTuple):
+    """Edges (a, b) int64 with the level of each, int16 (m,): a higher one is cut later."""
+
+    a: Int64
+    b: Int64
+    level: NDArray[np.int16]
+
+
+def spanning_rows(edges: SpanningRows) -> SpanningRows:
+    """Return fewer edges than there are images that join the same images at every level; rows of several may be merged.
+
+    The forest of each level, strongest first, over the trees of those before (Kruskal's algorithm, a level at a time).
+    """
+    if len(edges.a) == 0:
+        return edges
+    ids, row, column = _relabel(edges.a, edges.b)
+    parent = np.arange(len(ids), dtype=np.uint32)
+    kept: list[Forest] = []
+    levels = np.unique(edges.level)[::-1]
+    for level in levels:
+        at = np.flatnonzero(edges.level == level)
+        kept.append(unite(parent, row[at], column[at]))
+    child, root = (np.concatenate([forest[side] for forest in kept]) for side in (0, 1))
+    counts = [len(forest.child) for forest in kept]
+    return SpanningRows(ids[child], ids[root], np.repeat(levels, counts))
 
 
 def labels_for(ids: Int64, forest: Forest) -> Int64:

@@ -1,15 +1,233 @@
-"""Groups at rest: the forest of duplicates and near-duplicates."""
+"""Groups at rest: the forest of duplicates and near-duplicates in ranges of ids, and which groups were split.
+
+A folder holds `forest-<lo>-<hi>.parquet` for every range of the grid that the snapshot reaches into, sorted by
+image_id, and `split.json`. Nothing but a reader of everything reads more of it than its own ids need.
+"""
 
 from __future__ import annotations
 
-from pipeline.kernels.components import Forest
-from pipeline.layout.tables import read_table
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.errors import ArtifactError, NotFound
+from pipeline.kernels.components import Forest, GroupSizes, SpanningRows, empty_forest
+from pipeline.kernels.splitting import Pieces
+from pipeline.layout.edges import each_in_order
+from pipeline.layout.parts import Part, list_parts, part_name
+from pipeline.layout.tables import damaged, read_json, read_table, way_out, write_json, write_table
 from pipeline.storage import Store
 
-FOREST = "forest.parquet"
+FOREST, STARS, SPANS = "forest", "stars", "spans"
+SPLIT = "split.json"
+PIECES, SPLITS, LARGE = "pieces.parquet", "splits.parquet", "large.parquet"
+FOREST_IDS = 1 << 22
+"""Ids of a part: at most 4M rows."""
+
+Int64 = NDArray[np.int64]
+
+STAR_SCHEMA = pa.schema([pa.field("image_id", pa.int64()), pa.field("group_id", pa.int64())])
+SPAN_SCHEMA = pa.schema(
+    [pa.field("image_id", pa.int64()), pa.field("match_id", pa.int64()), pa.field("level", pa.int16())]
+)
+SPLIT_SCHEMA = pa.schema(
+    [pa.field("group_id", pa.int64()), pa.field("component_id", pa.int64()), pa.field("similarity", pa.float64())]
+)
+"""A piece of a component that was split, by group_id, and the similarity that near-duplicates in it had to have.
+
+A piece of one image is no group, and has its row."""
+
+
+PIECE_SCHEMA = pa.schema(
+    [pa.field("image_id", pa.int64()), pa.field("piece_id", pa.int64()), pa.field("level", pa.int16())]
+)
+LARGE_SCHEMA = pa.schema(
+    [pa.field("component_id", pa.int64()), pa.field("size", pa.int64()), pa.field("is_wide", pa.bool_())]
+)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The pieces of components that were split, by ascending group_id (n,): int64, int64, float64."""
+
+    group_id: Int64
+    component_id: Int64
+    similarity: NDArray[np.float64]
 
 
 def read_forest(store: Store, folder: str) -> Forest:
-    """The star forest of a groups folder: every member of a group -> its smallest id."""
-    rows = read_table(store, f"{folder}/{FOREST}")
+    """The star forest of a groups folder, all of it: every member of a group -> its smallest id."""
+    parts = list_parts(store, folder, FOREST)
+    if not parts:
+        raise ArtifactError(f"{store.uri}/{folder}: its forest is gone. {way_out(folder, is_there=False)}")
+    return _joined([*each_in_order(store, parts, lambda part: read_stars(store, part.key))])
+
+
+def stars_between(store: Store, parts: Sequence[Part], lo: int, hi: int) -> Iterator[Forest]:
+    """The rows of each of some forests, whatever they are named by, whose image_id is in [lo, hi)."""
+    return each_in_order(store, parts, lambda part: _between(store, part.key, lo, hi))
+
+
+def read_forest_between(store: Store, folder: str, lo: int, hi: int) -> Forest:
+    """The rows of a forest whose image_id is in [lo, hi); only the row groups that may hold them are read."""
+    parts = [part for part in list_parts(store, folder, FOREST) if part.lo < hi and part.hi > lo]
+    return _joined([*each_in_order(store, parts, lambda part: _between(store, part.key, lo, hi))])
+
+
+def labels_of(store: Store, folder: str, ids: Int64) -> Int64:
+    """The group of each id (any order): its own where it is alone. Costs by how many row groups hold them."""
+    return labels_among(store, list_parts(store, folder, FOREST), ids)
+
+
+def labels_among(store: Store, parts: Sequence[Part], ids: Int64) -> Int64:
+    """`labels_of` for parts that are listed already."""
+    wanted, inverse = np.unique(ids, return_inverse=True)
+    labels = wanted.astype(np.int64)
+    for part in parts:
+        first, last = np.searchsorted(wanted, [part.lo, part.hi])
+        if first < last:
+            _look_up(store, part.key, wanted[first:last], labels[first:last])
+    return np.asarray(labels[inverse.ravel()])
+
+
+def read_splits(store: Store, folder: str) -> Splits:
+    """Which groups are pieces of a component that was split. Raises ArtifactError."""
+    if not read_split_summary(store, folder)["components"]:
+        return Splits(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+    rows = read_table(store, f"{folder}/{SPLITS}")
+    return Splits(*(rows[name].to_numpy() for name in SPLIT_SCHEMA.names))
+
+
+def read_split_summary(store: Store, folder: str) -> dict[str, Any]:
+    """Components that were split, different images in them, in the largest of them, and pieces that they gave."""
+    try:
+        found: dict[str, Any] = read_json(store, f"{folder}/{SPLIT}")
+    except NotFound as error:
+        raise ArtifactError(f"{store.uri}/{folder}/{SPLIT}: it is gone. {way_out(folder, is_there=False)}") from error
+    return found
+
+
+def forest_ranges(total: int, size: int = FOREST_IDS) -> list[tuple[int, int]]:
+    """The ranges of a forest over so many ids: a grid, whatever the snapshot."""
+    return [(lo, lo + size) for lo in range(0, max(total, 1), size)]
+
+
+def forest_key(folder: str, bounds: tuple[int, int]) -> str:
+    """Key of the part of a forest that holds a range."""
+    return f"{folder}/{part_name(FOREST, *bounds)}"
+
+
+def write_stars(store: Store, key: str, forest: Forest) -> None:
+    """Commits a forest, or one range of it."""
+    write_table(store, key, pa.table([forest.child, forest.root], schema=STAR_SCHEMA))
+
+
+def read_stars(store: Store, key: str) -> Forest:
+    """A forest that was committed as one file. Raises ArtifactError."""
+    return _as_forest(read_table(store, key))
+
+
+def star_files(store: Store, parts: Sequence[Part]) -> Callable[[], Iterator[Forest]]:
+    """What reads the forests of some parts, one at a time, as often as it is called."""
+    return lambda: each_in_order(store, parts, lambda part: read_stars(store, part.key))
+
+
+def write_spans(store: Store, key: str, rows: SpanningRows) -> None:
+    """Commits the edges that hold large groups together."""
+    write_table(store, key, pa.table([rows.a, rows.b, rows.level], schema=SPAN_SCHEMA))
+
+
+def read_spans(store: Store, folder: str) -> Iterator[SpanningRows]:
+    """The edges that hold large groups together, task by task."""
+    tables = each_in_order(store, list_parts(store, folder, SPANS), lambda part: read_table(store, part.key))
+    for rows in tables:
+        yield SpanningRows(*(rows[name].to_numpy() for name in SPAN_SCHEMA.names))
+
+
+def write_large(store: Store, key: str, large: GroupSizes, is_wide: NDArray[np.bool_]) -> None:
+    """Commits the components over the limit of size."""
+    write_table(store, key, pa.table([large.label, large.size, is_wide], schema=LARGE_SCHEMA))
+
+
+def read_large(store: Store, key: str) -> tuple[GroupSizes, NDArray[np.bool_]]:
+    """The components over the limit of size, and which of them are split."""
+    rows = read_table(store, key)
+    return GroupSizes(rows["component_id"].to_numpy(), rows["size"].to_numpy()), rows["is_wide"].to_numpy()
+
+
+def write_pieces(store: Store, work: str, pieces: Pieces) -> None:
+    """Commits the piece of each image of split components."""
+    write_table(store, f"{work}/{PIECES}", pa.table([*pieces], schema=PIECE_SCHEMA))
+
+
+def read_pieces(store: Store, work: str) -> Pieces:
+    """The piece of each image of split components."""
+    rows = read_table(store, f"{work}/{PIECES}")
+    return Pieces(*(rows[name].to_numpy() for name in PIECE_SCHEMA.names))
+
+
+def write_split(store: Store, folder: str, pieces: Pieces, components: Int64, similarity: NDArray[np.float64]) -> int:
+    """Commits which groups are pieces of which component, row-aligned with the pieces of images; returns how many
+    components were split.
+    """
+    group, first = np.unique(pieces.piece_id, return_index=True)
+    count = len(np.unique(components))
+    if count:
+        table = pa.table([group, components[first], similarity[first]], schema=SPLIT_SCHEMA)
+        write_table(store, f"{folder}/{SPLITS}", table)
+    largest = int(np.unique(components, return_counts=True)[1].max(initial=0))
+    summary = {"components": count, "different_images": len(components), "largest": largest, "pieces": len(group)}
+    write_json(store, f"{folder}/{SPLIT}", summary)
+    return count
+
+
+def _as_forest(rows: pa.Table) -> Forest:
     return Forest(rows["image_id"].to_numpy(), rows["group_id"].to_numpy())
+
+
+def _joined(forests: Sequence[Forest]) -> Forest:
+    """Forests of ascending ranges as one."""
+    if not forests:
+        return empty_forest()
+    return Forest(*(np.concatenate([forest[side] for forest in forests]) for side in (0, 1)))
+
+
+def _between(store: Store, key: str, lo: int, hi: int) -> Forest:
+    rows = _row_groups(store, key, lambda low, high: (low < hi) & (high >= lo))
+    first, last = np.searchsorted(rows.child, [lo, hi])
+    return Forest(rows.child[first:last], rows.root[first:last])
+
+
+def _look_up(store: Store, key: str, wanted: Int64, labels: Int64) -> None:
+    """Writes the roots of those ids (ascending) that a part names into their labels."""
+
+    def holds_one(low: Int64, high: Int64) -> NDArray[np.bool_]:
+        return np.asarray(np.searchsorted(wanted, low, "left") < np.searchsorted(wanted, high, "right"))
+
+    rows = _row_groups(store, key, holds_one)
+    if len(rows.child):
+        at = np.minimum(np.searchsorted(rows.child, wanted), len(rows.child) - 1)
+        is_child = rows.child[at] == wanted
+        labels[is_child] = rows.root[at[is_child]]
+
+
+def _row_groups(store: Store, key: str, is_wanted: Callable[[Int64, Int64], NDArray[np.bool_]]) -> Forest:
+    """The row groups of a part whose smallest and largest image_id are wanted."""
+    path = store.local_path(key)
+    try:
+        source: Any = str(path) if path is not None else store.open(key)
+        with pq.ParquetFile(source, page_checksum_verification=True) as file:
+            every = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
+            found = [group.column(0).statistics for group in every if group.num_rows]
+            low, high = (np.array([getattr(item, side) for item in found], np.int64) for side in ("min", "max"))
+            chosen = np.flatnonzero(is_wanted(low, high)).tolist() if found else []
+            return _as_forest(file.read_row_groups(chosen, use_threads=False)) if chosen else empty_forest()
+    except (FileNotFoundError, NotFound) as error:
+        raise ArtifactError(f"{store.uri}/{key}: the part is gone. {way_out(key, is_there=False)}") from error
+    except (OSError, ValueError, KeyError, EOFError, AttributeError, pa.ArrowException) as error:
+        raise damaged(store, key, error) from error

@@ -10,18 +10,18 @@ from pipeline.layout.edges import AGAIN, each_in_order, edges_folder, unsettled_
 from pipeline.layout.exact import FEATURES, MEMBERS, SUMMARY, ExactSummary, read_summary
 from pipeline.layout.features import FeatureSet, next_number
 from pipeline.layout.fingerprint import fingerprint
-from pipeline.layout.groups import FOREST
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import CANDIDATES, EDGES, KNOWN, NEIGHBOURS, PAIRS, SATURATED
 from pipeline.layout.parts import Slice, cover, cut, list_parts, missing, part_name
 from pipeline.layout.root import decoders
 from pipeline.layout.snapshots import Snapshot, live_between
 from pipeline.layout.tables import count_rows
+from pipeline.plan.components import components
 from pipeline.plan.session import Session, StageWork
 from pipeline.plan.spaces import ChosenSpace
 from pipeline.runner import Task
 from pipeline.schemas import Status
-from pipeline.stages import exact_groups, group, join, known, pairs, settle, verify
+from pipeline.stages import exact_groups, join, known, pairs, settle, verify
 
 JOIN_ROWS = 8192  # queries per task: 14,000 images make two, a million 123
 VERIFY_PAIRS = 512  # 2-4 s of one core
@@ -74,9 +74,7 @@ def search(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSp
     spec = pairs.PairsSpec(inputs, space.folder, candidates, space.threshold, found_pairs)
     session.run_one("pairs", found_pairs, (PAIRS,), Task(found_pairs, pairs.collect_pairs, spec))
     edges = _verify(session, inputs, found_pairs)
-    groups = f"groups/{fingerprint('group', group.VERSION, edges=edges, exact=key)}"
-    task = Task(groups, group.group, group.GroupSpec(inputs, edges, groups))
-    session.run_one("components", groups, (FOREST,), task)
+    groups = components(session, inputs, edges, key, space)
     neighbours = _join_semantic(session, snapshot, inputs, space, groups)
     return Found(candidates, edges, groups, neighbours)
 
