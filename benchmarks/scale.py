@@ -7,6 +7,7 @@ called again with the same root it goes on where it stopped, and the seconds of 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -42,6 +43,10 @@ LIMITS = {  # (seconds, bytes per task, bytes of the driver, bytes on disk) up t
 }
 
 
+GROWTH, FRAMES_COST = 16.0, 1.5
+"""CPU seconds of 11,582,724 images over those of a million; of a million with 100,000 frames over those without."""
+
+
 def main() -> int:
     """Makes the features, runs the audit, checks it, writes the document."""
     options = _options()
@@ -64,7 +69,7 @@ def main() -> int:
         **check(audit, world, features),
     }
     document["results"] = {"facts": published.facts}
-    finish(document, _owed(document), options.json)
+    finish(document, [*_owed(document), *_growth(document, options.against)], options.json)
     return 0
 
 
@@ -80,6 +85,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--exact-limit", type=int, help="neighbours.exact_limit of the configuration")
     parser.add_argument("--shard-size", type=int, help="images per part of the features (default: as extraction does)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--against", type=Path, help="what an earlier call wrote: compare the CPU seconds with it")
     options = parser.parse_args()
     if options.images < 1_000 or options.frames > options.images // 5:
         parser.error(f"{options.images} images, {options.frames} frames: want 1,000 images or more, a fifth frames")
@@ -152,6 +158,19 @@ def _owed(found: dict[str, Any]) -> Sequence[Owed]:
             at_most("bytes on disk at the peak", disk, found["peak_disk_bytes"], "{:,.0f}"),
         ]
     return rows
+
+
+def _growth(found: dict[str, Any], against: Path | None) -> list[Owed]:
+    """CPU seconds over those of another run: of a smaller set, or of the same one without frames."""
+    if against is None:
+        return []
+    other = json.loads(against.read_text())
+    times = found["cpu_seconds"] / other["cpu_seconds"]
+    found["against"] = {name: other[name] for name in ("command", "images", "cpu_seconds", "wall_seconds")}
+    if found["images"] == other["images"]:
+        return [at_most("CPU seconds, times those without frames", FRAMES_COST, times)]
+    what = f"CPU seconds, times those of {other['images']:,} images"
+    return [at_most(what, GROWTH * found["images"] / (11.582724 * other["images"]), times)]
 
 
 if __name__ == "__main__":

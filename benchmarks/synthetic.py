@@ -25,7 +25,7 @@ Int64 = NDArray[np.int64]
 
 SPLITS = ("test", "train", "val")  # in the order of a listing
 SPLIT_SHARES = (0.05, 0.9, 0.05)
-THEMES, FAMILIES, CONCEPTS = 100, 1_500, 21_000
+THEMES, FAMILIES, CONCEPTS = 100, 1_500, 21_841
 IMAGES_PER_LABEL = 530  # of ImageNet-21K
 BRANCHES = 10
 EMBEDDING_DIMS, SIGNATURE_DIMS = 320, 160

@@ -31,9 +31,15 @@ KEYS = {
 }  # fmt: skip
 
 
-def run(root: Path, target: Path) -> dict[str, Any]:
-    command = [sys.executable, str(ROOT / "benchmarks/scale.py"), "--images", str(IMAGES), "--frames", "100"]
-    command += ["--root", str(root), "--runner", "local", "--workers", "1", "--json", str(target)]
+def run(root: Path, target: Path, *more: str) -> dict[str, Any]:
+    options = ["--images", str(IMAGES), "--frames", "100", "--runner", "local", "--workers", "1", *more]
+    return called("scale.py", "--root", str(root), "--json", str(target), *options)
+
+
+def called(script: str, *options: str) -> dict[str, Any]:
+    """The document that a benchmark writes to the file after --json."""
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *options]
+    target = Path(options[options.index("--json") + 1])
     ended = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
     assert ended.returncode == 0, ended.stderr[-3000:]
     found: dict[str, Any] = json.loads(target.read_text())
@@ -77,7 +83,7 @@ def test_everything_planted_is_found_and_accounted_for(measured: tuple[Path, dic
 def test_sessions_add_up(measured: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """A second call has nothing to do, and its seconds are added; the findings are the same."""
     root, first = measured
-    again = run(root, tmp_path / "again.json")
+    again = run(root, tmp_path / "again.json", "--against", str(root.with_name("scale.json")))
 
     assert len(again["sessions"]) == len(first["sessions"]) + 1
     assert again["sessions"][-1]["stages"] == []
@@ -85,6 +91,9 @@ def test_sessions_add_up(measured: tuple[Path, dict[str, Any]], tmp_path: Path) 
     assert again["stages"] == first["stages"]
     for key in ("pairs_found", "leaks_found", "leaks_listed", "tables"):
         assert again[key] == first[key]
+    assert again["against"]["cpu_seconds"] == first["cpu_seconds"]
+    (growth,) = [row for row in again["owed"] if row["what"].startswith("CPU seconds")]
+    assert growth["ok"]
     assert len(Sessions(root / "scale/sessions.json").sessions) == len(again["sessions"])
 
 
@@ -125,6 +134,20 @@ def test_leaks_are_those_of_brute_force(measured: tuple[Path, dict[str, Any]], a
     assert listed - brute <= chained
     assert planted <= brute
     assert len(planted) == measured[1]["leaks_planted"]
+
+
+def test_one_index_in_memory_is_measured_beside_it(measured: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Every representative is indexed, and the lists are compared with exact ones."""
+    root, first = measured
+    options = ["--root", str(root), "--scale", str(root.with_name("scale.json")), "--threads", "1"]
+    found = called("scale_peer.py", *options, "--json", str(tmp_path / "peer.json"))["results"]
+    copies = first["pairs_by_role"]["same_bytes"]["planted"] + first["pairs_by_role"]["same_pixels"]["planted"]
+
+    for one in found.values():
+        assert one["vectors"] == IMAGES - copies
+        assert 0.9 < one["recall"]["found"] / one["recall"]["total"] <= 1
+        assert one["cpu_seconds"] > 0
+        assert one["product"]["cpu_seconds"] > 0
 
 
 def test_what_is_missing_counts_as_missing(audit: Audit) -> None:
