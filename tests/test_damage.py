@@ -38,6 +38,8 @@ CASES = [
     ("audits/*/tables/quality/part-*.parquet", ()),
     ("annotations/*/names-*.arrow", ORDER[1:]),
     ("annotations/*/codes.arrow", ORDER[2:]),
+    ("exact/*/sizes-*.arrow", ("exact/*/summary.json", *ORDER[3:])),
+    ("exact/*/representatives-*.arrow", ORDER[3:]),
 ]
 ALWAYS = {0, 2, 3, 5, 8, 10, 12, 15, 17, 18}
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.layout.annotations import Codes
-from pipeline.layout.features import Features, FeatureSet, pinned_from_json, read_feature_rows, read_features
+from pipeline.layout.features import FeatureSet, pinned_from_json, read_features_of, read_vectors
+from pipeline.layout.lookups import FORM, open_lookup
+from pipeline.layout.parts import list_parts
 from pipeline.layout.tables import read_json, read_table
 from pipeline.schemas import TRANSIENT, Status
 from pipeline.storage import Store
@@ -30,6 +31,22 @@ MEMBER_SCHEMA = pa.schema(
 )
 """Every image of a group of two or more, its representative included. content_id: smallest id with the same bytes;
 split and label: codes of the vocabulary, -1 without one."""
+
+SIZES = "sizes"
+SIZE_SCHEMA = pa.schema(
+    [
+        pa.field("is_usable", pa.bool_()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("size_bytes", pa.int64()),
+    ]
+)
+"""Lookup of every offset: whether it is ok and live, and its size; null unless ok."""
+REPRESENTATIVES = "representatives"
+REPRESENTATIVE_SCHEMA = pa.schema(
+    [pa.field("image_id", pa.int64()), pa.field("split_mask", pa.uint64()), pa.field("label", pa.int32())]
+)
+"""Lookups of the representatives of a range, ascending: which splits the group touches, the image's own label code."""
 
 MAX_SPLITS = 63
 NO_SPLIT_BIT = 63
@@ -85,7 +102,6 @@ class Representatives:
 
 
 FIELDS = tuple(Representatives.__dataclass_fields__)
-TAKE_BLOCK = 16_384
 
 
 def read_summary(store: Store, folder: str) -> ExactSummary:
@@ -118,11 +134,22 @@ def group_masks(exact: ExactGroups) -> tuple[NDArray[np.int64], NDArray[np.uint6
     return heads, masks
 
 
+def is_live(ids: NDArray[np.int64], gone: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of some ascending ids are in the snapshot; gone: sorted ids that are not."""
+    if not len(ids):
+        return np.empty(0, bool)
+    lo, hi = np.searchsorted(gone, [ids[0], ids[-1] + 1])
+    live = np.ones(len(ids), bool)
+    if hi > lo:  # where all ids were sorted, a million removed images cost every range 0.1 s
+        at = np.searchsorted(ids, gone[lo:hi])
+        live[at[ids[at] == gone[lo:hi]]] = False
+    return live
+
+
 def usable(rows: pa.Table, gone: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which feature rows are ok and live."""
-    ids = rows["image_id"].to_numpy()
-    ok = np.asarray(rows["status"].to_numpy() == Status.OK.value, bool)
-    return np.asarray(ok & ~np.isin(ids, gone), bool)
+    """Which feature rows, ascending, are ok and live."""
+    ok = pc.equal(rows["status"], Status.OK.value).to_numpy()
+    return np.asarray(ok & is_live(rows["image_id"].to_numpy(), gone), bool)
 
 
 @dataclass(frozen=True)
@@ -131,55 +158,51 @@ class Population:
 
     store: Store
     features: FeatureSet
-    exact: ExactGroups
-    gone: NDArray[np.int64]
-    codes: Callable[[int, int], Codes]
+    folder: str
     dimension: int
-
-    @cached_property
-    def masks(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        """`group_masks` of the exact groups, once: every block that is read needs them."""
-        return group_masks(self.exact)
 
     def read(self, lo: int, hi: int) -> Representatives:
         """The representatives of offsets [lo, hi)."""
-        if lo >= hi:
+        listed = self._listed(lo, hi)
+        ids = listed["image_id"].to_numpy()
+        if not len(ids):
             return no_representatives(self.dimension)
-        found = read_features(self.store, self.features, lo, hi, ["status"])
-        keep = self._keep(found.rows)
-        return self._assemble(found, keep, lo, hi)
+        embeddings, signatures = read_vectors(self.store, self.features, lo, hi)
+        if len(ids) < hi - lo:
+            embeddings, signatures = embeddings[ids - lo], signatures[ids - lo]
+        return _representatives(listed, embeddings, signatures)
 
     def ids(self, lo: int, hi: int) -> NDArray[np.int64]:
         """Ids of the representatives of offsets [lo, hi), without their vectors."""
-        rows = read_feature_rows(self.store, self.features, lo, hi, ["image_id", "status"])
-        ids: NDArray[np.int64] = rows["image_id"].to_numpy()[self._keep(rows)]
+        ids: NDArray[np.int64] = self._listed(lo, hi)["image_id"].to_numpy()
         return ids
 
     def take(self, ids: NDArray[np.int64]) -> Representatives:
-        """The representatives with these ids (sorted, unique)."""
+        """The representatives with these ids (sorted, unique); costs by how many they are."""
+        if not len(ids):
+            return no_representatives(self.dimension)
         pieces = []
-        for lo in np.unique(ids // TAKE_BLOCK) * TAKE_BLOCK:
-            inside = ids[(ids >= lo) & (ids < lo + TAKE_BLOCK)]
-            found = self.read(int(inside[0]), int(inside[-1]) + 1)
-            at = np.searchsorted(found.ids, inside)
-            pieces.append(Representatives(*(getattr(found, name)[at] for name in FIELDS)))
-        return concatenate(pieces)
+        for part in list_parts(self.store, self.folder, REPRESENTATIVES, FORM):
+            inside = ids[slice(*np.searchsorted(ids, [part.lo, part.hi]))]
+            if len(inside):
+                rows = open_lookup(self.store, part.key)
+                pieces.append(rows.take(pa.array(np.searchsorted(rows["image_id"].to_numpy(), inside))))
+        listed = pa.Table.from_batches(pieces)
+        return _representatives(listed, *read_features_of(self.store, self.features, ids))
 
-    def _keep(self, rows: pa.Table) -> NDArray[np.bool_]:
-        ids = rows["image_id"].to_numpy()
-        return np.asarray(usable(rows, self.gone) & (self.exact.representatives_of(ids) == ids), bool)
+    def _listed(self, lo: int, hi: int) -> pa.Table:
+        pieces = []
+        for part in list_parts(self.store, self.folder, REPRESENTATIVES, FORM):
+            if part.lo < hi and lo < part.hi:
+                rows = open_lookup(self.store, part.key)
+                start, stop = np.searchsorted(rows["image_id"].to_numpy(), [lo, hi])
+                pieces.append(rows.slice(start, stop - start))
+        return pa.Table.from_batches(pieces, REPRESENTATIVE_SCHEMA)
 
-    def _assemble(self, found: Features, keep: NDArray[np.bool_], lo: int, hi: int) -> Representatives:
-        ids = found.rows["image_id"].to_numpy()[keep]
-        codes = self.codes(lo, hi)
-        masks = split_bits(codes.split[keep])
-        heads, group = self.masks
-        if len(heads):
-            at = np.minimum(np.searchsorted(heads, ids), len(heads) - 1)
-            masks = np.where(heads[at] == ids, group[at], masks)
-        return Representatives(
-            ids, np.asarray(found.embeddings)[keep], np.asarray(found.signatures)[keep], masks, codes.label[keep]
-        )
+
+def _representatives(listed: pa.Table, embeddings: Any, signatures: Any) -> Representatives:
+    ids, masks, label = (listed[name].to_numpy() for name in REPRESENTATIVE_SCHEMA.names)
+    return Representatives(ids, embeddings, signatures, masks, label)
 
 
 def no_representatives(dimension: int) -> Representatives:

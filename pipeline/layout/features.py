@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -13,15 +14,21 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ArtifactError
 from pipeline.layout.parts import Part, cover, cut, list_parts, missing
-from pipeline.layout.tables import parquet_bytes, read_array, read_metadata, read_table, way_out
+from pipeline.layout.tables import parquet_bytes, read_array, read_array_rows, read_metadata, read_table, way_out
 from pipeline.schemas import FEATURE_ROWS, TRANSIENT
-from pipeline.storage import Store
+from pipeline.storage import Store, is_remote, read_ahead
 
 BASE, AGAIN = "rows", "again"
 SETTLED = "settled"
 HASHES_AT_ONCE = 131_072  # 4 MB
+_ROW_BYTES = 1024  # of both arrays together, about
+_NAMED: dict[tuple[Store, str], dict[bytes, bytes]] = {}
+_MOST_NAMED = 65_536
 _SAME = 1e-3
 """Two attempts of one part may come from two types of CPU: embeddings within this cosine are the same."""
+
+Vectors: TypeAlias = np.ndarray[Any, Any]
+ReadArray: TypeAlias = Callable[[Store, str, str], Vectors]
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,62 @@ def read_features(
     return _with_later_attempts(store, features, joined, lo, hi)
 
 
+def read_vectors(store: Store, features: FeatureSet, lo: int, hi: int) -> tuple[Vectors, Vectors]:
+    """Embeddings and signatures of [lo, hi) without their rows; mapped where one part on a disk holds them all."""
+    if gaps := missing(features.base, lo, hi):
+        raise _not_extracted(store, features, gaps[0])
+    if any(part.lo < hi and lo < part.hi for part in features.again):
+        return read_features_of(store, features, np.arange(lo, hi))
+    sides: tuple[list[Vectors], list[Vectors]] = ([], [])
+    for piece in cover(features.base, lo, hi):
+        for side, array in zip(sides, _arrays(store, piece.part.key, read_array), strict=True):
+            side.append(array[piece.lo - piece.part.lo : piece.hi - piece.part.lo])
+    return _stack(sides[0]), _stack(sides[1])
+
+
+def read_features_of(store: Store, features: FeatureSet, ids: NDArray[np.int64]) -> tuple[Vectors, Vectors]:
+    """Embeddings and signatures of some ids (ascending, unique), their last attempt's; only their rows are read.
+
+    Raises ArtifactError where one is not extracted.
+    """
+    wanted = [
+        (piece.part.key, np.arange(first, last), ids[first:last] - piece.part.lo)
+        for piece in cover(features.base, int(ids[0]), int(ids[-1]) + 1)
+        for first, last in [np.searchsorted(ids, [piece.lo, piece.hi])]
+        if first < last
+    ]
+    held = np.concatenate([at for _, at, _ in wanted]) if wanted else np.empty(0, np.int64)
+    if len(held) < len(ids):
+        gap = int(np.setdiff1d(ids, ids[held])[0])
+        raise _not_extracted(store, features, (gap, gap + 1))
+    for part in _in_order(features.again):
+        if part.lo <= ids[-1] and ids[0] < part.hi:
+            later = read_table(store, part.key, ["image_id"])["image_id"].to_numpy()
+            _, at, rows = np.intersect1d(ids, later, assume_unique=True, return_indices=True)
+            if len(at):
+                wanted.append((part.key, at, rows))
+    return _gathered(store, wanted, len(ids))
+
+
+def _gathered(
+    store: Store, wanted: list[tuple[str, NDArray[np.int64], NDArray[np.int64]]], count: int
+) -> tuple[Vectors, Vectors]:
+    """(part, places in the result, rows of the part), later ones over earlier ones."""
+
+    def read(item: tuple[str, NDArray[np.int64], NDArray[np.int64]]) -> tuple[Vectors, Vectors]:
+        rows = item[2]
+        return _arrays(store, item[0], lambda store, folder, name: read_array_rows(store, folder, name, rows))
+
+    pieces = (
+        read_ahead(wanted, read, lambda item: _ROW_BYTES * len(item[2])) if is_remote(store.uri) else map(read, wanted)
+    )
+    first = next(pieces)
+    embeddings, signatures = (np.empty((count, piece.shape[1]), piece.dtype) for piece in first)
+    for (_, at, _), piece in zip(wanted, chain([first], pieces), strict=True):
+        embeddings[at], signatures[at] = piece
+    return embeddings, signatures
+
+
 def read_feature_rows(store: Store, features: FeatureSet, lo: int, hi: int, columns: Sequence[str]) -> pa.Table:
     """Some columns of the rows of [lo, hi), without their vectors. Raises ArtifactError where one is not extracted."""
     wanted = list(dict.fromkeys(["image_id", *columns]))
@@ -198,12 +261,34 @@ def _replace_rows(
     return pa.concat_tables([table, later]).take(pa.array(source)).combine_chunks(), at, chosen
 
 
-def _array(store: Store, key: str, rows: pa.Table, which: str) -> np.ndarray[Any, Any]:
-    name = (rows.schema.metadata or {}).get(which.encode())
+def _array(store: Store, key: str, rows: pa.Table, which: str) -> Vectors:
+    return _named_array(store, key, rows.schema.metadata or {}, which, read_array)
+
+
+def _arrays(store: Store, key: str, read: ReadArray) -> tuple[Vectors, Vectors]:
+    """What `read` gives of both arrays of a part. Their names are kept: a footer of an object store costs two reads."""
+    place = (store, key)
+    known = _NAMED.get(place)
+    named = read_metadata(store, key) if known is None else known
+    try:
+        found = tuple(_named_array(store, key, named, which, read) for which in ("embeddings", "signatures"))
+    except ArtifactError:
+        if known is None:
+            raise
+        del _NAMED[place]  # the part may have been made anew since
+        return _arrays(store, key, read)
+    if len(_NAMED) >= _MOST_NAMED:
+        _NAMED.clear()
+    _NAMED[place] = named
+    return found[0], found[1]
+
+
+def _named_array(store: Store, key: str, names: Mapping[bytes, bytes], which: str, read: ReadArray) -> Vectors:
+    name = names.get(which.encode())
     if name is None:
         raise ArtifactError(f"{store.uri}/{key}: the part names no {which}. {way_out(key)}")
     try:
-        return read_array(store, key.rsplit("/", 1)[0], name.decode())
+        return read(store, key.rsplit("/", 1)[0], name.decode())
     except ArtifactError as error:
         raise ArtifactError(f"{error} Delete {store.uri}/{key}, which names it, and run again.") from error
 

@@ -52,7 +52,7 @@ class Inputs:
 
     def exact_groups(self) -> ExactGroups:
         """The exact groups."""
-        return self.population().exact
+        return _exact_groups(self)
 
     def feature_set(self) -> FeatureSet:
         """The feature parts of this audit."""
@@ -60,7 +60,7 @@ class Inputs:
 
     def gone(self) -> NDArray[np.int64]:
         """Ids that are not in the snapshot any more."""
-        return self.population().gone
+        return removed_ids(self.root.open(), self.opened_snapshot())
 
     def codes(self, lo: int, hi: int) -> Codes:
         """Split and label codes of a range."""
@@ -92,11 +92,9 @@ class Inputs:
 @lru_cache(maxsize=1)
 def _population(inputs: Inputs) -> Population:
     store = inputs.root.open()
-    return Population(
-        store,
-        read_pinned_features(store, inputs.exact),
-        read_exact(store, inputs.exact),
-        removed_ids(store, inputs.opened_snapshot()),
-        inputs.codes,
-        inputs.dimension,
-    )
+    return Population(store, read_pinned_features(store, inputs.exact), inputs.exact, inputs.dimension)
+
+
+@lru_cache(maxsize=1)
+def _exact_groups(inputs: Inputs) -> ExactGroups:
+    return read_exact(inputs.root.open(), inputs.exact)

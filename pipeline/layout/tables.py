@@ -9,6 +9,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,6 +20,11 @@ from pipeline.errors import ArtifactError, NotFound
 from pipeline.storage import Store
 
 T = TypeVar("T")
+
+_HEADER_BYTES = 256
+_WHOLE_SHARE = 0.05
+"""Of the rows of an object: where more are wanted, one read of all costs less than a read of each."""
+_GAP_BYTES = 65_536  # less costs less to read than another request
 
 ROW_GROUP = 8192
 _DAMAGE = (
@@ -149,6 +155,37 @@ def read_array(store: Store, folder: str, name: str) -> np.ndarray[Any, Any]:
         return array
     except (NotFound, *_DAMAGE) as error:
         raise ArtifactError(f"{store.uri}/{key}: the array is gone or damaged ({error}).") from error
+
+
+def read_array_rows(store: Store, folder: str, name: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Some rows (ascending) of a committed array of two dimensions; of an object, the ranges that hold them.
+
+    Rows read by themselves are not checked against the hash. Raises ArtifactError as `read_array` does.
+    """
+    key = f"{folder}/{name}"
+    if store.local_path(key) is not None:
+        return np.asarray(read_array(store, folder, name)[rows])
+    try:
+        head = io.BytesIO(store.read_range(key, 0, _HEADER_BYTES))
+        np.lib.format.read_magic(head)
+        (count, width), _, dtype = np.lib.format.read_array_header_1_0(head)
+        if len(rows) > _WHOLE_SHARE * count:
+            return np.asarray(read_array(store, folder, name)[rows])
+        found = np.empty((len(rows), width), dtype)
+        for first, last in _runs(rows, max(1, _GAP_BYTES // found.itemsize // width)):
+            lo, hi = int(rows[first]), int(rows[last - 1]) + 1
+            size = width * found.itemsize
+            data = np.frombuffer(store.read_range(key, head.tell() + lo * size, (hi - lo) * size), dtype)
+            found[first:last] = data.reshape(hi - lo, width)[rows[first:last] - lo]
+        return found
+    except (NotFound, *_DAMAGE) as error:
+        raise ArtifactError(f"{store.uri}/{key}: the array is gone or damaged ({error}).") from error
+
+
+def _runs(rows: np.ndarray[Any, Any], gap: int) -> list[tuple[int, int]]:
+    """Where ascending rows fall into runs with less than `gap` rows between two of them."""
+    cuts = np.flatnonzero(np.diff(rows) > gap) + 1
+    return [*pairwise([0, *cuts.tolist(), len(rows)])]
 
 
 def read_object(store: Store, key: str, parse: Callable[[bytes], T]) -> T:

@@ -14,6 +14,7 @@ from pipeline.layout.root import Root, claim
 from pipeline.layout.snapshots import FOLDER as CATALOG
 from pipeline.layout.snapshots import Snapshot
 from pipeline.plan.checking import require_inputs
+from pipeline.plan.exact import group_exact
 from pipeline.plan.preparing import (
     annotate_snapshot,
     count_statuses,
@@ -23,7 +24,7 @@ from pipeline.plan.preparing import (
     take_snapshot,
 )
 from pipeline.plan.publishing import publish
-from pipeline.plan.searching import group_exact, search, summary_of
+from pipeline.plan.searching import search, summary_of
 from pipeline.plan.session import Session
 from pipeline.plan.spaces import choose_space
 from pipeline.progress import Reporter

@@ -1,29 +1,62 @@
-"""Exact groups stage: images with the same bytes, then the same pixels; one representative of each goes on."""
+"""Exact groups stages: images with the same bytes, then the same pixels; one representative of each goes on.
+
+Ranges of offsets shuffle their hashes to buckets, a bucket finds equal ones, and one task merges what was found; a
+small set is one task that does all three.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.kernels.components import Forest, labels_for, merge_forests
-from pipeline.kernels.hash_groups import hash_bytes, hash_group_edges
+from pipeline.kernels.hash_groups import HASH_BYTES, hash_bytes, hash_group_edges
 from pipeline.kernels.sampling import mix
 from pipeline.layout.annotations import read_codes
-from pipeline.layout.exact import FEATURES, MEMBER_SCHEMA, MEMBERS, SUMMARY, usable
+from pipeline.layout.exact import (
+    FEATURES,
+    MEMBER_SCHEMA,
+    MEMBERS,
+    REPRESENTATIVE_SCHEMA,
+    REPRESENTATIVES,
+    SIZE_SCHEMA,
+    SIZES,
+    SUMMARY,
+    ExactGroups,
+    group_masks,
+    is_live,
+    read_pinned_features,
+    split_bits,
+    usable,
+)
 from pipeline.layout.features import FeatureSet, pinned_to_json, read_feature_rows
+from pipeline.layout.lookups import FORM, lookup_name, read_between, write_lookup
+from pipeline.layout.parts import cut, list_parts
 from pipeline.layout.root import Root
+from pipeline.layout.shuffle import read_column, write_batches
 from pipeline.layout.snapshots import read_snapshot, removed_ids
-from pipeline.layout.tables import json_bytes, parquet_bytes
+from pipeline.layout.tables import json_bytes, parquet_bytes, read_json, read_table, write_table
 from pipeline.runner import Counters
 from pipeline.schemas import Status
 from pipeline.storage import Store
 
-VERSION = 1
-BLOCK = 262_144
+VERSION = 2
+RANGE = 262_144
+"""Offsets per range; sets that have no more are one task."""
+BUCKET_IMAGES = 1_048_576  # 48 bytes each, and three times that to sort them
+HASHES, FACTS, FORESTS = "hashes", "facts", "forests"
+HASH_SCHEMA = pa.schema([pa.field("image_id", pa.int64()), pa.field("hash", pa.binary(HASH_BYTES))])
+FOREST_SCHEMA = pa.schema(
+    [pa.field("image_id", pa.int64()), pa.field("root", pa.int64()), pa.field("is_content", pa.bool_())]
+)
 
 
 @dataclass(frozen=True)
@@ -38,83 +71,214 @@ class ExactSpec:
 
 
 @dataclass(frozen=True)
-class _Hashes:
-    """Of every ok and live image: id, content hash and pixel hash (n, 16) with masks of what is there."""
+class HashSpec:
+    """Offsets [lo, hi) of a snapshot, whose hashes go to so many buckets in a folder that names its features."""
 
-    ids: NDArray[np.int64]
-    content: NDArray[np.uint8]
-    has_content: NDArray[np.bool_]
-    pixels: NDArray[np.uint8]
-    has_pixels: NDArray[np.bool_]
+    root: Root
+    snapshot: int
+    folder: str
+    buckets: int
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True)
+class BucketSpec:
+    """One bucket of the hashes of a snapshot of so many rows."""
+
+    root: Root
+    total: int
+    folder: str
+    number: int
+
+
+@dataclass(frozen=True)
+class MergeSpec:
+    """The forests of all buckets, to be merged with the annotations of a snapshot."""
+
+    root: Root
+    snapshot: int
+    annotations: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Hashes of the usable images of a range by kind, and what its rows add up to."""
+
+    content: pa.Table
+    pixels: pa.Table
+    sizes: pa.Table
+    statuses: Counter[str]
+    digest: int
 
 
 def group_exact(spec: ExactSpec) -> Counters:
-    """Commits the members of exact groups and the summary (the done-marker). 48 bytes of memory per image."""
+    """Commits the members of exact groups and the summary (the done-marker) of a set of one range."""
     store = spec.root.open()
-    snapshot = read_snapshot(store, spec.snapshot)
-    gone = removed_ids(store, snapshot)
     store.put(f"{spec.folder}/{FEATURES}", json_bytes(pinned_to_json(spec.features)))
-    hashes, statuses, digest = _read_hashes(store, spec.features, snapshot.total, gone)
-    same_bytes = hash_group_edges(hashes.ids, hashes.content, hashes.has_content)
-    same_pixels = hash_group_edges(hashes.ids, hashes.pixels, hashes.has_pixels)
-    forest = merge_forests([same_bytes, same_pixels])
-    members = _members(store, spec, forest, same_bytes)
-    store.put(f"{spec.folder}/{MEMBERS}", parquet_bytes(members))
-    summary = {
-        "digest": digest,
-        "live": sum(statuses.values()),
-        "ok": len(hashes.ids),
-        "representatives": len(hashes.ids) - len(forest.child),
-        "statuses": dict(sorted(statuses.items())),
-    }
-    store.put(f"{spec.folder}/{SUMMARY}", json_bytes(summary))
-    return {"images": len(hashes.ids), "copies": len(forest.child)}
+    total = read_snapshot(store, spec.snapshot).total
+    found = _read_range(store, spec.snapshot, spec.features, 0, total)
+    write_lookup(store, f"{spec.folder}/{lookup_name(SIZES, 0, total)}", found.sizes)
+    forests = [(_equal(found.content), _equal(found.pixels))]
+    whole = MergeSpec(spec.root, spec.snapshot, spec.annotations, spec.folder)
+    return _commit(store, whole, forests, [{"statuses": found.statuses, "digest": found.digest}])
 
 
-def _read_hashes(
-    store: Store, features: FeatureSet, total: int, gone: NDArray[np.int64]
-) -> tuple[_Hashes, Counter[str], str]:
-    pieces: list[_Hashes] = []
-    statuses: Counter[str] = Counter()
-    digest = np.uint64(0)
-    for lo in range(0, total, BLOCK):
-        names = ["image_id", "status", "content_hash", "pixel_hash"]
-        rows = read_feature_rows(store, features, lo, min(lo + BLOCK, total), names)
-        live = ~np.isin(rows["image_id"].to_numpy(), gone)
-        status = rows["status"].to_numpy()
-        statuses.update(status[live].tolist())
-        digest += _digest(rows, live)
-        keep = usable(rows, gone)
-        content, has_content = hash_bytes(rows["content_hash"])
-        pixels, has_pixels = hash_bytes(rows["pixel_hash"])
-        ids = rows["image_id"].to_numpy()
-        pieces.append(_Hashes(ids[keep], content[keep], has_content[keep], pixels[keep], has_pixels[keep]))
-    joined = (
-        [np.concatenate([getattr(p, name) for p in pieces]) for name in _Hashes.__dataclass_fields__] if pieces else []
-    )
-    if not joined:
-        empty = np.empty((0, 16), np.uint8)
-        nothing = np.empty(0, bool)
-        joined = [np.empty(0, np.int64), empty, nothing, empty, nothing]
-    return _Hashes(*joined), statuses, f"{int(digest):016x}"
+def hash_range(spec: HashSpec) -> Counters:
+    """Commits the sizes of a range, its hashes by bucket, and what its rows add up to (the done-marker)."""
+    store = spec.root.open()
+    found = _read_range(store, spec.snapshot, read_pinned_features(store, spec.folder), spec.lo, spec.hi)
+    write_lookup(store, f"{spec.folder}/{lookup_name(SIZES, spec.lo, spec.hi)}", found.sizes)
+    batches = [batch for hashes in (found.content, found.pixels) for batch in _by_bucket(hashes, spec.buckets)]
+    write_batches(store, hashes_key(spec.folder, spec.lo, spec.hi), batches)
+    facts = {"statuses": dict(sorted(found.statuses.items())), "digest": found.digest}
+    store.put(facts_key(spec.folder, spec.lo, spec.hi), json_bytes(facts))
+    return {"images": found.content.num_rows}
 
 
-def _digest(rows: pa.Table, live: NDArray[np.bool_]) -> np.uint64:
+def group_bucket(spec: BucketSpec) -> Counters:
+    """Commits the forests of equal content and of equal pixels of one bucket."""
+    store = spec.root.open()
+    ranges = cut(0, spec.total, RANGE)
+    keys = [hashes_key(spec.folder, lo, hi) for lo, hi in ranges]
+    buckets = bucket_count(spec.total)
+    tables = []
+    for kind in (0, 1):
+        batches = [*read_column(store, keys, kind * buckets + spec.number)]
+        forest = _equal(pa.Table.from_batches(batches, HASH_SCHEMA))
+        columns = [forest.child, forest.root, np.full(len(forest.child), kind == 0)]
+        tables.append(pa.table(columns, schema=FOREST_SCHEMA))
+    write_table(store, forests_key(spec.folder, spec.number), pa.concat_tables(tables))
+    return {"copies": sum(table.num_rows for table in tables)}
+
+
+def merge_exact(spec: MergeSpec) -> Counters:
+    """Commits the members of exact groups, the representatives, and the summary (the done-marker)."""
+    store = spec.root.open()
+    total = read_snapshot(store, spec.snapshot).total
+    rows = [read_table(store, forests_key(spec.folder, number)) for number in range(bucket_count(total))]
+    facts = [read_json(store, facts_key(spec.folder, lo, hi)) for lo, hi in cut(0, total, RANGE)]
+    return _commit(store, spec, [*map(_forests, rows)], facts)
+
+
+def bucket_count(total: int) -> int:
+    """Buckets of the hashes of so many images."""
+    return -(-total // BUCKET_IMAGES)
+
+
+def hashes_key(folder: str, lo: int, hi: int) -> str:
+    """Key of the hashes of a range: by content, then by pixels, a batch per bucket."""
+    return f"{folder}/{lookup_name(HASHES, lo, hi)}"
+
+
+def facts_key(folder: str, lo: int, hi: int) -> str:
+    """Key of what the rows of a range add up to."""
+    return f"{folder}/{FACTS}-{lo:012d}-{hi:012d}.json"
+
+
+def forests_key(folder: str, number: int) -> str:
+    """Key of the forests of a bucket."""
+    return f"{folder}/{FORESTS}-{number:04d}.parquet"
+
+
+def _read_range(store: Store, number: int, features: FeatureSet, lo: int, hi: int) -> _Range:
+    gone = removed_ids(store, read_snapshot(store, number))
+    names = ["image_id", "status", "content_hash", "pixel_hash", *SIZE_SCHEMA.names[1:]]
+    rows = read_feature_rows(store, features, lo, hi, names)
+    live, keep = is_live(rows["image_id"].to_numpy(), gone), usable(rows, gone)
+    counted = pc.value_counts(rows["status"].filter(pa.array(live))).to_pylist()
+    sizes = pa.table([pa.array(keep), *(rows[name] for name in SIZE_SCHEMA.names[1:])], names=SIZE_SCHEMA.names)
+    return _Range(
+        _hashed(rows, keep, "content_hash"), _hashed(rows, keep, "pixel_hash"), sizes.cast(SIZE_SCHEMA),
+        Counter({item["values"]: item["counts"] for item in counted}), _digest(rows, live),
+    )  # fmt: skip
+
+
+def _hashed(rows: pa.Table, keep: NDArray[np.bool_], name: str) -> pa.Table:
+    """The usable rows that have such a hash, as HASH_SCHEMA."""
+    chosen = pc.and_(pa.array(keep), pc.is_valid(rows[name]))
+    return pa.table([rows["image_id"].filter(chosen), rows[name].filter(chosen)], schema=HASH_SCHEMA)
+
+
+def _by_bucket(hashes: pa.Table, buckets: int) -> list[pa.RecordBatch]:
+    words = hash_bytes(hashes["hash"])[0].view(np.uint64)[:, 0]
+    bucket = (words % np.uint64(buckets)).astype(np.int16)
+    order = np.argsort(bucket, kind="stable")
+    (sorted_rows,) = hashes.take(pa.array(order)).combine_chunks().to_batches() or [_no_hashes()]
+    ends = np.searchsorted(bucket[order], np.arange(buckets + 1))
+    return [sorted_rows.slice(lo, hi - lo) for lo, hi in pairwise(ends.tolist())]
+
+
+def _no_hashes() -> pa.RecordBatch:
+    return pa.RecordBatch.from_pylist([], HASH_SCHEMA)
+
+
+def _equal(hashes: pa.Table) -> Forest:
+    """An edge from every image to the smallest with its hash."""
+    return hash_group_edges(hashes["image_id"].to_numpy(), hash_bytes(hashes["hash"])[0])
+
+
+def _forests(rows: pa.Table) -> tuple[Forest, Forest]:
+    parts = [rows.filter(kind) for kind in (rows["is_content"], pc.invert(rows["is_content"]))]
+    content, pixels = (Forest(part["image_id"].to_numpy(), part["root"].to_numpy()) for part in parts)
+    return content, pixels
+
+
+def _digest(rows: pa.Table, live: NDArray[np.bool_]) -> int:
     """A sum over rows, so that it does not depend on how the rows were cut into parts."""
-    order = [status.value for status in Status]
-    status = np.array([order.index(value) for value in rows["status"].to_pylist()], np.uint64)
+    order = pa.array([status.value for status in Status])
+    status = pc.index_in(rows["status"], value_set=order).to_numpy().astype(np.uint64)
     content, is_there = hash_bytes(rows["content_hash"])
     # what lies behind a null is not specified
     words = np.where(is_there[:, None], content, 0).astype(np.uint8).view(np.uint64)
     ids = mix(rows["image_id"].to_numpy())
     row = mix((ids ^ words[:, 0] ^ (status << np.uint64(56))).view(np.int64), 1)
-    total: np.uint64 = row[live].sum(dtype=np.uint64)
-    return total
+    return int(row[live].sum(dtype=np.uint64))
 
 
-def _members(store: Store, spec: ExactSpec, forest: Forest, same_bytes: Forest) -> pa.Table:
+def _commit(
+    store: Store, spec: MergeSpec, forests: Sequence[tuple[Forest, Forest]], facts: Sequence[dict[str, Any]]
+) -> Counters:
+    same_bytes = merge_forests([content for content, _ in forests])
+    forest = merge_forests([same_bytes, *(pixels for _, pixels in forests)])
+    members = _members(store, spec, forest, same_bytes)
+    ok = _write_representatives(store, spec, forest, members)
+    store.put(f"{spec.folder}/{MEMBERS}", parquet_bytes(members))
+    statuses = sum((Counter(fact["statuses"]) for fact in facts), Counter[str]())
+    summary = {
+        "digest": f"{sum(fact['digest'] for fact in facts) % 2**64:016x}",
+        "live": sum(statuses.values()),
+        "ok": ok,
+        "representatives": ok - len(forest.child),
+        "statuses": dict(sorted(statuses.items())),
+    }
+    store.put(f"{spec.folder}/{SUMMARY}", json_bytes(summary))
+    return {"images": ok, "copies": len(forest.child)}
+
+
+def _members(store: Store, spec: MergeSpec, forest: Forest, same_bytes: Forest) -> pa.Table:
     ids = np.union1d(forest.child, forest.root)
-    representative = labels_for(ids, forest)
     codes = read_codes(store, spec.annotations)
-    columns = [ids, representative, labels_for(ids, same_bytes), codes.split[ids], codes.label[ids]]
+    columns = [ids, labels_for(ids, forest), labels_for(ids, same_bytes), codes.split[ids], codes.label[ids]]
     return pa.table(dict(zip(MEMBER_SCHEMA.names, columns, strict=True)), schema=MEMBER_SCHEMA)
+
+
+def _write_representatives(store: Store, spec: MergeSpec, forest: Forest, members: pa.Table) -> int:
+    """Commits the representatives of every range; returns how many images are ok and live."""
+    heads, group = group_masks(ExactGroups(*(members[name].to_numpy() for name in MEMBER_SCHEMA.names)))
+    codes = read_codes(store, spec.annotations)
+    ok = 0
+    for part in list_parts(store, spec.folder, SIZES, FORM):
+        sizes = read_between(store, spec.folder, SIZES, part.lo, part.hi, ["is_usable"])
+        is_chosen = sizes["is_usable"].to_numpy().copy()
+        ok += int(is_chosen.sum())
+        children = forest.child[slice(*np.searchsorted(forest.child, [part.lo, part.hi]))]
+        is_chosen[children - part.lo] = False
+        ids = np.flatnonzero(is_chosen) + part.lo
+        masks = split_bits(codes.split[ids])
+        own = slice(*np.searchsorted(heads, [part.lo, part.hi]))
+        masks[np.searchsorted(ids, heads[own])] = group[own]
+        rows = pa.table([ids, masks, codes.label[ids]], schema=REPRESENTATIVE_SCHEMA)
+        write_lookup(store, f"{spec.folder}/{lookup_name(REPRESENTATIVES, part.lo, part.hi)}", rows)
+    return ok
