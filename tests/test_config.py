@@ -138,11 +138,13 @@ TAKEN = {
     "neighbours.copy_probes": [1, 2**62],
     "neighbours.semantic_probes": [1, 2**62],
     "neighbours.recall_sample": [1, 2**62],
+    "neighbours.partition_rows": [1, 2**62],
     "neighbours.threshold": [1e-300],
     "groups.max_size": [2**62],
     "groups.far_below": [0, 1, 1e-300],
     "groups.max_far_share": [0, 1, 1e-300],
     "groups.step": [1],
+    "groups.max_split": [0, 1, 2**62],
     "groups.memory_bytes": [1, 2**62],
     **{f"quality.{check}": [1] for check in CHECKS if check != "odd_aspect"},
 }

@@ -28,8 +28,9 @@ class GroupParams:
     max_size: different images (copies in bytes or pixels count once) up to which a group is never split; far_below: an
     image is far from its group where its similarity to the medoid is so much under the threshold of candidates;
     max_far_share: of the images, up to which a larger group stays whole; step: by how much the similarity that its
-    near-duplicate pairs must have rises from try to try; memory_bytes: of one task, beyond which the components are
-    found in rounds over files. The last decides no row.
+    near-duplicate pairs must have rises from try to try; max_split: different images of all groups that are split, of
+    which one task holds 100 bytes each: over it the largest stay whole; memory_bytes: of one task, beyond which the
+    components are found in rounds over files. The last decides no row.
 
     A true cluster of thousands of copies has next to no far images (a twentieth of verified edits have a similarity
     under .58 to their original); a chain of frames or two clusters behind one wrong pair have mostly such. A family of
@@ -40,6 +41,7 @@ class GroupParams:
     far_below: float = 0.1
     max_far_share: float = 0.1
     step: float = 0.02
+    max_split: int = 20_000_000
     memory_bytes: int = 2_000_000_000
 
     def __post_init__(self) -> None:
@@ -52,6 +54,8 @@ class GroupParams:
             problems.append(f"max_far_share {self.max_far_share}, want 0 to 1")
         if not 0.001 <= self.step <= 1:
             problems.append(f"step {self.step}, want 0.001 to 1")
+        if self.max_split < 0:
+            problems.append(f"max_split {self.max_split}, want at least 0")
         if self.memory_bytes < 1:
             problems.append(f"memory_bytes {self.memory_bytes}, want at least 1")
         if problems:

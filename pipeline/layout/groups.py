@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import ArtifactError, NotFound
-from pipeline.kernels.components import Forest, GroupSizes, SpanningRows, empty_forest
+from pipeline.kernels.components import Forest, SpanningRows, empty_forest
 from pipeline.kernels.splitting import Pieces
 from pipeline.layout.edges import each_in_order
 from pipeline.layout.parts import Part, list_parts, part_name
@@ -47,8 +47,35 @@ PIECE_SCHEMA = pa.schema(
     [pa.field("image_id", pa.int64()), pa.field("piece_id", pa.int64()), pa.field("level", pa.int16())]
 )
 LARGE_SCHEMA = pa.schema(
-    [pa.field("component_id", pa.int64()), pa.field("size", pa.int64()), pa.field("is_wide", pa.bool_())]
+    [
+        pa.field("component_id", pa.int64()),
+        pa.field("size", pa.int64()),
+        pa.field("is_wide", pa.bool_()),
+        pa.field("is_split", pa.bool_()),
+    ]
 )
+
+
+@dataclass(frozen=True)
+class Large:
+    """Components over the limit of size, ascending: id and different images int64 (n,), whether they are too wide, and
+    whether they are split.
+    """
+
+    component_id: Int64
+    size: Int64
+    is_wide: NDArray[np.bool_]
+    is_split: NDArray[np.bool_]
+
+    @property
+    def split(self) -> Int64:
+        """Those that are split."""
+        return self.component_id[self.is_split]
+
+    @property
+    def left(self) -> int:
+        """How many are too wide and stay whole."""
+        return int((self.is_wide & ~self.is_split).sum())
 
 
 @dataclass(frozen=True)
@@ -104,7 +131,7 @@ def read_splits(store: Store, folder: str) -> Splits:
 
 
 def read_split_summary(store: Store, folder: str) -> dict[str, Any]:
-    """Components that were split, different images in them, in the largest of them, and pieces that they gave."""
+    """Components that were split, different images in them and in the largest, their pieces, and those left whole."""
     try:
         found: dict[str, Any] = read_json(store, f"{folder}/{SPLIT}")
     except NotFound as error:
@@ -149,15 +176,15 @@ def read_spans(store: Store, folder: str) -> Iterator[SpanningRows]:
         yield SpanningRows(*(rows[name].to_numpy() for name in SPAN_SCHEMA.names))
 
 
-def write_large(store: Store, key: str, large: GroupSizes, is_wide: NDArray[np.bool_]) -> None:
+def write_large(store: Store, work: str, large: Large) -> None:
     """Commits the components over the limit of size."""
-    write_table(store, key, pa.table([large.label, large.size, is_wide], schema=LARGE_SCHEMA))
+    write_table(store, f"{work}/{LARGE}", pa.table([*vars(large).values()], schema=LARGE_SCHEMA))
 
 
-def read_large(store: Store, key: str) -> tuple[GroupSizes, NDArray[np.bool_]]:
-    """The components over the limit of size, and which of them are split."""
-    rows = read_table(store, key)
-    return GroupSizes(rows["component_id"].to_numpy(), rows["size"].to_numpy()), rows["is_wide"].to_numpy()
+def read_large(store: Store, work: str) -> Large:
+    """The components over the limit of size."""
+    rows = read_table(store, f"{work}/{LARGE}")
+    return Large(*(rows[name].to_numpy() for name in LARGE_SCHEMA.names))
 
 
 def write_pieces(store: Store, work: str, pieces: Pieces) -> None:
@@ -171,19 +198,21 @@ def read_pieces(store: Store, work: str) -> Pieces:
     return Pieces(*(rows[name].to_numpy() for name in PIECE_SCHEMA.names))
 
 
-def write_split(store: Store, folder: str, pieces: Pieces, components: Int64, similarity: NDArray[np.float64]) -> int:
-    """Commits which groups are pieces of which component, row-aligned with the pieces of images; returns how many
-    components were split.
+def write_split(store: Store, folder: str, splits: Splits, sizes: Int64, left: int) -> None:
+    """Commits which groups are pieces of which component. sizes: different images of each; left: too wide components
+    that stay whole.
     """
-    group, first = np.unique(pieces.piece_id, return_index=True)
-    count = len(np.unique(components))
-    if count:
-        table = pa.table([group, components[first], similarity[first]], schema=SPLIT_SCHEMA)
-        write_table(store, f"{folder}/{SPLITS}", table)
-    largest = int(np.unique(components, return_counts=True)[1].max(initial=0))
-    summary = {"components": count, "different_images": len(components), "largest": largest, "pieces": len(group)}
+    components, owner = np.unique(splits.component_id, return_inverse=True)
+    if len(components):
+        write_table(store, f"{folder}/{SPLITS}", pa.table([*vars(splits).values()], schema=SPLIT_SCHEMA))
+    summary = {
+        "components": len(components),
+        "different_images": int(sizes.sum()),
+        "largest": int(np.bincount(owner.ravel(), sizes).max(initial=0)),
+        "pieces": len(splits.group_id),
+        "left_whole": left,
+    }
     write_json(store, f"{folder}/{SPLIT}", summary)
-    return count
 
 
 def _as_forest(rows: pa.Table) -> Forest:

@@ -68,7 +68,7 @@ def components(
 ) -> str:
     """Folder of the groups: connected components of exact copies and near-duplicates, large wide ones split."""
     params, cuts = session.config.groups, cuts or Cuts()
-    rule = {name: getattr(params, name) for name in ("max_size", "far_below", "max_far_share", "step")}
+    rule = {name: getattr(params, name) for name in ("max_size", "far_below", "max_far_share", "step", "max_split")}
     of = {"edges": edges, "exact": key, "space": space.folder, "threshold": space.threshold}
     folder = f"groups/{fingerprint('group', group.VERSION, **of, rule=rule, ids=cuts.ids)}"
     ranges = tuple(forest_ranges(inputs.opened_snapshot().total, cuts.ids))
@@ -90,6 +90,11 @@ def _say_split(session: Session, folder: str) -> None:
             f"components: {found['components']:,} large groups of {found['different_images']:,} different images "
             f"(the largest {found['largest']:,}) were held together by chains of pairs; split into "
             f"{found['pieces']:,} at a higher similarity"
+        )
+    if found["left_whole"]:
+        session.reporter.say(
+            f"components: {found['left_whole']:,} more stay whole, for groups.max_split allows no more; their members "
+            "say is_chained. A higher neighbours.threshold finds fewer pairs"
         )
 
 
@@ -220,7 +225,7 @@ def _split(work: _Work, near: str) -> None:
     session, spec = work.session, work.spec
     whole = split.LargeSpec(spec, near, work.folder)
     session.run_one("large groups", work.folder, (LARGE,), Task(work.folder, split.find_large, whole))
-    if not read_large(session.store, f"{work.folder}/{LARGE}")[1].any():
+    if not read_large(session.store, work.folder).is_split.any():
         return
     tasks = []
     for lo, hi in work.pair_ranges():

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.kernels.components import Forest, GroupSizes, SpanningRows, labels_for, spanning_rows, star_forest
 from pipeline.kernels.space import project_copy
 from pipeline.kernels.splitting import Float64, Pieces, Widths, far_shares, is_sampled, split_wide
 from pipeline.layout.groups import (
     FOREST,
-    LARGE,
     SPANS,
     Int64,
+    Large,
+    Splits,
     labels_among,
     read_large,
     read_spans,
@@ -34,7 +34,6 @@ from pipeline.stages.group import GroupSpec, commit_groups, joining_edges
 Forests = Callable[[], Iterator[Forest]]
 
 BATCH_MEMBERS = 65_536
-BYTES_PER_MEMBER = 100  # of a component while it is split
 
 
 @dataclass(frozen=True)
@@ -62,36 +61,32 @@ def group(spec: GroupSpec) -> Counters:
     store = spec.inputs.root.open()
     edges = joining_edges(store, spec.edges, 0, np.iinfo(np.int64).max)
     near = star_forest(edges["image_id"].to_numpy(), edges["match_id"].to_numpy())
-    large, is_wide = _large(spec, lambda: iter([near]))
-    pieces, found = _no_pieces(), 0
-    if is_wide.any():
-        wide = large.label[is_wide]
-        rows = spanning_rows(_inside(spec, edges, labels_for(edges["image_id"].to_numpy(), near), wide))
-        pieces, components = _split(spec, rows)
-        found = write_split(store, spec.folder, pieces, components, _demands(spec, pieces))
-    else:
-        write_split(store, spec.folder, pieces, pieces.piece_id, np.empty(0))
-    return {**commit_groups(store, spec, near, pieces), "split": found}
+    large = _large(spec, lambda: iter([near]))
+    pieces = _no_pieces()
+    if large.is_split.any():
+        labels = labels_for(edges["image_id"].to_numpy(), near)
+        pieces = split_wide(spanning_rows(_inside(spec, edges, labels, large)), spec.params, _widths(spec))
+    _commit_split(spec, pieces, labels_for(pieces.image_id, near), large)
+    return commit_groups(store, spec, near, pieces)
 
 
 def find_large(spec: LargeSpec) -> Counters:
     """Commits the components over the limit of size, and whether each is too wide as well."""
     store = spec.whole.inputs.root.open()
-    large, is_wide = _large(spec.whole, star_files(store, list_parts(store, spec.near, FOREST)))
-    if not is_wide.any():
-        write_split(store, spec.whole.folder, _no_pieces(), np.empty(0, np.int64), np.empty(0))
+    large = _large(spec.whole, star_files(store, list_parts(store, spec.near, FOREST)))
+    if not large.is_split.any():
+        _commit_split(spec.whole, _no_pieces(), np.empty(0, np.int64), large)
         write_pieces(store, spec.work, _no_pieces())
-    write_large(store, f"{spec.work}/{LARGE}", large, is_wide)
-    return {"large": len(large.label), "wide": int(is_wide.sum())}
+    write_large(store, spec.work, large)
+    return {"large": len(large.size), "wide": int(large.is_wide.sum())}
 
 
 def reduce_spans(spec: SpanSpec) -> Counters:
     """Commits the pairs that hold wide components together at each level of similarity."""
     store = spec.whole.inputs.root.open()
-    large, is_wide = read_large(store, f"{spec.work}/{LARGE}")
     edges = joining_edges(store, spec.whole.edges, spec.lo, spec.hi)
     labels = labels_among(store, list_parts(store, spec.near, FOREST), edges["image_id"].to_numpy())
-    rows = spanning_rows(_inside(spec.whole, edges, labels, large.label[is_wide]))
+    rows = spanning_rows(_inside(spec.whole, edges, labels, read_large(store, spec.work)))
     write_spans(store, f"{spec.work}/{part_name(SPANS, spec.lo, spec.hi)}", rows)
     return {"pairs": len(rows.a)}
 
@@ -104,46 +99,40 @@ def split_groups(spec: LargeSpec) -> Counters:
         rows = spanning_rows(
             SpanningRows(np.r_[rows.a, found.a], np.r_[rows.b, found.b], np.r_[rows.level, found.level])
         )
-    pieces, components = _split(spec.whole, rows)
-    count = write_split(store, spec.whole.folder, pieces, components, _demands(spec.whole, pieces))
-    write_pieces(store, spec.work, pieces)
-    return {"split": count}
-
-
-def _split(spec: GroupSpec, rows: SpanningRows) -> tuple[Pieces, Int64]:
-    """The pieces of wide components, and the component of each image in them; without those that stayed whole."""
-    pieces = split_wide(rows, spec.params, _widths(spec))
+    pieces = split_wide(rows, spec.whole.params, _widths(spec.whole))
     components = labels_for(pieces.image_id, star_forest(rows.a, rows.b))
+    _commit_split(spec.whole, pieces, components, read_large(store, spec.work))
+    write_pieces(store, spec.work, pieces)
+    return {"images": len(pieces.image_id)}
+
+
+def _commit_split(spec: GroupSpec, pieces: Pieces, components: Int64, large: Large) -> None:
+    """Commits what became of wide components; one whose exact duplicates hold it together is not among them."""
     is_cut = np.isin(components, components[pieces.piece_id != components])
-    kept = Pieces(pieces.image_id[is_cut], pieces.piece_id[is_cut], pieces.level[is_cut])
-    return kept, components[is_cut]
+    group, first, size = np.unique(pieces.piece_id[is_cut], return_index=True, return_counts=True)
+    demand = [spec.params.demand(level, spec.threshold) for level in pieces.level[is_cut][first].tolist()]
+    splits = Splits(group, components[is_cut][first], np.array(demand, np.float64))
+    write_split(spec.inputs.root.open(), spec.folder, splits, size, large.left)
 
 
-def _demands(spec: GroupSpec, pieces: Pieces) -> Float64:
-    levels, inverse = np.unique(pieces.level, return_inverse=True)
-    return np.array([spec.params.demand(int(level), spec.threshold) for level in levels])[inverse.ravel()]
-
-
-def _inside(spec: GroupSpec, edges: pa.Table, labels: Int64, wide: Int64) -> SpanningRows:
-    kept = edges.filter(pa.array(np.isin(labels, wide)))
+def _inside(spec: GroupSpec, edges: pa.Table, labels: Int64, large: Large) -> SpanningRows:
+    kept = edges.filter(pa.array(np.isin(labels, large.split)))
     similarity = kept["similarity"].to_numpy()
     levels = spec.params.levels(similarity, spec.threshold, kept["is_exact"].to_numpy())
     return SpanningRows(kept["image_id"].to_numpy(), kept["match_id"].to_numpy(), levels)
 
 
-def _large(spec: GroupSpec, forests: Forests) -> tuple[GroupSizes, NDArray[np.bool_]]:
-    """Components of more than max_size different images, and which are too wide."""
-    large = _over_size(spec, forests)
-    if not len(large.label):
-        return large, np.zeros(0, bool)
-    ids, groups = _sample(large, forests)
-    is_wide = _widths(spec)(ids, groups) > spec.params.max_far_share
-    # one task holds the members of all that are split: the largest stay whole where it could not
-    order = np.lexsort((large.label, np.where(is_wide, large.size, 0)))
+def _large(spec: GroupSpec, forests: Forests) -> Large:
+    """Components of more than max_size different images, which of them are too wide, and which are split."""
+    sizes = _over_size(spec, forests)
+    is_wide = np.zeros(len(sizes.label), bool)
+    if len(is_wide):
+        is_wide = _widths(spec)(*_sample(sizes, forests)) > spec.params.max_far_share
+    weight = np.where(is_wide, sizes.size, 0)
+    order = np.lexsort((sizes.label, weight))
     fits = np.empty(len(order), bool)
-    held = np.cumsum(np.where(is_wide, large.size, 0)[order])
-    fits[order] = held * BYTES_PER_MEMBER <= spec.params.memory_bytes
-    return large, np.asarray(is_wide & fits)
+    fits[order] = np.cumsum(weight[order]) <= spec.params.max_split
+    return Large(sizes.label, sizes.size, is_wide, is_wide & fits)
 
 
 def _over_size(spec: GroupSpec, forests: Forests) -> GroupSizes:
