@@ -17,6 +17,7 @@ from pipeline.kernels.threshold import (
     ThresholdParams,
     blend_null,
     describe,
+    distinct_rows,
     fit_null,
     null_histogram,
     prior_from_bytes,
@@ -92,6 +93,31 @@ def test_true_duplicates_hardly_move_the_threshold():
     params = ThresholdParams()
     moved = threshold_for(dirty, 8400, params).value - threshold_for(clean, 8400, params).value
     assert 0 <= moved < 0.04
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
+def test_a_cluster_of_near_copies_does_not_move_the_threshold(share):
+    x = unit_vectors(3, 3000, 24)
+    frames = unit_vectors(4, 1, 24) + 0.03 * unit_vectors(5, int(3000 * share), 24)
+    frames /= np.linalg.norm(frames, axis=1, keepdims=True)
+    mixed = np.random.default_rng(6).permutation(np.concatenate([x, frames]))
+    kept = distinct_rows(mixed)
+    clean, own = (fit_null(null_histogram(rows, None), 200_000, "random pairs") for rows in (x, mixed[kept]))
+    assert kept.sum() == distinct_rows(x).sum() + 1
+    assert own.similarity(1e-6) == pytest.approx(clean.similarity(1e-6), abs=0.01)
+    if share > 0.05:
+        assert fit_null(null_histogram(mixed, None), 200_000, "random pairs").similarity(1e-6) > 0.95
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 60))
+def test_the_first_of_near_copies_is_kept_like_brute_force(seed, copies):
+    x = unit_vectors(seed, 1100, 6)
+    x[np.random.default_rng(seed).integers(0, 1100, copies)] = x[0]
+    near = np.triu(x @ x.T >= 0.9, 1).any(axis=0)
+    assert distinct_rows(x).tolist() == ((~near) if near.mean() <= 0.5 else np.ones(1100, bool)).tolist()
+    assert distinct_rows(np.repeat(x[:1], 9, axis=0)).all()
+    assert distinct_rows(x[:0]).shape == (0,)
 
 
 def test_extrapolation_from_a_sample_predicts_what_all_pairs_show():
