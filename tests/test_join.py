@@ -10,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
+from pipeline.kernels import contenders
 from pipeline.kernels import hits as hits_module
 from pipeline.kernels import join as join_module
+from pipeline.kernels.database import FLOAT32_ERROR, widened
 from pipeline.kernels.hits import Hits, concatenate_hits, empty_hits, stored_threshold, wilson
 from pipeline.kernels.join import (
     JoinParams,
@@ -19,6 +21,7 @@ from pipeline.kernels.join import (
     join_lists,
     merge_hits,
     saturated_queries,
+    search_everything,
     searchable_rows,
     split_masks,
 )
@@ -32,6 +35,7 @@ def rows_of(hits):
 
 def brute_force(images, queries, params, allowed=None):
     """Every pair in float64, rounded to 1e-6, by (-similarity, id); images = (ids, vectors, masks)."""
+    least = -2 if params.least is None else round(params.least, 6)
     (ids, xb, mask), (qids, xq, qmask) = images, queries
     wide = [x.astype(np.float64) / np.linalg.norm(x.astype(np.float64), axis=1, keepdims=True) for x in (xq, xb)]
     similarity = np.clip(np.round(wide[0] @ wide[1].T, 6), -1, 1)
@@ -42,6 +46,7 @@ def brute_force(images, queries, params, allowed=None):
             member &= ids != qids[i]
             if allowed is not None:
                 member &= allowed[i]
+            member &= similarity[i] >= least
             own = bool(int(qmask[i]) >> split & 1)
             chosen = np.flatnonzero(member)
             chosen = chosen[np.lexsort((ids[chosen], -similarity[i, chosen]))][: params.k if own else params.k_cross]
@@ -88,6 +93,8 @@ def test_exact_join_equals_brute_force_on_any_small_set(seed, n, k, k_cross, spl
 
 def test_a_list_longer_than_one_search_block_equals_brute_force(monkeypatch):
     monkeypatch.setattr(join_module, "_QUERY_ROWS", 64)
+    monkeypatch.setattr(join_module, "_BLOCK_ROWS", 48)
+    monkeypatch.setattr(join_module, "_BLOCK_QUERIES", 24)
     monkeypatch.setattr(join_module, "_EXACT_ROWS", 32)
     monkeypatch.setattr(join_module, "_EXACT_QUERIES", 16)
     images = images_of(3, 400)
@@ -96,13 +103,19 @@ def test_a_list_longer_than_one_search_block_equals_brute_force(monkeypatch):
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 120), st.integers(1, 6), st.data())
-def test_lists_partitions_and_order_do_not_matter(seed, n, lists, data):
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 120),
+    st.integers(1, 6),
+    st.sampled_from([None, -1.0, 0.7, 0.999999, 1.0]),
+    st.data(),
+)
+def test_lists_partitions_and_order_do_not_matter(seed, n, lists, least, data):
     ids, x, mask = images_of(seed, n, d=8)
     rng = np.random.default_rng(seed)
     own = rng.integers(0, lists, n)
     probes = np.stack([own, rng.integers(-1, lists, n), rng.integers(0, lists, n)], axis=1).astype(np.int32)
-    params = JoinParams(k=4, k_cross=2)
+    params = JoinParams(k=4, k_cross=2, least=least)
     allowed = (probes[:, :, None] == own[None, None, :]).any(axis=1)
     expected = brute_force((ids, x, mask), (ids, x, mask), params, allowed)
     partition = np.array(data.draw(st.lists(st.integers(0, 3), min_size=lists, max_size=lists)))[own]
@@ -119,13 +132,17 @@ def test_lists_partitions_and_order_do_not_matter(seed, n, lists, data):
     assert rows_of(tree) == expected
 
 
-def test_all_lists_probed_is_the_exact_join():
+@pytest.mark.parametrize("params", [JoinParams(), JoinParams(k=5, k_cross=0), JoinParams(least=0.9, overfetch=1)])
+def test_all_lists_probed_is_the_exact_join(params):
     ids, x, mask = images_of(5, 300)
-    params = JoinParams()
     own = np.random.default_rng(0).integers(0, 11, 300)
     db = build_database(ids, x, mask, own)
     found = join_lists(db, ids, x, mask, np.tile(np.arange(11, dtype=np.int32), (300, 1)), params)
     assert rows_of(found) == rows_of(exact_join((ids, x, mask), params))
+    few = np.random.default_rng(1).permutation(300)[:40]
+    everything = search_everything(db, ids[few], x[few], mask[few], params)
+    assert rows_of(everything) == [row for row in rows_of(found) if row[0] in ids[few]]
+    assert len(search_everything(db, ids[:0], x[:0], mask[:0], params)) == 0
 
 
 def test_five_thousand_copies_of_one_vector_hide_nobody():
@@ -159,6 +176,36 @@ def test_five_thousand_copies_of_one_vector_hide_nobody():
     assert rows_of(of_unrelated) == expected
 
 
+@pytest.mark.parametrize(("compact_rows", "overfetch"), [(50, 4), (50, 1), (10**9, 1000)])
+def test_forgetting_along_the_way_and_crowds_change_nothing(compact_rows, overfetch, monkeypatch):
+    """Clusters of near-equal rows over several lists: many a floor is raised, many a slot is crowded."""
+    monkeypatch.setattr(contenders, "_COMPACT_ROWS", compact_rows)
+    monkeypatch.setattr(join_module, "_BLOCK_ROWS", 64)
+    monkeypatch.setattr(join_module, "_BLOCK_QUERIES", 32)
+    rng = np.random.default_rng(overfetch)
+    noise = rng.choice([0, 1e-6, 1e-5, 1e-3], size=(600, 1))
+    x = (rng.standard_normal((4, 16))[rng.integers(0, 4, 600)] + noise * rng.standard_normal((600, 16))).astype(
+        np.float32
+    )
+    ids, mask, own = (
+        rng.permutation(600).astype(np.int64),
+        split_masks(rng.integers(0, 3, 600)),
+        rng.integers(0, 5, 600),
+    )
+    everywhere = np.tile(np.arange(5, dtype=np.int32), (600, 1))
+    params = JoinParams(k=6, k_cross=2, overfetch=overfetch)
+    hits = join_lists(build_database(ids, x, mask, own), ids, x, mask, everywhere, params)
+    assert rows_of(hits) == brute_force((ids, x, mask), (ids, x, mask), params)
+
+
+def test_float16_is_widened_as_it_is():
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    finite = every[np.isfinite(every)].reshape(-1, 8)
+    assert (widened(finite).view(np.uint32) == finite.astype(np.float32).view(np.uint32)).all()
+    assert np.array_equal(widened(every[None]), every[None].astype(np.float32), equal_nan=True)
+    assert (widened(finite[::3, ::2]) == finite[::3, ::2].astype(np.float32)).all()
+
+
 def test_nearly_equal_vectors_are_ranked_in_float64():
     """600 rows whose similarities differ by less than float32 resolves: no overfetch would be enough."""
     rng = np.random.default_rng(1)
@@ -175,7 +222,7 @@ def test_the_float32_search_errs_less_than_its_ranking_allows(dimensions):
     wide = x / np.linalg.norm(x, axis=1, keepdims=True)
     stored = x.astype(np.float32)
     unit = stored / np.linalg.norm(stored.astype(np.float64), axis=1, keepdims=True).astype(np.float32)
-    assert np.abs(unit @ unit.T - wide @ wide.T).max() < join_module.FLOAT32_ERROR / 4
+    assert np.abs(unit @ unit.T - wide @ wide.T).max() < FLOAT32_ERROR / 4
 
 
 def test_up_to_64_splits_and_no_more():
@@ -247,7 +294,7 @@ def test_wrong_input_is_refused():
     for arguments in [(ids, x[:, :5], mask, lists[:, None]), (ids, x, mask, lists), (ids[:9], x, mask, lists[:, None])]:
         with pytest.raises(UsageError):
             join_lists(db, *arguments, JoinParams())
-    for wrong in [{"k": 0}, {"k": 2, "k_cross": 3}, {"threshold": 1.5}, {"overfetch": 0}]:
+    for wrong in [{"k": 0}, {"k": 2, "k_cross": 3}, {"threshold": 1.5}, {"overfetch": 0}, {"least": 1.5}]:
         with pytest.raises(UsageError):
             JoinParams(**wrong)
 

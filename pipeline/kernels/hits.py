@@ -27,13 +27,15 @@ class JoinParams:
     """How many neighbours are kept and when a list of them is saturated.
 
     k in every split that the query is itself in, k_cross in every other (0: those are not searched); threshold is the
-    similarity of a candidate; overfetch is how many more the float32 search hands to the float64 ranking.
+    similarity of a candidate; no match under `least` is returned (None: all are). The float32 search hands at most
+    overfetch times more rows than are wanted to the float64 ranking; closer crowds are searched in float64.
     """
 
     k: int = 10
     k_cross: int = 3
     threshold: float | None = None
     overfetch: int = 4
+    least: float | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -45,6 +47,8 @@ class JoinParams:
             problems.append(f"threshold {self.threshold}, want a cosine (-1 to 1)")
         if not 1 <= self.overfetch <= MOST_NEIGHBOURS:
             problems.append(f"overfetch {self.overfetch}, want 1 to {MOST_NEIGHBOURS}")
+        if self.least is not None and not -1 <= self.least <= 1:
+            problems.append(f"least {self.least}, want a cosine (-1 to 1)")
         if problems:
             raise UsageError("join: " + "; ".join(problems))
 
