@@ -26,6 +26,7 @@ from pipeline.kernels.threshold import (
     threshold_for,
     unverified_params,
 )
+from pipeline.kernels.verify_params import VerifyParams
 
 SHIPPED = NullTail(0.23, 0.04, 10**7, "shipped")
 
@@ -200,6 +201,9 @@ def test_misses_come_from_the_recall_curve():
     mean = (threshold.expected_misses["crop"] + threshold.expected_misses["blur"]) / 2
     assert threshold.expected_misses["all"] == pytest.approx(mean)
     line = describe(threshold, tail, 100_000)
+    assert line.startswith("pairs are compared pixel by pixel from copy similarity")
+    unseen = describe(threshold, tail, 100_000, VerifyParams(pixels=False).how)
+    assert unseen == line.replace("compared pixel by pixel", "judged by similarity alone")
     assert f"{threshold.value:.3f}" in line
     assert "100,000 images" in line
 

@@ -230,8 +230,16 @@ def prior_from_bytes(data: bytes) -> CopyPrior:
     return CopyPrior(tail, RecallCurve(edits, arrays["thresholds"], arrays["recall"]))
 
 
-def describe(threshold: Threshold, tail: NullTail | None, representatives: int) -> str:
-    """One sentence for the log and the summary: the value, what it lets through, and what it loses."""
+def describe(
+    threshold: Threshold,
+    tail: NullTail | None,
+    representatives: int,
+    how: str = "pairs are compared pixel by pixel",
+) -> str:
+    """One sentence for the log and the summary: the value, what it lets through, and what it loses.
+
+    `how`: what is done with the pairs, see `VerifyParams.how`.
+    """
     limit = ", the least the rule takes" if threshold.floor_hit else ""
     if threshold.ceiling_hit:
         limit = ", the most the rule takes: this model hardly separates these images"
@@ -243,7 +251,7 @@ def describe(threshold: Threshold, tail: NullTail | None, representatives: int) 
     # the shipped curve is of varied photos; of scene photos 1.5 to 1.9 times as many were missed at .457 to .729
     alike = "up to twice that where photos look alike"
     missed = "" if misses is None else f"; mildly edited copies missed: at least {misses:.1%}, {alike}"
-    what = f"pairs are compared pixel by pixel from copy similarity {threshold.value:.3f} on{limit}"
+    what = f"{how} from copy similarity {threshold.value:.3f} on{limit}"
     return f"{what}; unrelated ones among {representatives:,} images: {false}{missed}"
 
 

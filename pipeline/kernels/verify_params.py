@@ -58,6 +58,11 @@ class VerifyParams:
     pixels: bool = True
     near_similarity: float = 0.95
 
+    @property
+    def how(self) -> str:
+        """What is done with candidates, for the log and the summary."""
+        return "pairs are compared pixel by pixel" if self.pixels else "pairs are judged by similarity alone"
+
     def __post_init__(self) -> None:
         """Raise UsageError, all problems in one message."""
         shares = (
