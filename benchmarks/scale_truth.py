@@ -61,6 +61,7 @@ def check(audit: Audit, world: World, features: str) -> dict[str, Any]:
         "leaks_found": int(is_leak_listed.sum()),
         "leaks_missing": _named(wanted[~is_leak_listed][:20]),
         "leaks_listed": len(listed),
+        **_outliers(audit, truth),
     }
 
 
@@ -140,6 +141,16 @@ def _listed_leaks(audit: Audit) -> Int64:
         split = np.searchsorted(SPLITS, part["match_split"].to_numpy().astype(str))
         keys.append(leak_key(part["image_id"].to_numpy(), split))
     return np.unique(np.concatenate(keys))
+
+
+def _outliers(audit: Audit, truth: Truth) -> dict[str, int]:
+    """How many images were planted far from all, and how many of them are flagged."""
+    planted = truth.image_id[truth.role == Role.OUTLIER]
+    flagged = 0
+    for part in _parts(audit, "outliers", ["image_id", "is_outlier"]):
+        is_planted = np.isin(part["image_id"].to_numpy(), planted)
+        flagged += int((is_planted & part["is_outlier"].to_numpy()).sum())
+    return {"outliers_planted": len(planted), "outliers_flagged": flagged}
 
 
 def _named(keys: Int64) -> list[str]:
