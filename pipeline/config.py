@@ -49,8 +49,8 @@ class NeighbourParams:
     """How neighbours are searched.
 
     copy: neighbours kept per split; semantic_k: neighbours over all splits; exact_limit: representatives up to which
-    every list is searched; copy_probes, semantic_probes: lists searched beyond it; recall_sample: queries searched
-    exactly to measure recall; space: "keep" a trained space while it fits or train a "new" one; threshold: a fixed
+    every list is searched; copy_probes, semantic_probes: lists searched beyond it; partition_rows: the most vectors of
+    a partition, a task holds one (0.7 kB each); recall_sample: queries searched exactly to measure recall; space: "keep" a trained space while it fits or train a "new" one; threshold: a fixed
     candidate similarity instead of the rule.
     """
 
@@ -59,13 +59,14 @@ class NeighbourParams:
     exact_limit: int = EXACT_LIMIT
     copy_probes: int = 16
     semantic_probes: int = 32
-    recall_sample: int = 1000
+    partition_rows: int = 524_288
+    recall_sample: int = 5000
     space: str = "keep"
     threshold: float | None = None
 
     def __post_init__(self) -> None:
         problems = []
-        leasts = {"exact_limit": 0, "copy_probes": 1, "semantic_probes": 1, "recall_sample": 1}
+        leasts = {"exact_limit": 0, "copy_probes": 1, "semantic_probes": 1, "partition_rows": 1, "recall_sample": 1}
         for name, least in leasts.items():
             if getattr(self, name) < least:
                 problems.append(f"{name} {getattr(self, name)}, want at least {least}")
@@ -73,6 +74,8 @@ class NeighbourParams:
             problems.append(f"semantic_k {self.semantic_k}, want 10 to {MOST_NEIGHBOURS - 1}")
         if self.copy and self.copy.threshold is not None:  # None where it has a problem of its own
             problems.append(f"copy.threshold {self.copy.threshold}: name it neighbours.threshold")
+        if self.copy and self.copy.least is not None:
+            problems.append(f"copy.least {self.copy.least}: it follows from neighbours.threshold; leave it out")
         if self.space not in ("keep", "new"):
             problems.append(f"space {self.space!r}, want keep or new")
         if self.threshold is not None and not 0 < self.threshold < 1:

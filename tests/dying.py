@@ -19,7 +19,7 @@ from held import environment
 from pipeline.config import config_from
 from pipeline.layout.parts import cut
 from pipeline.layout.root import Root
-from pipeline.plan import Call, preparing, publishing, run_audit, searching
+from pipeline.plan import Call, joining, preparing, publishing, run_audit, searching, verifying
 from pipeline.progress import SilentReporter
 from pipeline.runner import LocalRunner, Outcome, Runner, Task
 
@@ -127,9 +127,9 @@ def processes_of(life: Life) -> list[psutil.Process]:
 
 def small_parts(set_to: Callable[[Any, str, Any], None] = setattr) -> None:
     """Makes many parts of few images, so that every stage can die between two of them."""
-    set_to(searching, "VERIFY_PAIRS", 4)
+    set_to(verifying, "VERIFY_PAIRS", 4)
     set_to(preparing, "ANNOTATION_ROWS", 10)
-    for module in (searching, publishing):
+    for module in (joining, searching, publishing):
         set_to(module, "query_ranges", lambda total: cut(0, total, 12))
 
 

@@ -74,14 +74,14 @@ def test_few_bytes_are_read_ahead(tmp_path: Path) -> None:
 
 def audited_with(meanwhile: Callable[[Path], None], folder: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Audit:
     """An audit during which something happens to the folder after extraction and before pixels are compared."""
-    verify = searching._verify
+    verify = searching.verify_pairs
 
     def then(*arguments: Any) -> str:
         meanwhile(folder)
         return verify(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(searching, "_verify", then)
+        patch.setattr(searching, "verify_pairs", then)
         return run(folder, root=root)
 
 

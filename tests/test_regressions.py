@@ -22,7 +22,8 @@ from pipeline.errors import ArtifactError, UsageError
 from pipeline.layout.exact import split_bits
 from pipeline.layout.features import Features, commit_features, list_features, read_feature_rows, read_features
 from pipeline.layout.inputs import Inputs
-from pipeline.layout.neighbours import CANDIDATE_SCHEMA, CANDIDATES, PAIRS, SATURATED
+from pipeline.layout.neighbours import CANDIDATES, CLUSTERS, DIRECTED_SCHEMA
+from pipeline.layout.pairs import pairs_key
 from pipeline.layout.parts import Part, cover, part_name
 from pipeline.layout.root import Root
 from pipeline.layout.tables import read_json, read_table, write_json
@@ -33,7 +34,7 @@ from pipeline.plan.session import status_key
 from pipeline.progress import SilentReporter
 from pipeline.runner import LocalRunner, Outcome, Task
 from pipeline.schemas import FEATURE_ROWS
-from pipeline.stages.pairs import PairsSpec, collect_pairs
+from pipeline.stages.pairs import PairsSpec, ThinSpec, collect_pairs, thin
 from pipeline.storage import StorageConfig, Store, open_store
 
 
@@ -219,16 +220,16 @@ def test_a_leak_does_not_hide_behind_nearer_images_of_its_own_split(
     split = inputs.codes_for(ids).split
     # everything is near everything; the own split is always nearer, and smaller ids are nearer
     rows = [
-        (query, match, 0.9 - 0.3 * (a != b) - 0.001 * match, 0.0, 0.0)
+        (query, match, 0.9 - 0.3 * (a != b) - 0.001 * match, b)
         for query, a in zip(ids.tolist(), split.tolist(), strict=True)
         for match, b in zip(ids.tolist(), split.tolist(), strict=True)
         if query != match
     ]
-    candidates = pa.table([*zip(*rows, strict=True)], schema=CANDIDATE_SCHEMA)
-    write_parts(store, "neighbours/all", {CANDIDATES: candidates, SATURATED: star(ids)})
-    collect_pairs(PairsSpec(inputs, only_folder(root, "spaces"), "neighbours/all", 0.3, "pairs/all"))
+    rows.sort(key=lambda row: (row[0], row[3], -row[2]))
+    candidates = pa.table([*zip(*rows, strict=True)], schema=DIRECTED_SCHEMA)
+    found = pairs_of(inputs, store, "all", candidates, star(ids))
 
-    pairs = {(row["image_id"], row["match_id"]) for row in read_table(store, f"pairs/all/{PAIRS}").to_pylist()}
+    pairs = {(row["image_id"], row["match_id"]) for row in found.to_pylist()}
     for other in np.unique(split):
         nearest = ids[split == other][:2].tolist()
         for query in ids[split != other].tolist():
@@ -247,12 +248,10 @@ def test_clusters_give_the_same_pairs_however_they_are_read(tmp_path: Path, monk
     ids = inputs.population().ids(0, 23)
     clusters = [ids[0::4], ids[1::4], ids[2::4], ids[3::4][:2]]
     stars = pa.concat_tables([star(members) for members in clusters])
-    write_parts(store, "neighbours/four", {CANDIDATES: CANDIDATE_SCHEMA.empty_table(), SATURATED: stars})
     found = []
     for most in (1, 7, 10, 65_536):
         monkeypatch.setattr("pipeline.stages.pairs.BATCH_MEMBERS", most)
-        collect_pairs(PairsSpec(inputs, only_folder(root, "spaces"), "neighbours/four", -1.0, f"pairs/{most}"))
-        found.append(read_table(store, f"pairs/{most}/{PAIRS}"))
+        found.append(pairs_of(inputs, store, str(most), DIRECTED_SCHEMA.empty_table(), stars))
 
     assert all(table.equals(found[0]) for table in found[1:])
     for members in clusters:
@@ -269,9 +268,20 @@ def star(ids: NDArray[np.int64]) -> pa.Table:
     return pa.table({"image_id": ids[1:], "group_id": np.full(len(ids) - 1, ids[0])})
 
 
-def write_parts(store: Store, folder: str, tables: dict[str, pa.Table]) -> None:
-    for stem, table in tables.items():
-        commit_table(store, f"{folder}/{part_name(stem, 0, 100)}", table)
+def pairs_of(inputs: Inputs, store: Store, name: str, candidates: pa.Table, clusters: pa.Table) -> pa.Table:
+    """What the pairs stages make of candidates of 23 images (nearest first) in two ranges, and of clusters."""
+    ranges, folder = ((0, 9), (9, 23)), f"neighbours/{name}"
+    query = candidates["image_id"].to_numpy()
+    for lo, hi in ranges:
+        rows = candidates.filter(pa.array((query >= lo) & (query < hi)))
+        commit_table(store, f"{folder}/{part_name(CANDIDATES, lo, hi)}", rows)
+    commit_table(store, f"{folder}/{CLUSTERS}", clusters)
+    space = only_folder(Path(inputs.root.uri), "spaces")
+    for number in range(2):
+        thin(ThinSpec(inputs, space, folder, f"work/{name}", ranges, number))
+    for number in range(2):
+        collect_pairs(PairsSpec(inputs, space, f"work/{name}", -1.0, f"pairs/{name}", ranges, number))
+    return pa.concat_tables([read_table(store, pairs_key(f"pairs/{name}", lo, hi)) for lo, hi in ranges])
 
 
 def test_counts_add_up_over_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

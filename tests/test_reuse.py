@@ -17,7 +17,8 @@ from pipeline import plan
 from pipeline.api import status
 from pipeline.audit import Audit
 from pipeline.kernels.hits import rows_of_pairs
-from pipeline.layout.neighbours import CANDIDATE_SCHEMA, EDGES, KNOWN, PAIRS, VERDICT
+from pipeline.layout.neighbours import CANDIDATE_SCHEMA, EDGES, KNOWN, VERDICT
+from pipeline.layout.pairs import index_pairs, pairs_key
 from pipeline.layout.parts import part_name
 from pipeline.layout.root import Root, versions
 from pipeline.layout.tables import read_table, write_table
@@ -166,7 +167,11 @@ def test_verdicts_of_any_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, se
     store = open_store(str(tmp_path))
     every = [(a, b) for a in range(12) for b in range(a + 1, 12)]
     wanted = sorted(every[at] for at in rng.choice(len(every), 40, replace=False))
-    write_table(store, f"pairs/{PAIRS}", pa.table([*zip(*[(*p, 0.5, 0.5, 0.5) for p in wanted], strict=True)], schema=CANDIDATE_SCHEMA))  # fmt: skip # noqa: E501
+    ranges = [(0, 3), (3, 4), (4, 12)]
+    for lo, hi in ranges:
+        held = [(*pair, 0.5, 0.5, 0.5) for pair in wanted if lo <= pair[0] < hi]
+        write_table(store, pairs_key("pairs", lo, hi), pa.table([*zip(*held, strict=True)], schema=CANDIDATE_SCHEMA))
+    index_pairs(store, "pairs", ranges)
     expected: dict[tuple[int, int], float] = {}
     for folder in ("edges/a", "edges/b"):
         had = sorted(every[at] for at in rng.choice(len(every), int(rng.integers(1, 40)), replace=False))

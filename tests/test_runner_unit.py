@@ -29,7 +29,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.layout.neighbours import edge_slices, read_edges
-from pipeline.plan import Call, preparing, run_audit, searching
+from pipeline.plan import Call, preparing, run_audit, verifying
 from pipeline.progress import SilentReporter
 from pipeline.runner import ATTEMPTS, LocalRunner, Outcome, Runner, Task, TaskError
 
@@ -304,8 +304,8 @@ def test_pair_that_kills_its_process_is_judged_without_pixels(
     files |= {uri.replace("/a/a", "/a/half"): half_size(files[uri]) for uri in plain}
     photos, root = write_files(tmp_path / "photos", files), tmp_path / "audit"
     undisturbed = edges_of(run(photos, root=tmp_path / "other"))
-    monkeypatch.setattr(searching, "VERIFY_PAIRS", 2)
-    monkeypatch.setattr(searching.verify, "verify", crashing.poisoned_verify)
+    monkeypatch.setattr(verifying, "VERIFY_PAIRS", 2)
+    monkeypatch.setattr(verifying.verify, "verify", crashing.poisoned_verify)
     audit_with(ray_runner, photos, root)
     before, edges = committed(root), edges_of(pipeline.open(root))
     audit_with(ray_runner, photos, root)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def test_lists_do_not_matter(blobs: Audit) -> None:
     routed = run(small_folder(blobs), root=blobs.root.uri, neighbours=lists)
 
     done = {stage["stage"] for stage in routed.published.session["stages"] if stage["attempts"]}
-    assert {"train lists (copy)", "train lists (semantic)", "recall", "outlier tail"} <= done
+    assert {"train lists", "recall", "outlier tail"} <= done
     assert not {"extract", "train"} & done
     recall = routed.summary()["recall"]
     for space in ("copy", "semantic"):
@@ -90,6 +91,19 @@ def test_lists_do_not_matter(blobs: Audit) -> None:
     marked = "is_exact"  # only the worst are searched until exact; the others are marked as bounds
     assert routed.table("outliers").drop_columns([marked]).equals(blobs.table("outliers").drop_columns([marked]))
     assert set(blobs.table("outliers")[marked].to_pylist()) == {True}
+
+
+@pytest.mark.parametrize("rows", [2000, 450, 191])
+def test_partitions_do_not_matter(blobs: Audit, tmp_path: Path, rows: int) -> None:
+    """An exact search in 1, 3 and 7 partitions gives the rows of that in one."""
+    root = tmp_path / "root"
+    for folder in ("catalog", "annotations", "features"):
+        shutil.copytree(Path(blobs.root.uri) / folder, root / folder)
+    cut = run(small_folder(blobs), root=root, neighbours={"partition_rows": rows})
+    joined = {stage["stage"]: stage for stage in cut.published.session["stages"]}
+    assert joined["join semantic"]["parts"] == joined["join copy"]["parts"] == -(-1333 // rows)
+    assert_equal_tables(cut, blobs, FINDINGS)
+    assert not list((root / "work").rglob("*.shuffle"))
 
 
 def test_recall_of_one_list_is_what_brute_force_counts(blobs: Audit) -> None:
@@ -133,7 +147,7 @@ def stored_pairs(audit: Audit, name: str) -> set[tuple[int, int]]:
     """(image_id, match_id) of what the latest joins committed under a name."""
     stages = {stage["stage"]: stage["folder"] for stage in audit.published.session["stages"]}
     store = audit.root.open()
-    folder = stages["join semantic" if name == "neighbours" else "join copy"]
+    folder = stages["merge semantic" if name == "neighbours" else "merge copy"]
     keys = [info.key for info in store.list(f"{folder}/") if info.key.rpartition("/")[2].startswith(f"{name}-")]
     tables = [read_table(store, key, ["image_id", "match_id"]) for key in keys]
     return {(row["image_id"], row["match_id"]) for table in tables for row in table.to_pylist()}

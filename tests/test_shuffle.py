@@ -60,6 +60,20 @@ def test_each_reader_gets_its_rows(disk: Store, is_remote: bool) -> None:
         assert found.equals(batch)
 
 
+def test_a_packed_file_is_smaller_and_reads_alike(disk: Store) -> None:
+    even = pa.record_batch(
+        [pa.array([7] * 5000), pa.array([[1, 2]] * 5000), pa.array([b"8 bytes."] * 5000)], SCHEMA.names
+    )
+    even = even.cast(SCHEMA)
+    write_batches(disk, "v", [even.slice(0, 0), even, even.slice(3, 1)], "zstd")
+    assert disk.stat("v").size < even.nbytes / 10
+    assert [read_batch(disk, "v", number).to_pylist() for number in range(3)] == [
+        [],
+        even.to_pylist(),
+        even.to_pylist()[3:4],
+    ]
+
+
 def test_a_slice_is_written_without_the_rows_beside_it(disk: Store) -> None:
     whole = _batch(5, 10_000)
     write_batches(disk, "v", [whole.slice(10, 3), whole.slice(0, 0)])

@@ -27,7 +27,7 @@ from pipeline.layout.images import ImageObject
 from pipeline.layout.neighbours import EDGES
 from pipeline.layout.parts import part_name
 from pipeline.layout.tables import read_table
-from pipeline.plan import searching
+from pipeline.plan import searching, verifying
 from pipeline.schemas import EDGES as EDGES_TABLE
 from pipeline.stages import prepared, verify
 from pipeline.stages.verify import VerifySpec
@@ -53,14 +53,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Audit:
 
 def run_with(change: Change, photos: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> Audit:
     """An audit during which something happens after extraction and before pixels are compared."""
-    real = searching._verify
+    real = searching.verify_pairs
 
     def then(*arguments: Any) -> str:
         change()
         return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(searching, "_verify", then)
+        patch.setattr(searching, "verify_pairs", then)
         return run(photos, root=root)
 
 
@@ -167,9 +167,9 @@ POISONED = """
 import sys
 import crashing
 from pipeline import cli
-from pipeline.plan import searching
-searching.VERIFY_PAIRS = 2
-searching.verify.verify = crashing.poisoned_verify
+from pipeline.plan import verifying
+verifying.VERIFY_PAIRS = 2
+verifying.verify.verify = crashing.poisoned_verify
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -190,7 +190,7 @@ def test_pair_that_killed_its_process_is_compared_again(
     before = committed(root)
     assert "judged by similarity alone, which misses edited copies: 1 crashed; " in poisoned(0)
     assert committed(root) == before
-    monkeypatch.setattr(searching, "VERIFY_PAIRS", 2)
+    monkeypatch.setattr(verifying, "VERIFY_PAIRS", 2)
     audit = run(photos, root=root)
 
     assert counters(audit, "verify again")["pairs"] == 1
@@ -208,7 +208,7 @@ def attempted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[VerifySp
         return crashing.real_verify(spec)
 
     with monkeypatch.context() as patch:
-        patch.setattr(searching.verify, "verify", noted)
+        patch.setattr(verifying.verify, "verify", noted)
         run(photos, root=tmp_path / "audit")
     (spec,) = specs
     return spec, photos
@@ -267,7 +267,7 @@ def test_touched_images_cost_one_look_at_the_features(
 
 @pytest.mark.parametrize("count", [0, 1, 512, 524_288, 524_289, 5_000_000, 8_388_608, 50_000_000])
 def test_parts_are_few_and_tasks_short(count: int) -> None:
-    size = searching.pairs_per_task(count)
+    size = verifying.pairs_per_task(count)
     assert 512 <= size <= 8192
     assert size == 512 or count > 512 * 1024
     assert -(-count // size) <= 1024 or size == 8192

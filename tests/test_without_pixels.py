@@ -105,7 +105,7 @@ def test_nothing_is_unread_and_nothing_tried_again(
 def test_no_image_is_opened(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sources that go away after extraction change nothing, nor is the catalog asked for an image of a pair."""
     here, root = Path(shutil.copytree(photos, tmp_path / "photos")), tmp_path / "audit"
-    real = searching._verify
+    real = searching.verify_pairs
 
     def gone(*arguments: Any) -> str:
         here.rename(tmp_path / "away")
@@ -116,7 +116,7 @@ def test_no_image_is_opened(photos: Path, tmp_path: Path, monkeypatch: pytest.Mo
             return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(searching, "_verify", gone)
+        patch.setattr(searching, "verify_pairs", gone)
         audit = run(here, root=root, verify={"pixels": False}, neighbours={"threshold": 0.3})
 
     assert len(rows(audit, "duplicates")) > 2

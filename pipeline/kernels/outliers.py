@@ -73,6 +73,19 @@ def outlier_scores(found: Neighbours, neighbours: int) -> Scores:
     )
 
 
+def nearest_means(query_id: Array, similarity: Array, neighbours: int) -> tuple[Array, Array]:
+    """Ids that have neighbours, int64 (n,), and the mean similarity to the nearest so many of each, float64 (n,).
+
+    query_id int64, similarity (m,), by ascending query, nearest first. Rounded to 1e-6.
+    """
+    ids, start, count = np.unique(query_id, return_index=True, return_counts=True)
+    if len(ids) == 0:
+        return ids, np.empty(0)
+    rank = np.arange(len(query_id)) - np.repeat(start, count)
+    near = np.where(rank < neighbours, np.asarray(similarity, np.float64), 0.0)
+    return ids, np.round(np.add.reduceat(near, start) / np.minimum(count, neighbours), 6)
+
+
 def outlier_fence(counts: Array, rule: OutlierRule) -> float:
     """The score above which an image is an outlier, from the histogram (SCORE_BINS) of all representatives' scores.
 

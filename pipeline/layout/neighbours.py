@@ -10,8 +10,8 @@ from pipeline.layout.parts import Slice, cover, list_parts
 from pipeline.layout.tables import read_rows
 from pipeline.storage import Store
 
-CANDIDATES, SATURATED, NEIGHBOURS = "candidates", "saturated", "neighbours"
-PAIRS = "pairs.parquet"
+CANDIDATES, SATURATED, NEIGHBOURS, TRUTH, FURTHEST = "candidates", "saturated", "neighbours", "truth", "furthest"
+CLUSTERS = "clusters.parquet"
 EDGES = "edges"
 KNOWN = "known.parquet"
 VERDICT = ("kind", "correlation", "overlap", "is_mirrored")
@@ -28,7 +28,25 @@ CANDIDATE_SCHEMA = pa.schema(
         pa.field("signature_similarity", pa.float64()),
     ]
 )
-"""A pair at or over the threshold: directed as it was found in the join, smaller id first once collected."""
+"""A pair at or over the threshold, smaller id first."""
+
+DIRECTED_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.int64()),
+        pa.field("match_id", pa.int64()),
+        pa.field("similarity", pa.float32()),
+        pa.field("split", pa.int8()),
+    ]
+)
+"""A candidate as the join found it, from image to match: similarity of the searched vectors, split of the match."""
+
+TRUTH_SCHEMA = pa.schema(
+    [pa.field("image_id", pa.int64()), pa.field("match_id", pa.int64()), pa.field("is_found", pa.bool_())]
+)
+"""A true match of a sampled query, and whether the approximate search found it from this side."""
+
+FURTHEST_SCHEMA = pa.schema([pa.field("image_id", pa.int64()), pa.field("similarity", pa.float64())])
+"""An image that looks far from all others: mean similarity to its nearest as the approximate search found them."""
 
 NEIGHBOUR_SCHEMA = pa.schema(
     [pa.field("image_id", pa.int64()), pa.field("match_id", pa.int64()), pa.field("similarity", pa.float64())]

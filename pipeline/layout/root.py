@@ -31,7 +31,7 @@ MARKER = "root.json"
 FORMAT = 1
 FOLDERS = (
     "catalog", "annotations", "features", "exact", "moments", "spaces", "indexes", "neighbours", "pairs", "edges",
-    "groups", "scores", "audits", "sessions", "status", "models", "tokens",
+    "groups", "scores", "audits", "sessions", "status", "models", "tokens", "work",
 )  # fmt: skip
 """Everything under a root. What lies beside these is not ours: a source may."""
 

@@ -1,7 +1,7 @@
 """Shuffle files: what one task has for each reader of the next stage, as record batches of one object.
 
 One object per writer and not one per writer and reader: 89 ranges times 30 partitions would be 2,670 small objects.
-Layout: magic, length and CRC-32 of the index, index (JSON: schema, and of each batch start, size and CRC-32), Arrow messages.
+Layout: magic, length and CRC-32 of the index, the index (JSON: schema, size and CRC-32 of each batch), Arrow messages.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,25 +27,33 @@ _SHUFFLED_AHEAD = 2**20  # taken as the size of a batch that is read ahead
 
 @dataclass(frozen=True)
 class _Index:
-    """Where the batches of a shuffle file are, counted from the start of the object."""
+    """Where the batches of a shuffle file are, counted from the start of the object; raw: their sizes unpacked."""
 
     schema: pa.Schema
     start: tuple[int, ...]
     size: tuple[int, ...]
     crc: tuple[int, ...]
+    raw: tuple[int, ...]
+    codec: str | None
 
 
-def write_batches(store: Store, key: str, batches: Sequence[pa.RecordBatch]) -> None:
+def write_batches(store: Store, key: str, batches: Sequence[pa.RecordBatch], codec: str | None = None) -> None:
     """Commits one object with a batch per reader, in order; all of one schema, empty ones welcome.
+
+    codec: as `pyarrow.compress` names it; None for what is to be memory-mapped, or is noise, such as vectors.
 
     Where it is there already it stays: two attempts of one task hold the same rows on one type of CPU.
     """
     nothing = pa.RecordBatch.from_pylist([], batches[0].schema)
     # a slice of no rows would be written with all of its lists' offsets
     messages = [(batch if batch.num_rows else nothing).serialize() for batch in batches]
+    raw = [message.size for message in messages]
+    if codec is not None:
+        messages = [pa.compress(message, codec) for message in messages]
     sizes = [message.size for message in messages]
     schema = base64.b64encode(batches[0].schema.serialize().to_pybytes()).decode()
-    index = {"schema": schema, "size": sizes, "crc": [zlib.crc32(message) for message in messages]}
+    crcs = [zlib.crc32(message) for message in messages]
+    index = {"schema": schema, "size": sizes, "crc": crcs, "raw": raw, "codec": codec}
     text = json.dumps(index).encode()
     text += b" " * (-len(text) % 64)  # messages stay aligned
     head = MAGIC + len(text).to_bytes(_LENGTH, "little") + zlib.crc32(text).to_bytes(_LENGTH, "little")
@@ -60,11 +67,13 @@ def read_batch(store: Store, key: str, number: int) -> pa.RecordBatch:
     """
     path = store.local_path(key)
     try:
-        data = _Stored(store, key) if path is None else _Mapped(np.memmap(path, np.uint8, "r"))
+        data = _Stored(store, key) if path is None else _Mapped(pa.memory_map(str(path)).read_buffer())
         index = _read_index(data)
         message = data.between(index.start[number], index.size[number])
         if message.size != index.size[number] or zlib.crc32(message) != index.crc[number]:
             raise ValueError(f"batch {number} does not have the checksum in the index")
+        if index.codec is not None:
+            message = pa.decompress(message, index.raw[number], index.codec)
         return pa.ipc.read_record_batch(message, index.schema)
     except (NotFound, FileNotFoundError) as error:
         raise ArtifactError(f"{store.uri}/{key}: it is gone. {way_out(key, is_there=False)}") from error
@@ -80,12 +89,12 @@ def read_column(store: Store, keys: Sequence[str], number: int) -> Iterator[pa.R
 class _Mapped:
     """The bytes of a file on disk."""
 
-    def __init__(self, data: np.ndarray[Any, Any]) -> None:
+    def __init__(self, data: pa.Buffer) -> None:
         self._data = data
 
     def between(self, start: int, length: int) -> pa.Buffer:
         """Bytes [start, start + length)."""
-        return pa.py_buffer(self._data[start : start + length])
+        return self._data.slice(start, max(0, min(length, self._data.size - start)))
 
 
 class _Stored:
@@ -112,4 +121,11 @@ def _read_index(data: _Mapped | _Stored) -> _Index:
     value = json.loads(text)
     ends = np.cumsum([head + length, *value["size"]])
     schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(value["schema"])))
-    return _Index(schema, tuple(ends[:-1].tolist()), tuple(value["size"]), tuple(value["crc"]))
+    return _Index(
+        schema,
+        tuple(ends[:-1].tolist()),
+        tuple(value["size"]),
+        tuple(value["crc"]),
+        tuple(value["raw"]),
+        value["codec"],
+    )

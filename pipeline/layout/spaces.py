@@ -1,4 +1,4 @@
-"""Spaces at rest: moments, trained transforms, the null they were given, and the centroids of their lists."""
+"""Spaces at rest: moments, trained transforms and the null they were given."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.kernels.moments import Moments
 from pipeline.kernels.space import CopySpace, space_from_bytes
@@ -17,7 +16,7 @@ from pipeline.layout.tables import read_json, read_object
 from pipeline.storage import Store
 
 FOLDER = "spaces"
-COPY_SPACE, SPACE, MOMENTS, CENTROIDS = "copy_space.npz", "space.json", "moments.npz", "centroids.npy"
+COPY_SPACE, SPACE, MOMENTS = "copy_space.npz", "space.json", "moments.npz"
 
 
 @dataclass(frozen=True)
@@ -63,11 +62,6 @@ def read_space(store: Store, folder: str) -> CopySpace:
     return kept(store, key, lambda: read_object(store, key, space_from_bytes))
 
 
-def read_centroids(store: Store, key: str) -> NDArray[np.float32]:
-    """Centroids float32 (nlist, d)."""
-    return read_object(store, key, _load_array)
-
-
 def data_moments_to_bytes(moments: DataMoments) -> bytes:
     """Moments as npz without pickle."""
     sink = io.BytesIO()
@@ -85,11 +79,6 @@ def read_data_moments(store: Store, folder: str) -> DataMoments:
 def _data_moments_from_bytes(data: bytes) -> DataMoments:
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return DataMoments(_moments(arrays, "embedding"), _moments(arrays, "signature"))
-
-
-def _load_array(data: bytes) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = np.load(io.BytesIO(data), allow_pickle=False)
-    return array
 
 
 _FIELDS = ("count", "mean", "cov")

@@ -20,12 +20,14 @@ from pipeline.layout.parts import cut, part_name
 from pipeline.layout.root import versions
 from pipeline.layout.scores import SCORES, SUMMED
 from pipeline.layout.snapshots import Snapshot, live_between
-from pipeline.layout.tables import read_json
-from pipeline.plan.searching import Found, query_ranges, run_ranges, summary_of
+from pipeline.layout.tables import read_json, read_metadata
+from pipeline.plan.joining import query_ranges, run_ranges
+from pipeline.plan.searching import Found, summary_of
 from pipeline.plan.session import Session, record_to_json
 from pipeline.plan.spaces import ChosenSpace
 from pipeline.runner import Task, peak_resident_bytes
-from pipeline.stages import certify, score
+from pipeline.stages import score
+from pipeline.stages.certify import CERTAIN
 from pipeline.stages.findings import publish as findings
 from pipeline.stages.findings.context import FindingsSpec, Rules
 
@@ -35,8 +37,8 @@ TABLE_ROWS = 65_536
 def publish(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSpace, found: Found) -> Published:
     """Scores, tables and summary of an audit; its run.json is written last."""
     rules = Rules(OutlierRule(), LabelRule(), session.config.quality, session.config.keeper, space.threshold)
-    recall, tail = _certify(session, inputs, space, found, rules)
-    scores = _score(session, snapshot, inputs, found, tail, rules)
+    recall = _recall(session, space, found)
+    scores = _score(session, snapshot, inputs, found, rules)
     audit_id = f"{snapshot.number:06d}-" + fingerprint(
         "findings", findings.VERSION, scores=scores, edges=found.edges, groups=found.groups, space=space.folder,
         rules=rules, snapshot=snapshot.digest, rows=TABLE_ROWS, recall=session.config.neighbours.recall_sample,
@@ -53,26 +55,14 @@ def publish(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenS
     return publish_audit(session.store, published)
 
 
-def _certify(
-    session: Session, inputs: Inputs, space: ChosenSpace, found: Found, rules: Rules
-) -> tuple[dict[str, Any], str]:
-    """Measured recall, and the folder of the outlier tail; neither is needed where every pair was compared."""
+def _recall(session: Session, space: ChosenSpace, found: Found) -> dict[str, Any]:
+    """Measured recall, and how many of the outlier tail are certain."""
     if space.is_exact:
-        return {"text": "exact: every pair of representatives was compared in both spaces"}, ""
-    params = session.config.neighbours
-    key = {"candidates": found.candidates, "neighbours": found.neighbours, "groups": found.groups}
-    folder = "neighbours/" + fingerprint("recall", certify.VERSION, **key, sample=params.recall_sample)
-    recall_spec = certify.RecallSpec(
-        inputs, space.folder, found.groups, found.candidates, found.neighbours, params.copy, space.threshold,
-        params.semantic_k, params.recall_sample, folder,
-    )  # fmt: skip
-    session.run_one("recall", folder, (RECALL,), Task(folder, certify.measure_recall, recall_spec))
-    meant = rules.outliers.neighbours_among(summary_of(session, inputs).representatives)
-    tail = "neighbours/" + fingerprint("tail", certify.VERSION, **key, meant=meant)
-    tail_spec = certify.TailSpec(inputs, found.groups, found.neighbours, params.semantic_k, meant, tail)
-    session.run_one("outlier tail", tail, (TAIL,), Task(tail, certify.search_tail, tail_spec))
-    value = read_json(session.store, f"{folder}/{RECALL}")
-    return {**value, "text": "; ".join(_recall_text(name, value[name]) for name in ("copy", "semantic"))}, tail
+        return {"text": "exact: every pair of representatives was compared in both spaces"}
+    value = read_json(session.store, f"{found.recall}/{RECALL}")
+    certain = int(read_metadata(session.store, f"{found.tail}/{TAIL}")[CERTAIN])
+    text = "; ".join(_recall_text(name, value[name]) for name in ("copy", "semantic"))
+    return {**value, "certain_outliers": certain, "text": text}
 
 
 def _recall_text(name: str, found: dict[str, float]) -> str:
@@ -82,17 +72,17 @@ def _recall_text(name: str, found: dict[str, float]) -> str:
     return f"{name} {share:.4f} (95% interval {found['low95']:.4f}-{found['high95']:.4f}, {found['total']:,} pairs)"
 
 
-def _score(session: Session, snapshot: Snapshot, inputs: Inputs, found: Found, tail: str, rules: Rules) -> str:
+def _score(session: Session, snapshot: Snapshot, inputs: Inputs, found: Found, rules: Rules) -> str:
     summary = summary_of(session, inputs)
     meant = rules.outliers.neighbours_among(summary.representatives)
     # the folder of the exact groups names the parts that it read: a shard size must not make another audit
     vocabulary = read_vocabulary(session.store, inputs.annotations)
     exact = {"content": summary.digest, "splits": vocabulary.split_digest, "labels": vocabulary.label_digest}
-    of = {"neighbours": found.neighbours, "groups": found.groups, "tail": tail, "exact": exact}
+    of = {"neighbours": found.neighbours, "groups": found.groups, "tail": found.tail, "exact": exact}
     folder = "scores/" + fingerprint("score", score.VERSION, meant=meant, rules=rules.labels, of=of)
     tasks = []
     for lo, hi in query_ranges(snapshot.total):
-        spec = score.ScoreSpec(inputs, found.groups, found.neighbours, tail, meant, rules.labels, folder, lo, hi)
+        spec = score.ScoreSpec(inputs, found.groups, found.neighbours, found.tail, meant, rules.labels, folder, lo, hi)
         beside = (score.totals_key(folder, lo, hi),)
         live = live_between(session.store, snapshot, lo, hi)
         tasks.append(Task(f"{folder}/{part_name(SCORES, lo, hi)}", score.score, spec, live, beside=beside))

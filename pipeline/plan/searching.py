@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
+from pipeline.kernels.hits import JoinParams
+from pipeline.kernels.outliers import OutlierRule
 from pipeline.layout.annotations import read_vocabulary
-from pipeline.layout.edges import AGAIN, each_in_order, edges_folder, unsettled_cause
 from pipeline.layout.exact import FEATURES, MEMBERS, SUMMARY, ExactSummary, read_summary
-from pipeline.layout.features import FeatureSet, next_number
+from pipeline.layout.features import FeatureSet
 from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.inputs import Inputs
-from pipeline.layout.neighbours import CANDIDATES, EDGES, KNOWN, NEIGHBOURS, PAIRS, SATURATED
-from pipeline.layout.parts import Slice, cover, cut, list_parts, missing, part_name
-from pipeline.layout.root import decoders
+from pipeline.layout.neighbours import CANDIDATES, CLUSTERS, FURTHEST, NEIGHBOURS, SATURATED, TRUTH
+from pipeline.layout.pairs import index_pairs, pairs_key
+from pipeline.layout.parts import cover, part_name
 from pipeline.layout.snapshots import Snapshot, live_between
-from pipeline.layout.tables import count_rows
+from pipeline.layout.spaces import read_space
+from pipeline.layout.visits import WORK
+from pipeline.plan.certifying import certify
 from pipeline.plan.components import components
-from pipeline.plan.session import Session, StageWork
+from pipeline.plan.joining import SpaceJoin, delete_folder, lists_of, missing_tasks, query_ranges, run_ranges
+from pipeline.plan.session import Session
 from pipeline.plan.spaces import ChosenSpace
+from pipeline.plan.verifying import verify_pairs
 from pipeline.runner import Task
-from pipeline.schemas import Status
-from pipeline.stages import exact_groups, join, known, pairs, settle, verify
+from pipeline.stages import assign, clusters, exact_groups, merge, pairs
 
-JOIN_ROWS = 8192  # queries per task: 14,000 images make two, a million 123
-VERIFY_PAIRS = 512  # 2-4 s of one core
-MOST_VERIFY_PAIRS = 8192  # a minute
-VERIFY_PARTS = 1024  # each is a file that the components and the findings open
-RETRY_PAIRS = 512
-EARLIER_EDGES = 4  # folders asked for verdicts: the newest holds last night's, others those of another threshold
-UNSETTLED_CAUSES = (verify.UNREAD, Status.CRASHED.value, Status.TIMEOUT.value)
+ROUNDING = 5e-4
+"""How far the similarity of searched (float16) vectors may lie from the canonical one; seen: 1.5e-4."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Folders of what the search gave: candidates, verified edges, groups, semantic neighbours."""
+    """Folders of what the search gave: candidates, verified edges, groups, semantic neighbours, and
+    the measured recall and the outlier tail, "" where the search is exact.
+    """
 
     candidates: str
     edges: str
     groups: str
     neighbours: str
+    recall: str
+    tail: str
 
 
 def group_exact(session: Session, snapshot: Snapshot, features: FeatureSet, annotations: str, dimension: int) -> Inputs:
@@ -70,161 +72,86 @@ def search(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSp
     summary = summary_of(session, inputs)
     key = {"features": inputs.features, "content": summary.digest}
     candidates = _join_copy(session, snapshot, inputs, space, key)
-    found_pairs = f"pairs/{fingerprint('pairs', pairs.VERSION, candidates=candidates)}"
-    spec = pairs.PairsSpec(inputs, space.folder, candidates, space.threshold, found_pairs)
-    session.run_one("pairs", found_pairs, (PAIRS,), Task(found_pairs, pairs.collect_pairs, spec))
-    edges = _verify(session, inputs, found_pairs)
+    found_pairs = _collect_pairs(session, snapshot, inputs, space, candidates)
+    edges = verify_pairs(session, inputs, found_pairs)
     groups = components(session, inputs, edges, key, space)
-    neighbours = _join_semantic(session, snapshot, inputs, space, groups)
-    return Found(candidates, edges, groups, neighbours)
+    neighbours, recall, tail = _join_semantic(session, snapshot, inputs, space, candidates, groups)
+    return Found(candidates, edges, groups, neighbours, recall, tail)
 
 
 def _join_copy(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSpace, key: dict[str, str]) -> str:
-    params = session.config.neighbours.copy
+    """Folder of the candidates and of the clusters that the saturated queries are in."""
+    config = session.config.neighbours
+    params = replace(config.copy, threshold=space.threshold, least=space.threshold - ROUNDING)
+    splits = read_vocabulary(session.store, inputs.annotations).split_digest
+    of = {**key, "splits": splits}
+    representatives = summary_of(session, inputs).representatives
+    dimension = read_space(session.store, space.folder).dimension
+    joining = SpaceJoin(
+        session, snapshot, inputs, "copy", space.copy, space.folder, assign.assign_copy, dimension, params,
+        representatives, config.recall_sample, of,
+    )  # fmt: skip
     folder = "neighbours/" + fingerprint(
-        "join copy",
-        join.VERSION,
-        space=space.folder,
-        index=space.copy,
-        threshold=space.threshold,
-        params=params,
-        of=key,
-        splits=read_vocabulary(session.store, inputs.annotations).split_digest,
-        ranges=query_ranges(snapshot.total),
-    )
-
-    def task(lo: int, hi: int) -> Task:
-        spec = join.CopyJoinSpec(inputs, space.folder, space.copy, space.threshold, params, folder, lo, hi)
-        beside = (f"{folder}/{part_name(SATURATED, lo, hi)}",)
-        live = live_between(session.store, snapshot, lo, hi)
-        return Task(f"{folder}/{part_name(CANDIDATES, lo, hi)}", join.join_copy, spec, live, beside=beside)
-
-    run_ranges(session, "join copy", folder, [task(lo, hi) for lo, hi in query_ranges(snapshot.total)])
-    return folder
-
-
-def _join_semantic(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSpace, groups: str) -> str:
-    k = session.config.neighbours.semantic_k
-    ranges = query_ranges(snapshot.total)
-    of = {"groups": groups, "index": space.semantic, "k": k, "ranges": ranges}
-    folder = "neighbours/" + fingerprint("join semantic", join.VERSION, **of)
-
-    def task(lo: int, hi: int) -> Task:
-        spec = join.SemanticJoinSpec(inputs, groups, space.semantic, k, folder, lo, hi)
-        live = live_between(session.store, snapshot, lo, hi)
-        return Task(f"{folder}/{part_name(NEIGHBOURS, lo, hi)}", join.join_semantic, spec, live)
-
-    run_ranges(session, "join semantic", folder, [task(lo, hi) for lo, hi in ranges])
-    return folder
-
-
-def pairs_per_task(count: int) -> int:
-    """Pairs per part: a function of their number alone, for at most about a thousand parts up to 8 million pairs."""
-    size = VERIFY_PAIRS
-    while count > size * VERIFY_PARTS and size < MOST_VERIFY_PAIRS:
-        size *= 2
-    return size
-
-
-def _verify(session: Session, inputs: Inputs, found_pairs: str) -> str:
-    """Kinds of the pairs. Folders side by side hold the edges of all audits that compare pixels in the same way."""
-    params, max_pixels = session.config.verify, session.config.measure.max_pixels
-    how = fingerprint("verify", verify.VERSION, params=params, max_pixels=max_pixels, decoders=decoders())
-    count = count_rows(session.store, f"{found_pairs}/{PAIRS}")
-    of = {"pairs": found_pairs, "rows": pairs_per_task(count)}
-    folder = edges_folder(how, inputs.features, fingerprint("edges", verify.VERSION, **of))
-    have = list_parts(session.store, folder, EDGES)
-    ranges = [bounds for gap in missing(have, 0, count) for bounds in cut(*gap, pairs_per_task(count))]
-    whole = verify.VerifySpec(inputs, found_pairs, folder, params, max_pixels, "", 0, count)
-    asks = ranges and params.pixels
-    spec = replace(whole, known=_earlier_verdicts(session, found_pairs, folder, count) if asks else "")
-    tasks = [_verify_task(replace(spec, lo=lo, hi=hi), hi - lo) for lo, hi in ranges]
-    session.run(StageWork("verify", folder, tasks, count, len(cover(have, 0, count)) + len(ranges)))
-    if reused := int(session.records[-1].counters.get("reused", 0)):
-        session.reporter.say(f"verify: the pixels of {reused:,} of {count:,} pairs were compared by earlier audits")
-    _verify_again(session, whole, cover(have, 0, count))
-    _say_unsettled(session)
-    if not list_parts(session.store, folder, AGAIN):
-        return folder
-    return _settled(session, whole, of)
-
-
-def _verify_task(spec: verify.VerifySpec, items: int) -> Task:
-    return Task(verify.part_key(spec), verify.verify, spec, items, verify.halves, verify.quarantine)
-
-
-def _verify_again(session: Session, whole: verify.VerifySpec, earlier: list[Slice]) -> None:
-    """Compares the pairs of earlier sessions whose process died, or whose images could not be read."""
-    store = session.store
-    again = list_parts(store, whole.folder, AGAIN)
+        "join copy", merge.VERSION, space=space.folder, index=lists_of(space.copy), params=params, of=of,
+        ranges=joining.ranges, share=joining.share,
+    )  # fmt: skip
+    if not session.store.exists(f"{folder}/{CLUSTERS}"):
+        joining.require_hits()
     tasks = []
-    causes = each_in_order(store, earlier, lambda piece: unsettled_cause(store, piece.part.key))
-    for piece, cause in zip(earlier, causes, strict=True):
-        rows = settle.unsettled_rows(store, piece, again, whole.params).tolist() if cause else []
-        for at in range(0, len(rows), RETRY_PAIRS):
-            only = tuple(rows[at : at + RETRY_PAIRS])
-            spec = replace(whole, lo=only[0], hi=only[-1] + 1, only=only)
-            spec = replace(spec, attempt=next_number(again, spec.lo, spec.hi))
-            tasks.append(replace(_verify_task(spec, len(only)), is_suspect=cause != verify.UNREAD))
-    if tasks:
-        items = sum(task.items for task in tasks)
-        session.run(StageWork("verify again", whole.folder, tasks, items, len(tasks)))
-
-
-def _settled(session: Session, whole: verify.VerifySpec, of: dict[str, Any]) -> str:
-    """Folder of the edges with what later attempts saw: another one, so that what was made of the first stays so."""
-    store = session.store
-    again = tuple(list_parts(store, whole.folder, AGAIN))
-    names = [part.key.rpartition("/")[2] for part in again]
-    folder = f"{whole.folder.rpartition('/')[0]}/" + fingerprint("edges", verify.VERSION, **of, again=names)
-    tasks = []
-    for piece in cover(list_parts(store, whole.folder, EDGES), 0, whole.hi):
-        key = f"{folder}/{part_name(EDGES, piece.lo, piece.hi)}"
-        spec = settle.SettleSpec(session.root, piece, again, folder)
-        tasks.append(Task(key, settle.settle, spec, piece.hi - piece.lo))
-    run_ranges(session, "later verdicts", folder, tasks)
+    for number, (lo, hi) in enumerate(joining.ranges):
+        spec = merge.CopyMergeSpec(joining.joined, params, folder, number)
+        beside = tuple(f"{folder}/{part_name(name, lo, hi)}" for name in (SATURATED, TRUTH))
+        name = f"{folder}/{part_name(CANDIDATES, lo, hi)}"
+        tasks.append(Task(name, merge.merge_copy, spec, joining.live(number), beside=beside))
+    joining.merge(folder, tasks)
+    collected = clusters.ClustersSpec(session.root, (joining.joined.folder, folder), folder)
+    session.run_one("clusters", folder, (CLUSTERS,), Task(folder, clusters.collect_clusters, collected))
+    joining.clear()
     return folder
 
 
-def _say_unsettled(session: Session) -> None:
-    """How many pairs this session could not compare, and why."""
-    counters = [record.counters for record in session.records if record.stage in ("verify", "verify again")]
-    causes = {cause: int(sum(found.get(cause, 0) for found in counters)) for cause in UNSETTLED_CAUSES}
-    if listed := ", ".join(f"{count:,} {cause}" for cause, count in causes.items() if count):
-        session.reporter.say(
-            f"verify: pairs judged by similarity alone, which misses edited copies: {listed}; the next run compares "
-            "them again"
-        )
+def _collect_pairs(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSpace, candidates: str) -> str:
+    """Folder of the pairs that are verified."""
+    ranges = tuple(query_ranges(snapshot.total))
+    folder = f"pairs/{fingerprint('pairs', pairs.VERSION, candidates=candidates)}"
+    thinned = f"{WORK}/{fingerprint('thin', pairs.VERSION, candidates=candidates)}"
+    thin, collect = [], []
+    for number, (lo, hi) in enumerate(ranges):
+        live = live_between(session.store, snapshot, lo, hi)
+        first = pairs.ThinSpec(inputs, space.folder, candidates, thinned, ranges, number)
+        thin.append(Task(pairs.thinned_key(thinned, lo, hi), pairs.thin, first, live))
+        second = pairs.PairsSpec(inputs, space.folder, thinned, space.threshold, folder, ranges, number)
+        collect.append(Task(pairs_key(folder, lo, hi), pairs.collect_pairs, second, live))
+    if missing_tasks(session, folder, collect):
+        run_ranges(session, "thin", thinned, thin)
+    run_ranges(session, "pairs", folder, collect)
+    index_pairs(session.store, folder, ranges)
+    delete_folder(session.store, thinned)
+    return folder
 
 
-def _earlier_verdicts(session: Session, found_pairs: str, folder: str, count: int) -> str:
-    """Key of what earlier audits found of these pairs; "" where that is nothing."""
-    written: dict[str, int] = {}
-    for info in session.store.list("/".join(folder.split("/")[:-2]) + "/"):
-        other = info.key.rpartition("/")[0]
-        written[other] = max(written.get(other, 0), info.mtime_ns)
-    written.pop(folder, None)
-    if not written:
-        return ""
-    newest = sorted(written, key=lambda name: (-written[name], name))[:EARLIER_EDGES]
-    spec = known.KnownSpec(session.root, found_pairs, count, tuple(newest), folder)
-    session.run_one("earlier verdicts", folder, (KNOWN,), Task(folder, known.collect_known, spec, count))
-    return f"{folder}/{KNOWN}"
-
-
-def run_ranges(session: Session, name: str, folder: str, tasks: list[Task]) -> None:
-    """Carries those tasks of a stage out whose files are not all there; one listing."""
-    have = {info.key for info in session.store.list(f"{folder}/")}
-    waiting = [task for task in tasks if not have.issuperset((task.name, *task.beside))]
-    session.run(StageWork(name, folder, waiting, sum(task.items for task in tasks), len(tasks)))
-
-
-def query_ranges(total: int) -> list[tuple[int, int]]:
-    """Ranges of queries of about equal size, cut at multiples of 1,024: a function of the snapshot's size alone.
-
-    They are part of the fingerprint of a folder of such ranges: a later version that cuts otherwise must not add its
-    parts to those of this one.
-    """
-    tasks = max(1, -(-total // JOIN_ROWS))
-    size = max(1024, -(-total // (tasks * 1024)) * 1024)
-    return cut(0, total, size)
+def _join_semantic(
+    session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSpace, candidates: str, groups: str
+) -> tuple[str, str, str]:
+    """Folders of the neighbours, of the measured recall and of the outlier tail; "" where the search is exact."""
+    config = session.config.neighbours
+    representatives = summary_of(session, inputs).representatives
+    meant = OutlierRule().neighbours_among(representatives)
+    joining = SpaceJoin(
+        session, snapshot, inputs, "semantic", space.semantic, groups, assign.assign_semantic, inputs.dimension,
+        JoinParams(k=config.semantic_k + 1, k_cross=0), representatives, config.recall_sample, {"groups": groups},
+    )  # fmt: skip
+    folder = "neighbours/" + fingerprint(
+        "join semantic", merge.VERSION, groups=groups, index=lists_of(space.semantic), k=config.semantic_k,
+        ranges=joining.ranges, share=joining.share, meant=meant,
+    )  # fmt: skip
+    tasks = []
+    for number, (lo, hi) in enumerate(joining.ranges):
+        spec = merge.SemanticMergeSpec(joining.joined, groups, config.semantic_k, meant, folder, number)
+        beside = tuple(f"{folder}/{part_name(name, lo, hi)}" for name in (TRUTH, FURTHEST))
+        name = f"{folder}/{part_name(NEIGHBOURS, lo, hi)}"
+        tasks.append(Task(name, merge.merge_semantic, spec, joining.live(number), beside=beside))
+    joining.merge(folder, tasks)
+    recall, tail = certify(joining, candidates, folder, meant) if space.semantic.folder else ("", "")
+    joining.clear()
+    return folder, recall, tail

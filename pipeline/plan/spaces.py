@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
-from pipeline.kernels.routing import choose_nlist
 from pipeline.kernels.threshold import describe, threshold_for
 from pipeline.layout.exact import ExactSummary
 from pipeline.layout.fingerprint import fingerprint, plain
+from pipeline.layout.indexes import Index
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.models import ModelRef
-from pipeline.layout.searching import Index
 from pipeline.layout.spaces import (
-    CENTROIDS,
     COPY_SPACE,
     MOMENTS,
     SPACE,
@@ -24,6 +21,7 @@ from pipeline.layout.spaces import (
     read_space_record,
 )
 from pipeline.models.prior import copy_prior
+from pipeline.plan.indexing import choose_indexes
 from pipeline.plan.session import Session
 from pipeline.runner import Task
 from pipeline.stages import train
@@ -31,7 +29,6 @@ from pipeline.stages import train
 GROWTH = 4
 GROWTH_MATTERS_BELOW = 100_000
 SPREAD_RATIO = 1.5
-EXACT = Index("", 1)
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ class ChosenSpace:
     @property
     def is_exact(self) -> bool:
         """Whether every pair of representatives is compared."""
-        return not self.copy.centroids
+        return not self.copy.folder
 
 
 def choose_space(session: Session, inputs: Inputs, summary: ExactSummary, model: ModelRef) -> ChosenSpace:
@@ -71,12 +68,13 @@ def choose_space(session: Session, inputs: Inputs, summary: ExactSummary, model:
         given = f"copy similarity {fixed} on, as given; the rule says {rule.value:.3f}"
         text = f"pairs are compared pixel by pixel from {given}"
         rule = replace(rule, value=fixed, expected_misses={} if curve is None else curve.misses_at(fixed))
+    copy, semantic = choose_indexes(session, inputs, record, summary.representatives)
     return ChosenSpace(
         folder=record.folder,
         threshold=rule.value,
         misses=rule.expected_misses,
-        copy=_index(session, inputs, record, summary.representatives, is_copy=True),
-        semantic=_index(session, inputs, record, summary.representatives, is_copy=False),
+        copy=copy,
+        semantic=semantic,
         said=said,
         threshold_said=text,
     )
@@ -111,17 +109,3 @@ def _trained(session: Session, inputs: Inputs, moments: str, summary: ExactSumma
     spec = train.SpaceSpec(inputs, moments, model, params, f"spaces/{name}", summary.representatives)
     session.run_one("train", spec.folder, (COPY_SPACE, SPACE), Task(spec.folder, train.train_space, spec))
     return read_space_record(session.store, spec.folder)
-
-
-def _index(session: Session, inputs: Inputs, record: SpaceRecord, representatives: int, *, is_copy: bool) -> Index:
-    params = session.config.neighbours
-    if choose_nlist(representatives, params.exact_limit) == 1:
-        return EXACT
-    of: dict[str, Any] = {"space": record.folder if is_copy else "semantic", "features": inputs.features}
-    name = fingerprint("index", train.VERSION, **of, lists=choose_nlist(record.representatives, 0), copy=is_copy)
-    folder = f"indexes/{name}"
-    spec = train.IndexSpec(inputs, record.folder, is_copy, folder, record.representatives)
-    stage = "train lists (copy)" if is_copy else "train lists (semantic)"
-    session.run_one(stage, folder, (CENTROIDS,), Task(folder, train.train_index, spec))
-    probes = params.copy_probes if is_copy else params.semantic_probes
-    return Index(f"{folder}/{CENTROIDS}", probes)

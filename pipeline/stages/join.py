@@ -1,115 +1,99 @@
-"""Join stages: the nearest neighbours of representatives in the copy space (candidates) and in the semantic space."""
+"""Join stage: the queries that visit a partition against the vectors that it owns."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from pipeline.kernels.components import Forest
-from pipeline.kernels.hits import Hits, JoinParams, saturated_queries
+from pipeline.kernels.components import Forest, empty_forest
+from pipeline.kernels.database import Database
+from pipeline.kernels.hit_batches import hits_by_range
+from pipeline.kernels.hits import Hits, JoinParams, concatenate_hits, empty_hits, saturated_queries
+from pipeline.kernels.join import join_lists, search_everything
 from pipeline.kernels.saturated import saturated_forest
-from pipeline.kernels.space import CopySpace, pair_similarities
-from pipeline.layout.exact import Representatives
-from pipeline.layout.groups import read_forest
-from pipeline.layout.inputs import Inputs
-from pipeline.layout.neighbours import CANDIDATE_SCHEMA, CANDIDATES, NEIGHBOURS, SATURATED
-from pipeline.layout.parts import part_name
-from pipeline.layout.searching import Index, Partition, copy_partition, neighbour_table, search_ids, semantic_partition
-from pipeline.layout.spaces import read_space
+from pipeline.kernels.visits import Routed, concatenate_routed
+from pipeline.layout.neighbours import SATURATED
+from pipeline.layout.shuffle import write_batches
 from pipeline.layout.tables import write_table
+from pipeline.layout.visits import Visits, partition_database
 from pipeline.runner import Counters
 
-VERSION = 1
-ROUNDING = 1e-4
-"""How far the searched (float32) similarity may lie from the canonical one; seen: 3e-7."""
-PAIRS_AT_ONCE = 4096
-"""Pairs whose float64 vectors are held at once, 20 KB each: 46,000 candidates of 8,400 images took 0.7 GB."""
+VERSION = 2
+HITS = "hits"
 
 
 @dataclass(frozen=True)
-class CopyJoinSpec:
-    """Queries of offsets [lo, hi) against one partition of the copy space."""
+class JoinSpec:
+    """The queries of ranges [first, last) of the visits at one partition.
 
-    inputs: Inputs
-    space: str
-    index: Index
-    threshold: float
+    params.threshold: of candidates; None keeps every list whole and joins no saturated queries. is_measured: the
+    sampled queries are searched in all of the partition as well.
+    """
+
+    visits: Visits
     params: JoinParams
     folder: str
-    lo: int
-    hi: int
+    partition: int
+    first: int
+    last: int
+    is_measured: bool
 
 
-@dataclass(frozen=True)
-class SemanticJoinSpec:
-    """Queries of offsets [lo, hi) against one representative per group, in the semantic space."""
+def join(spec: JoinSpec) -> Counters:
+    """Commits the hits of each range of queries, then those of the sampled queries found in all of the partition.
 
-    inputs: Inputs
-    groups: str
-    index: Index
-    k: int
-    folder: str
-    lo: int
-    hi: int
-
-
-def join_copy(spec: CopyJoinSpec) -> Counters:
-    """Commits the candidates of a range (pairs at or over the threshold) and the forest of its saturated queries."""
-    store = spec.inputs.root.open()
-    partition = copy_partition(spec.inputs, spec.space, spec.index)
-    asked = _ids_between(partition, spec.lo, spec.hi)
-    params = replace(spec.params, threshold=spec.threshold)
-    hits = search_ids(partition, asked, params)
-    saturated = saturated_queries(hits, params)
-    forest = _saturated(partition, np.flatnonzero(np.isin(partition.rows.ids, saturated)), spec)
-    write_table(store, f"{spec.folder}/{part_name(SATURATED, spec.lo, spec.hi)}", _forest_table(forest))
-    table = _candidates(read_space(store, spec.space), partition, hits, spec.threshold)
-    write_table(store, f"{spec.folder}/{part_name(CANDIDATES, spec.lo, spec.hi)}", table)
-    return {"images": len(asked), "candidates": table.num_rows, "saturated": len(saturated)}
+    And first the forest of queries whose list is full of candidates in this partition alone.
+    """
+    store = spec.visits.root.open()
+    database = partition_database(spec.visits, spec.partition)
+    found, full = _search(spec, database)
+    forest = _saturated(spec, database, full)
+    write_table(store, saturated_key(spec.folder, spec.partition, spec.first), forest_table(forest))
+    exact = _measured(spec, database)
+    batches = [*hits_by_range(found, spec.visits.ranges), *hits_by_range(exact, spec.visits.ranges)]
+    write_batches(store, hits_key(spec.folder, spec.partition, spec.first), batches, "zstd")
+    return {"hits": len(found), "saturated": sum(map(len, full))}
 
 
-def join_semantic(spec: SemanticJoinSpec) -> Counters:
-    """Commits the k nearest neighbours of a range outside each image's own group, one member per group."""
-    store = spec.inputs.root.open()
-    partition = semantic_partition(spec.inputs, spec.groups, spec.index)
-    forest = read_forest(store, spec.groups)
-    asked = _ids_between(partition, spec.lo, spec.hi)
-    hits = search_ids(partition, asked, JoinParams(k=spec.k + 1, k_cross=0))
-    table = neighbour_table(hits, forest, spec.k)
-    write_table(store, f"{spec.folder}/{part_name(NEIGHBOURS, spec.lo, spec.hi)}", table)
-    return {"images": len(asked), "neighbours": table.num_rows}
+def hits_key(folder: str, partition: int, first: int) -> str:
+    """Key of the hits of a slice of queries at a partition."""
+    return f"{folder}/{HITS}-{partition:06d}-{first:06d}.shuffle"
 
 
-def _ids_between(partition: Partition, lo: int, hi: int) -> NDArray[np.int64]:
-    ids = partition.rows.ids
-    return ids[(ids >= lo) & (ids < hi)]
+def saturated_key(folder: str, partition: int, first: int) -> str:
+    """Key of the forest of a slice of queries at a partition."""
+    return f"{folder}/{SATURATED}-{partition:06d}-{first:06d}.parquet"
 
 
-def _saturated(partition: Partition, rows: NDArray[np.int64], spec: CopyJoinSpec) -> Forest:
-    return saturated_forest(
-        partition.database, partition.rows.ids[rows], partition.vectors[rows], partition.probes[rows], spec.threshold
-    )
-
-
-def _candidates(space: CopySpace, partition: Partition, hits: Hits, threshold: float) -> pa.Table:
-    near = hits.take(hits.similarity >= threshold - ROUNDING)
-    pairs = np.unique(np.stack([near.query_id, near.match_id], axis=1), axis=0)
-    blocks = [pairs[at : at + PAIRS_AT_ONCE] for at in range(0, len(pairs), PAIRS_AT_ONCE)]
-    tables = [_compared(space, partition.rows, block, threshold) for block in blocks]
-    return pa.concat_tables(tables) if tables else CANDIDATE_SCHEMA.empty_table()
-
-
-def _compared(space: CopySpace, rows: Representatives, pairs: NDArray[np.int64], threshold: float) -> pa.Table:
-    """The pairs (n, 2) at or over the threshold, with their canonical similarities."""
-    i, j = np.searchsorted(rows.ids, pairs[:, 0]), np.searchsorted(rows.ids, pairs[:, 1])
-    found = pair_similarities(space, rows.embeddings[i], rows.signatures[i], rows.embeddings[j], rows.signatures[j])
-    keep = found.copy >= threshold
-    columns = [pairs[keep, 0], pairs[keep, 1], found.copy[keep], found.semantic[keep], found.signature[keep]]
-    return pa.table(columns, schema=CANDIDATE_SCHEMA)
-
-
-def _forest_table(forest: Forest) -> pa.Table:
+def forest_table(forest: Forest) -> pa.Table:
+    """A forest as a table."""
     return pa.table({"image_id": forest.child, "group_id": forest.root})
+
+
+def _search(spec: JoinSpec, database: Database) -> tuple[Hits, list[Routed]]:
+    """All hits by ascending query, and the queries whose list is full of candidates."""
+    found: list[Hits] = []
+    full: list[Routed] = []
+    for queries in spec.visits.queries(spec.partition, spec.first, spec.last):
+        hits = join_lists(database, queries.ids, queries.vectors, queries.split_mask, queries.probes, spec.params)
+        found.append(hits)
+        if spec.params.threshold is not None:
+            ids = saturated_queries(hits, spec.params)
+            full.append(queries.take(np.flatnonzero(np.isin(queries.ids, ids))))
+    return concatenate_hits(found), full
+
+
+def _saturated(spec: JoinSpec, database: Database, full: list[Routed]) -> Forest:
+    if spec.params.threshold is None or not full:
+        return empty_forest()
+    queries = concatenate_routed(full)
+    return saturated_forest(database, queries.ids, queries.vectors, queries.probes, spec.params.threshold)
+
+
+def _measured(spec: JoinSpec, database: Database) -> Hits:
+    if not spec.is_measured:
+        return empty_hits()
+    sampled = spec.visits.sampled()
+    return search_everything(database, sampled.ids, sampled.vectors, sampled.split_mask, spec.params)

@@ -21,10 +21,11 @@ from pipeline.errors import ArtifactError, NotFound
 from pipeline.kernels.hits import rows_of_pairs
 from pipeline.layout.edges import each_in_order, features_of
 from pipeline.layout.features import list_features, same_content
-from pipeline.layout.neighbours import KNOWN, PAIRS, VERDICT, edge_slices, read_edges
+from pipeline.layout.neighbours import KNOWN, VERDICT, edge_slices, read_edges
+from pipeline.layout.pairs import read_pairs
 from pipeline.layout.parts import Slice, cut
 from pipeline.layout.root import Root
-from pipeline.layout.tables import parquet_bytes, read_rows
+from pipeline.layout.tables import parquet_bytes
 from pipeline.runner import Counters
 from pipeline.schemas import EDGES as EDGES_TABLE
 from pipeline.storage import Store
@@ -56,7 +57,7 @@ def collect_known(spec: KnownSpec) -> Counters:
     earlier = [_Earlier(_verdicts(store, folder, spec.folder)) for folder in spec.earlier]
     blocks = [HELD.empty_table().select(VERDICT)]
     for lo, hi in cut(0, spec.count, BLOCK):
-        pairs = read_rows(store, f"{spec.pairs}/{PAIRS}", lo, hi, PAIR)
+        pairs = read_pairs(store, spec.pairs, lo, hi, PAIR)
         blocks.append(_known_of(pairs, [folder.until(_last(pairs)) for folder in earlier]))
     known = pa.concat_tables(blocks)
     store.put_if_absent(f"{spec.folder}/{KNOWN}", parquet_bytes(known))  # of two the first stays: both are right

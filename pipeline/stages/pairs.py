@@ -1,4 +1,4 @@
-"""Pairs stage: the candidates found from either side, once each, and the saturated clusters against their medoid."""
+"""Pairs stages: the candidates found from either side, once each, and the saturated clusters against their medoid."""
 
 from __future__ import annotations
 
@@ -9,86 +9,132 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.kernels.components import Forest, labels_for, merge_forests
-from pipeline.kernels.space import CopySpace, pair_similarities, project_copy
+from pipeline.kernels.components import Forest, labels_for
+from pipeline.kernels.space import CopySpace, compare_rows, exact_vectors, project_copy
 from pipeline.layout.exact import FIELDS, Representatives
 from pipeline.layout.inputs import Inputs
-from pipeline.layout.neighbours import CANDIDATE_SCHEMA, CANDIDATES, PAIRS, SATURATED
-from pipeline.layout.parts import list_parts
+from pipeline.layout.neighbours import CANDIDATE_SCHEMA, CANDIDATES
+from pipeline.layout.pairs import pairs_key
+from pipeline.layout.parts import part_name
+from pipeline.layout.shuffle import read_column, write_batches
 from pipeline.layout.spaces import read_space
 from pipeline.layout.tables import read_table, write_table
 from pipeline.runner import Counters
+from pipeline.stages.clusters import read_clusters
 
-VERSION = 3
+VERSION = 4
 NEAREST_IN_CLUSTER = 2
 THINNED_FROM = 64  # members: smaller clusters have at most k candidates each, which is little work anyway
 SAMPLED_MEMBERS = 65_536
 BATCH_MEMBERS = 65_536  # 60 MB of features; cluster by cluster, 385 members of 38 clusters took 2.7 s
-MEMBERS_AT_ONCE = 4096  # their float64 vectors and the medoid's, 20 KB a pair
+PAIRS_AT_ONCE = 4096
+"""Pairs whose float64 vectors are held at once, 7 KB an image: 46,000 candidates of 8,400 images took 0.7 GB."""
+SHUFFLED = pa.schema([pa.field("image_id", pa.int64()), pa.field("match_id", pa.int64())])
 
-
+Pairs = NDArray[np.int64]
 Take = Callable[[NDArray[np.int64]], Representatives]
 
 
 @dataclass(frozen=True)
-class PairsSpec:
-    """A folder of candidates, to be reduced to the pairs that are verified."""
+class ThinSpec:
+    """Range `number` of the candidates, and the clusters whose smallest id is in it."""
 
     inputs: Inputs
     space: str
     candidates: str
+    folder: str
+    ranges: tuple[tuple[int, int], ...]
+    number: int
+
+
+@dataclass(frozen=True)
+class PairsSpec:
+    """Pairs whose smaller id is in range `number`, of what `thin` shuffled into a folder."""
+
+    inputs: Inputs
+    space: str
+    thinned: str
     threshold: float
     folder: str
+    ranges: tuple[tuple[int, int], ...]
+    number: int
 
 
-def collect_pairs(spec: PairsSpec) -> Counters:
-    """Commits unordered pairs (smaller id first, sorted), so that a task of the verify stage reads an image once.
+def thinned_key(folder: str, lo: int, hi: int) -> str:
+    """Key of the pairs that the queries of a range hand on."""
+    return f"{folder}/thinned-{lo:012d}-{hi:012d}.shuffle"
+
+
+def thin(spec: ThinSpec) -> Counters:
+    """Commits the pairs that are worth a comparison, by the range of their smaller id.
 
     Inside a saturated cluster only each member's pair with the medoid and with its two nearest of every split are kept:
     linear in the members, where all pairs would be quadratic; and no leak hides behind nearer images of its own split.
     """
     store = spec.inputs.root.open()
-    found = [read_table(store, part.key) for part in list_parts(store, spec.candidates, CANDIDATES)]
-    forests = [read_table(store, part.key) for part in list_parts(store, spec.candidates, SATURATED)]
-    saturated = merge_forests([Forest(f["image_id"].to_numpy(), f["group_id"].to_numpy()) for f in forests])
-    directed = pa.concat_tables(found) if found else CANDIDATE_SCHEMA.empty_table()
-    kept = directed.filter(pa.array(_worth_verifying(spec, directed, saturated)))
-    tables = [_smaller_first(kept), *_medoid_pairs(spec, saturated)]
-    pairs = _unique(pa.concat_tables(tables))
-    write_table(store, f"{spec.folder}/{PAIRS}", pairs)
-    return {"pairs": pairs.num_rows, "saturated": len(saturated.child)}
+    lo, hi = spec.ranges[spec.number]
+    directed = read_table(store, f"{spec.candidates}/{part_name(CANDIDATES, lo, hi)}")
+    clusters = read_clusters(store, spec.candidates)
+    kept = directed.filter(pa.array(_worth_comparing(directed, clusters)))
+    found = np.stack([kept["image_id"].to_numpy(), kept["match_id"].to_numpy()], axis=1)
+    pairs = np.unique(np.sort(np.concatenate([found, *_medoid_pairs(spec, clusters, lo, hi)]), axis=1), axis=0)
+    bounds = np.searchsorted(pairs[:, 0], np.array(spec.ranges).reshape(-1, 2))
+    batches = [pa.record_batch(list(pairs[start:stop].T), schema=SHUFFLED) for start, stop in bounds.tolist()]
+    write_batches(store, thinned_key(spec.folder, lo, hi), batches, "zstd")
+    return {"pairs": len(pairs), "thinned": directed.num_rows - kept.num_rows}
 
 
-def _worth_verifying(spec: PairsSpec, directed: pa.Table, saturated: Forest) -> NDArray[np.bool_]:
+def collect_pairs(spec: PairsSpec) -> Counters:
+    """Commits pairs (smaller id first, sorted) at or over the threshold, so that a task of verify reads an image once.
+
+    Their similarities are made of the stored features, whatever precision was searched.
+    """
+    store = spec.inputs.root.open()
+    keys = [thinned_key(spec.thinned, lo, hi) for lo, hi in spec.ranges]
+    batches = [pa.table([*batch.columns], schema=SHUFFLED) for batch in read_column(store, keys, spec.number)]
+    rows = pa.concat_tables(batches)
+    pairs = np.unique(np.stack([rows["image_id"].to_numpy(), rows["match_id"].to_numpy()], axis=1), axis=0)
+    space = read_space(store, spec.space)
+    blocks = [pairs[at : at + PAIRS_AT_ONCE] for at in range(0, len(pairs), PAIRS_AT_ONCE)]
+    tables = [_compared(spec.inputs, space, block, spec.threshold) for block in blocks]
+    table = pa.concat_tables([CANDIDATE_SCHEMA.empty_table(), *tables])
+    write_table(store, pairs_key(spec.folder, *spec.ranges[spec.number]), table)
+    return {"pairs": table.num_rows}
+
+
+def _worth_comparing(directed: pa.Table, clusters: Forest) -> NDArray[np.bool_]:
+    """Which candidates (nearest first per query and split) are not left out inside a large cluster."""
     query, match = directed["image_id"].to_numpy(), directed["match_id"].to_numpy()
-    if not len(saturated.child):
-        return np.ones(len(query), bool)
-    root_q, root_m = labels_for(query, saturated), labels_for(match, saturated)
-    roots, children = np.unique(saturated.root, return_counts=True)
+    root_q, root_m = labels_for(query, clusters), labels_for(match, clusters)
+    roots, children = np.unique(clusters.root, return_counts=True)
     inside = (root_q == root_m) & np.isin(root_q, roots[children >= THINNED_FROM])
-    split = spec.inputs.codes_for(match).split
-    order = np.lexsort((match, -directed["similarity"].to_numpy(), split, query, ~inside))
-    lists = np.stack([query, split, inside], axis=1)[order]
-    starts = np.flatnonzero(np.r_[True, (lists[1:] != lists[:-1]).any(axis=1)])
-    rank = np.empty(len(query), np.int64)
-    rank[order] = np.arange(len(query)) - np.repeat(starts, np.diff(np.r_[starts, len(query)]))
-    return np.asarray(~inside | (rank < NEAREST_IN_CLUSTER), bool)
+    split = directed["split"].to_numpy()
+    at = np.flatnonzero(inside)
+    is_first = np.ones(len(at), bool)
+    is_first[1:] = (query[at][1:] != query[at][:-1]) | (split[at][1:] != split[at][:-1])
+    starts = np.flatnonzero(is_first)
+    rank = np.arange(len(at)) - np.repeat(starts, np.diff(np.append(starts, len(at))))
+    worth = np.ones(len(query), bool)
+    worth[at[rank >= NEAREST_IN_CLUSTER]] = False
+    return worth
 
 
-def _medoid_pairs(spec: PairsSpec, saturated: Forest) -> list[pa.Table]:
-    if not len(saturated.child):
-        return []
+def _medoid_pairs(spec: ThinSpec, clusters: Forest, lo: int, hi: int) -> Iterator[Pairs]:
+    """Pairs of the medoid with every other member, of the clusters whose smallest id is in [lo, hi)."""
+    ours = np.flatnonzero((clusters.root >= lo) & (clusters.root < hi))
+    if not len(ours):
+        return
     space = read_space(spec.inputs.root.open(), spec.space)
-    order = np.argsort(saturated.root, kind="stable")
-    roots, first = np.unique(saturated.root[order], return_index=True)
-    children = np.split(saturated.child[order], first[1:])
+    order = ours[np.argsort(clusters.root[ours], kind="stable")]
+    roots, first = np.unique(clusters.root[order], return_index=True)
     # a root is the smallest id of its cluster, and children ascend
-    clusters = [np.r_[root, own] for root, own in zip(roots, children, strict=True)]
-    population, tables = spec.inputs.population(), []
-    for batch in _batches(clusters):
+    members = [np.r_[root, own] for root, own in zip(roots, np.split(clusters.child[order], first[1:]), strict=True)]
+    population = spec.inputs.population()
+    for batch in _batches(members):
         take = population.take if len(batch) == 1 else _among(population.take(np.unique(np.concatenate(batch))))
-        tables += [_against_medoid(spec, space, members, take) for members in batch]
-    return tables
+        for ids in batch:
+            others = ids[ids != (medoid := _medoid(space, ids, take))]
+            yield np.stack([np.full(len(others), medoid), others], axis=1)
 
 
 def _batches(clusters: list[NDArray[np.int64]]) -> Iterator[list[NDArray[np.int64]]]:
@@ -113,36 +159,21 @@ def _among(rows: Representatives) -> Take:
     return take
 
 
-def _against_medoid(spec: PairsSpec, space: CopySpace, members: NDArray[np.int64], take: Take) -> pa.Table:
-    """The member nearest to the centroid of the cluster (ties: smaller id), and its pair with every other."""
+def _medoid(space: CopySpace, members: NDArray[np.int64], take: Take) -> int:
+    """The member nearest to the centroid of the cluster (ties: smaller id), among a sample of large ones."""
     sample = members if len(members) <= SAMPLED_MEMBERS else members[:: len(members) // SAMPLED_MEMBERS + 1]
     rows = take(sample)
     vectors = project_copy(space, rows.embeddings, rows.signatures)
     centroid = vectors.mean(axis=0, dtype=np.float64)
-    medoid = int(np.argmax(np.round(vectors @ centroid, 6)))
-    tables = []
-    for at in range(0, len(members), MEMBERS_AT_ONCE):
-        block = take(members[at : at + MEMBERS_AT_ONCE])
-        count = len(block.ids)
-        embeddings = np.repeat(rows.embeddings[medoid : medoid + 1], count, axis=0)
-        signatures = np.repeat(rows.signatures[medoid : medoid + 1], count, axis=0)
-        found = pair_similarities(space, embeddings, signatures, block.embeddings, block.signatures)
-        ids = np.full(count, sample[medoid])
-        columns = [ids, block.ids, found.copy, found.semantic, found.signature]
-        is_candidate = (ids != block.ids) & (found.copy >= spec.threshold)
-        tables.append(pa.table(columns, schema=CANDIDATE_SCHEMA).filter(pa.array(is_candidate)))
-    return _smaller_first(pa.concat_tables(tables))
+    return int(sample[np.argmax(np.round(vectors @ centroid, 6))])
 
 
-def _smaller_first(table: pa.Table) -> pa.Table:
-    a, b = table["image_id"].to_numpy(), table["match_id"].to_numpy()
-    columns = [np.minimum(a, b), np.maximum(a, b), *table.columns[2:]]
-    return pa.table(columns, schema=CANDIDATE_SCHEMA)
-
-
-def _unique(table: pa.Table) -> pa.Table:
-    a, b = table["image_id"].to_numpy(), table["match_id"].to_numpy()
-    order = np.lexsort((b, a))
-    a, b = a[order], b[order]
-    first = np.r_[True, (a[1:] != a[:-1]) | (b[1:] != b[:-1])] if len(a) else np.empty(0, bool)
-    return table.take(pa.array(order[first]))
+def _compared(inputs: Inputs, space: CopySpace, pairs: Pairs, threshold: float) -> pa.Table:
+    """The pairs (n, 2) at or over the threshold, with their canonical similarities."""
+    ids, place = np.unique(pairs, return_inverse=True)
+    rows = inputs.population().take(ids)
+    vectors = exact_vectors(space, rows.embeddings, rows.signatures)
+    i, j = place.reshape(pairs.shape).T
+    found = compare_rows(vectors, vectors, i, j)
+    columns = [pairs[:, 0], pairs[:, 1], found.copy, found.semantic, found.signature]
+    return pa.table(columns, schema=CANDIDATE_SCHEMA).filter(pa.array(found.copy >= threshold))

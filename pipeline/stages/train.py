@@ -1,18 +1,15 @@
-"""Train stage: the moments of the data set, the copy space with its null, and the centroids of its lists.
+"""Train stage: the moments of the data set, and the copy space with its null.
 
 Of two audits that train one thing at once the first stays: tasks of the other may have read it already.
 """
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.kernels.moments import Moments, blend, moments_of
-from pipeline.kernels.routing import choose_nlist, split_long_lists, train_centroids
 from pipeline.kernels.sampling import stable_sample_limit
 from pipeline.kernels.space import (
     CopySpace,
@@ -20,35 +17,29 @@ from pipeline.kernels.space import (
     normalise_embeddings,
     normalise_signatures,
     project_copy,
-    project_semantic,
     space_to_bytes,
     train_copy_space,
 )
 from pipeline.kernels.threshold import NullTail, blend_null, fit_null, null_histogram
-from pipeline.layout.exact import Representatives, concatenate
+from pipeline.layout.exact import Representatives
 from pipeline.layout.fingerprint import plain
 from pipeline.layout.inputs import READ_BLOCK, Inputs
 from pipeline.layout.models import ModelRef, read_model
 from pipeline.layout.spaces import (
-    CENTROIDS,
     COPY_SPACE,
     MOMENTS,
     SPACE,
     DataMoments,
     data_moments_to_bytes,
     read_data_moments,
-    read_space,
 )
 from pipeline.layout.tables import json_bytes
 from pipeline.models.prior import copy_prior
 from pipeline.runner import Counters
-from pipeline.storage import Store
 
 VERSION = 1
 SAMPLE = 20_000
 NULL_SAMPLE = 8192
-ROWS_PER_LIST = 64
-SEED = 7
 
 
 @dataclass(frozen=True)
@@ -67,17 +58,6 @@ class SpaceSpec:
     moments: str
     model: ModelRef
     params: SpaceParams
-    folder: str
-    representatives: int
-
-
-@dataclass(frozen=True)
-class IndexSpec:
-    """A space whose lists are trained, into a folder; copy or semantic vectors."""
-
-    inputs: Inputs
-    space: str
-    is_copy: bool
     folder: str
     representatives: int
 
@@ -117,33 +97,13 @@ def train_space(spec: SpaceSpec) -> Counters:
     return {"sampled": own.embedding.count}
 
 
-def train_index(spec: IndexSpec) -> Counters:
-    """Commits the centroids of the lists, trained on a stable sample."""
-    store = spec.inputs.root.open()
-    nlist = choose_nlist(spec.representatives, 0)
-    rows = sample(spec.inputs, ROWS_PER_LIST * nlist, 1)
-    vectors = _vectors(store, spec, rows)
-    centroids = split_long_lists(vectors, train_centroids(vectors, nlist, SEED), SEED)
-    sink = io.BytesIO()
-    np.save(sink, centroids, allow_pickle=False)
-    store.put_if_absent(f"{spec.folder}/{CENTROIDS}", sink.getvalue())
-    return {"lists": len(centroids)}
-
-
 def sample(inputs: Inputs, limit: int, salt: int) -> Representatives:
-    """A stable sample of representatives: the ids of smallest hash, whatever the shards. Reads one block at a time."""
+    """A stable sample of representatives: the ids of smallest hash, whatever the shards."""
     population = inputs.population()
     total = inputs.opened_snapshot().total
     ids = [population.ids(lo, min(lo + READ_BLOCK, total)) for lo in range(0, max(total, 1), READ_BLOCK)]
     every = np.concatenate(ids)
-    chosen = every[stable_sample_limit(every, limit, salt)]
-    pieces = []
-    for lo in range(0, max(total, 1), READ_BLOCK):
-        inside = chosen[(chosen >= lo) & (chosen < lo + READ_BLOCK)]
-        found = population.read(lo, min(lo + READ_BLOCK, total))
-        at = np.searchsorted(found.ids, inside)
-        pieces.append(Representatives(*(getattr(found, name)[at] for name in Representatives.__dataclass_fields__)))
-    return concatenate(pieces)
+    return population.take(every[stable_sample_limit(every, limit, salt)])
 
 
 def spread(space: CopySpace, moments: Moments) -> float:
@@ -158,9 +118,3 @@ def _own_tail(spec: SpaceSpec, space: CopySpace) -> NullTail | None:
     vectors = project_copy(space, rows.embeddings, rows.signatures)
     # pairs of other classes only would leave out the look-alikes of one class, which become candidates too
     return fit_null(null_histogram(vectors, None), spec.representatives, "random pairs")
-
-
-def _vectors(store: Store, spec: IndexSpec, rows: Representatives) -> NDArray[np.float32]:
-    if spec.is_copy:
-        return project_copy(read_space(store, spec.space), rows.embeddings, rows.signatures)
-    return project_semantic(rows.embeddings)

@@ -18,7 +18,8 @@ from pipeline.kernels.verify_params import VerifyParams
 from pipeline.layout.edges import AGAIN, commit_edges
 from pipeline.layout.images import ImageObject, image_objects_of
 from pipeline.layout.inputs import Inputs
-from pipeline.layout.neighbours import EDGES, PAIRS
+from pipeline.layout.neighbours import EDGES
+from pipeline.layout.pairs import read_pairs
 from pipeline.layout.parts import part_name
 from pipeline.layout.tables import parquet_bytes, read_rows
 from pipeline.runner import Counters
@@ -149,7 +150,7 @@ def _by_similarity(store: Store, spec: VerifySpec, pairs: pa.Table) -> Counters:
 
 
 def _pairs(store: Store, spec: VerifySpec) -> pa.Table:
-    pairs = read_rows(store, f"{spec.pairs}/{PAIRS}", spec.lo, spec.hi)
+    pairs = read_pairs(store, spec.pairs, spec.lo, spec.hi)
     return pairs if spec.only is None else pairs.take(pa.array(np.array(spec.only, np.int64) - spec.lo))
 
 

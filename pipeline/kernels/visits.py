@@ -1,0 +1,148 @@
+"""Visits: which partitions a vector is sent to, as record batches that the join of a partition reads.
+
+A row of a batch is one vector at one partition, with the lists that it probes there. The partition that holds its own
+list owns it: there the row is in the database as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.errors import UsageError
+from pipeline.kernels.database import Database, build_database
+
+Int32 = NDArray[np.int32]
+Int64 = NDArray[np.int64]
+Float16 = NDArray[np.float16]
+
+NOT_OWNED = -1
+
+
+@dataclass(frozen=True)
+class Routed:
+    """Vectors with their lists, (n,) each: ids int64, split_mask uint64, vectors float16 (n, d).
+
+    own int32: the list that a vector is in, -1 where it only asks and is no answer; probes int32 (n, nprobe).
+    """
+
+    ids: Int64
+    split_mask: NDArray[np.uint64]
+    vectors: Float16
+    own: Int32
+    probes: Int32
+
+    def take(self, rows: Int64 | NDArray[np.bool_]) -> Routed:
+        """Some rows."""
+        return Routed(self.ids[rows], self.split_mask[rows], self.vectors[rows], self.own[rows], self.probes[rows])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def visit_schema(dimension: int) -> pa.Schema:
+    """Schema of the batches for vectors of so many numbers."""
+    return pa.schema(
+        [
+            pa.field("image_id", pa.int64()),
+            pa.field("split_mask", pa.uint64()),
+            pa.field("own", pa.int32()),
+            pa.field("lists", pa.list_(pa.int32())),
+            pa.field("vector", pa.binary(2 * dimension)),
+        ]
+    )
+
+
+def visits_by_partition(routed: Routed, partition_of: Int32, partitions: int) -> list[pa.RecordBatch]:
+    """One batch per partition, its rows in the order of `routed`. partition_of int32 (nlist,).
+
+    Raises UsageError for a list that has no partition.
+    """
+    count, width = routed.probes.shape
+    if len(partition_of) and not 0 <= int(partition_of.min()) <= int(partition_of.max()) < partitions:
+        raise UsageError(
+            f"visits: lists are in partitions up to {int(partition_of.max())}, want less than {partitions}"
+        )
+    visited = partition_of[routed.probes].ravel()
+    row = np.repeat(np.arange(count), width)
+    order = np.argsort(visited, kind="stable")
+    visited, row, lists = visited[order], row[order], routed.probes.ravel()[order]
+    is_first = np.ones(len(row), dtype=bool)
+    is_first[1:] = (visited[1:] != visited[:-1]) | (row[1:] != row[:-1])
+    start = np.append(np.flatnonzero(is_first), len(row))
+    bounds = np.searchsorted(visited[start[:-1]], np.arange(partitions + 1))
+    return [
+        _batch(routed, partition_of, number, row[start[lo:hi]], lists[start[lo] : start[hi]], start[lo : hi + 1])
+        for number, (lo, hi) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
+    ]
+
+
+def asking_batch(routed: Routed) -> pa.RecordBatch:
+    """A batch of rows that ask everywhere and are no answer: no lists are named."""
+    nowhere = np.zeros(len(routed) + 1, dtype=np.int64)
+    return _record_batch(routed, np.full(len(routed), NOT_OWNED, np.int32), np.empty(0, np.int32), nowhere)
+
+
+def visits_of(batches: Iterable[pa.RecordBatch], dimension: int) -> Routed:
+    """The rows of some batches, in order; probes are padded with -1, lists of other partitions left out."""
+    parts = [_routed(batch, dimension) for batch in batches]
+    return concatenate_routed(parts or [_routed(pa.RecordBatch.from_pylist([], visit_schema(dimension)), dimension)])
+
+
+def concatenate_routed(parts: Sequence[Routed]) -> Routed:
+    """The rows of one or more parts, in order."""
+    if len(parts) == 1:
+        return parts[0]
+    width = max(part.probes.shape[1] for part in parts)
+    probes = [np.pad(p.probes, ((0, 0), (0, width - p.probes.shape[1])), constant_values=-1) for p in parts]
+    return Routed(
+        np.concatenate([part.ids for part in parts]),
+        np.concatenate([part.split_mask for part in parts]),
+        np.concatenate([part.vectors for part in parts]),
+        np.concatenate([part.own for part in parts]),
+        np.concatenate(probes),
+    )
+
+
+def database_of(batches: Iterable[pa.RecordBatch], dimension: int) -> Database:
+    """The database of a partition: the rows of its batches that it owns."""
+    owned = [batch.filter(pa.array(batch.column("own").to_numpy() >= 0)) for batch in batches]
+    rows = visits_of(owned, dimension)
+    return build_database(rows.ids, rows.vectors, rows.split_mask, rows.own)
+
+
+def _batch(routed: Routed, partition_of: Int32, number: int, rows: Int64, lists: Int32, start: Int64) -> pa.RecordBatch:
+    own = routed.own[rows]
+    is_here = (own >= 0) & (partition_of[own] == number)
+    there = routed.take(rows)
+    return _record_batch(there, np.where(is_here, own, NOT_OWNED).astype(np.int32), lists, start - start[0])
+
+
+def _record_batch(rows: Routed, own: Int32, lists: Int32, start: Int64) -> pa.RecordBatch:
+    dimension = rows.vectors.shape[1]
+    vectors = pa.py_buffer(np.ascontiguousarray(rows.vectors, dtype=np.float16))
+    columns = [
+        pa.array(rows.ids),
+        pa.array(rows.split_mask),
+        pa.array(own),
+        pa.ListArray.from_arrays(pa.array(start.astype(np.int32)), pa.array(lists.astype(np.int32))),
+        pa.Array.from_buffers(pa.binary(2 * dimension), len(rows), [None, vectors]),
+    ]
+    return pa.record_batch(columns, schema=visit_schema(dimension))
+
+
+def _routed(batch: pa.RecordBatch, dimension: int) -> Routed:
+    lists = batch.column("lists")
+    size = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    probes = np.full((len(size), int(size.max(initial=1))), -1, dtype=np.int32)
+    probes[np.arange(probes.shape[1])[None, :] < size[:, None]] = lists.flatten().to_numpy()
+    column = batch.column("vector")
+    data = np.frombuffer(column.buffers()[1] or b"", dtype=np.float16)
+    at = column.offset * dimension
+    vectors = data[at : at + len(column) * dimension].reshape(len(column), dimension)
+    own = batch.column("own").to_numpy()
+    return Routed(batch.column("image_id").to_numpy(), batch.column("split_mask").to_numpy(), vectors, own, probes)

@@ -1,0 +1,154 @@
+"""Train lists: those of a space from a stable sample, in one task or, from 4,096 lists on, super list by super list.
+
+Of two audits that train one thing at once the first stays: tasks of the other may have read it already.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.kernels.database import searchable_rows
+from pipeline.kernels.npz import pack_arrays, unpack_arrays
+from pipeline.kernels.routing import one_level, partition_lists, route, split_long_lists, train_centroids
+from pipeline.kernels.space import project_copy, project_semantic
+from pipeline.kernels.two_level import expected_rows, stack_lists, sublist_counts, train_sublists, train_super
+from pipeline.kernels.visits import Routed, visits_by_partition, visits_of
+from pipeline.layout.indexes import LISTS, TrainedLists, lists_to_bytes, read_lists
+from pipeline.layout.inputs import Inputs
+from pipeline.layout.shuffle import read_batch, write_batches
+from pipeline.layout.spaces import read_space
+from pipeline.layout.tables import read_object
+from pipeline.runner import Counters
+from pipeline.stages.train import sample
+
+VERSION = 2
+ROWS_PER_LIST = 64
+SEED = 7
+SUPERS, SAMPLE = "supers.npz", "sample.shuffle"
+
+
+@dataclass(frozen=True)
+class ListsSpec:
+    """So many lists of a space, into a folder. space: the copy space's folder, "" for the semantic one.
+
+    first, last: super lists of a task that trains their lists.
+    """
+
+    inputs: Inputs
+    space: str
+    nlist: int
+    folder: str
+    first: int = 0
+    last: int = 0
+
+
+@dataclass(frozen=True)
+class PartitionsSpec:
+    """Lists of a folder, grouped into partitions of at most so many of `representatives`, into file `name`."""
+
+    inputs: Inputs
+    folder: str
+    representatives: int
+    most_rows: int
+    name: str
+
+
+def train_one_level(spec: ListsSpec) -> Counters:
+    """Commits all lists at once."""
+    vectors, _ = _sampled(spec)
+    centroids = split_long_lists(vectors, train_centroids(vectors, min(spec.nlist, len(vectors)), SEED), SEED)
+    own, _ = route(vectors, centroids, 1)
+    trained = TrainedLists(one_level(centroids), np.bincount(own, minlength=len(centroids)).astype(np.int64))
+    spec.inputs.root.open().put_if_absent(f"{spec.folder}/{LISTS}", lists_to_bytes(trained))
+    return {"lists": len(centroids)}
+
+
+def train_supers(spec: ListsSpec) -> Counters:
+    """Commits the super lists, how many lists each gets, and the sample by super list."""
+    store = spec.inputs.root.open()
+    vectors, ids = _sampled(spec)
+    supers = train_super(vectors, spec.nlist, SEED)
+    own, probes = route(vectors, supers, 1)
+    counts = sublist_counts(np.bincount(own, minlength=len(supers)), spec.nlist)
+    routed = Routed(ids, np.ones(len(ids), np.uint64), vectors.astype(np.float16), own, probes)
+    batches = visits_by_partition(routed, np.arange(len(supers), dtype=np.int32), len(supers))
+    write_batches(store, f"{spec.folder}/{SAMPLE}", batches)
+    store.put_if_absent(f"{spec.folder}/{SUPERS}", pack_arrays({"supers": supers, "counts": counts}))
+    return {"supers": len(supers)}
+
+
+def train_below(spec: ListsSpec) -> Counters:
+    """Commits the lists of super lists [first, last)."""
+    store = spec.inputs.root.open()
+    supers, counts = read_supers(spec)
+    last = min(spec.last, len(supers))
+    parts = []
+    for number in range(spec.first, last):
+        batch = read_batch(store, f"{spec.folder}/{SAMPLE}", number)
+        rows = visits_of([batch], supers.shape[1]).vectors.astype(np.float32)
+        parts.append(train_sublists(rows, int(counts[number]), SEED))
+    arrays = {
+        "centroids": np.concatenate([supers[:0], *(part.centroids for part in parts)]),
+        "rows": np.concatenate([counts[:0], *(part.rows for part in parts)]),
+        "size": np.array([len(part.centroids) for part in parts], np.int64),
+    }
+    store.put_if_absent(below_key(spec.folder, spec.first), pack_arrays(arrays))
+    return {"lists": len(arrays["rows"])}
+
+
+def stack(spec: ListsSpec) -> Counters:
+    """Commits the lists of all super lists as one, and lets go of the sample."""
+    store = spec.inputs.root.open()
+    supers, _ = read_supers(spec)
+    keys = [info.key for info in store.list(f"{spec.folder}/below-")]
+    parts: list[NDArray[np.float32]] = []
+    rows: list[NDArray[np.int64]] = []
+    for key in keys:
+        arrays = read_object(store, key, lambda data: unpack_arrays(data, ("centroids", "rows", "size"), "lists"))
+        parts += np.split(arrays["centroids"], np.cumsum(arrays["size"])[:-1])
+        rows.append(arrays["rows"])
+    trained = TrainedLists(stack_lists(supers, parts), np.concatenate(rows))
+    store.put_if_absent(f"{spec.folder}/{LISTS}", lists_to_bytes(trained))
+    store.delete(f"{spec.folder}/{SAMPLE}")
+    return {"lists": len(trained.rows)}
+
+
+def partition(spec: PartitionsSpec) -> Counters:
+    """Commits the partition of each list, int32 (nlist,)."""
+    store = spec.inputs.root.open()
+    trained = read_lists(store, spec.folder)
+    expected = expected_rows(trained.rows, spec.representatives)
+    found = partition_lists(trained.lists.centroids, expected, spec.most_rows)
+    sink = io.BytesIO()
+    np.save(sink, found, allow_pickle=False)
+    store.put_if_absent(f"{spec.folder}/{spec.name}", sink.getvalue())
+    return {"partitions": int(found.max(initial=-1)) + 1}
+
+
+def below_key(folder: str, first: int) -> str:
+    """Key of the lists of some super lists."""
+    return f"{folder}/below-{first:06d}.npz"
+
+
+def read_supers(spec: ListsSpec) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Super lists float32 (s, d) and how many lists each gets, int64 (s,)."""
+    store = spec.inputs.root.open()
+    names = ("supers", "counts")
+    arrays = read_object(store, f"{spec.folder}/{SUPERS}", lambda data: unpack_arrays(data, names, "super lists"))
+    return arrays["supers"], arrays["counts"]
+
+
+def _sampled(spec: ListsSpec) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Unit vectors of the sample that have a direction, and their ids."""
+    rows = sample(spec.inputs, ROWS_PER_LIST * spec.nlist, 1)
+    if spec.space:
+        space = read_space(spec.inputs.root.open(), spec.space)
+        vectors = project_copy(space, rows.embeddings, rows.signatures)
+    else:
+        vectors = project_semantic(rows.embeddings)
+    usable = searchable_rows(vectors)
+    return vectors[usable], rows.ids[usable]
