@@ -42,6 +42,9 @@ CASES = [
     ("annotations/*/codes.arrow", ORDER[2:]),
     ("exact/*/sizes-*.arrow", ("exact/*/summary.json", *ORDER[3:])),
     ("exact/*/representatives-*.arrow", ORDER[3:]),
+    ("scores/*/heads.arrow", ("scores/*/totals.npz",)),
+    ("edges/*/*/*/ends.arrow", ()),
+    ("edges/*/*/*/indexed-*.arrow", ("edges/*/*/*/ends.arrow",)),
 ]
 ALWAYS = {0, 2, 3, 5, 8, 10, 12, 15, 17, 18}
 

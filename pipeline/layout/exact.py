@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -88,6 +89,26 @@ class ExactGroups:
             hit = self.image_id[at] == ids
             found[hit] = self.representative_id[at[hit]]
         return found
+
+    @cached_property
+    def by_representative(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows by representative, then id, and the representatives in that order; sorted once per process."""
+        order = np.argsort(self.representative_id, kind="stable")
+        return order, self.representative_id[order]
+
+    def rows_of(self, representatives: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of the members of some representatives (ascending), by representative, then id."""
+        order, heads = self.by_representative
+        start, stop = np.searchsorted(heads, representatives, "left"), np.searchsorted(heads, representatives, "right")
+        found: NDArray[np.int64] = order[ranges_of(start, stop)]
+        return found
+
+
+def ranges_of(start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[np.int64]:
+    """All of start[0] to stop[0], then all of start[1] to stop[1], and so on."""
+    size = stop - start
+    places: NDArray[np.int64] = np.arange(size.sum()) + np.repeat(start - (np.cumsum(size) - size), size)
+    return places
 
 
 @dataclass(frozen=True)

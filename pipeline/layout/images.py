@@ -64,8 +64,10 @@ def image_objects_of(store: Store, snapshot: Snapshot, ids: NDArray[np.int64]) -
 def paths_of(rows: pa.Table, snapshot: Snapshot) -> pa.Array:
     """Where the file or object of each catalog row is: source, `/`, key; null where the key is not UTF-8."""
     prefixes = pa.array([f"{source.uri.rstrip('/')}/" for source in snapshot.sources], pa.string())
-    keys = [_text_key(*key) for key in zip(rows["uri"].to_pylist(), rows["raw_key"].to_pylist(), strict=True)]
-    return pc.binary_join_element_wise(prefixes.take(rows["source"].combine_chunks()), pa.array(keys, pa.string()), "")
+    keys, raw_keys = rows["uri"].combine_chunks(), rows["raw_key"].combine_chunks()
+    if raw_keys.null_count < len(raw_keys):
+        keys = pa.array([*map(_text_key, keys.to_pylist(), raw_keys.to_pylist())], pa.string())
+    return pc.binary_join_element_wise(prefixes.take(rows["source"].combine_chunks()), keys, "")
 
 
 def _text_key(uri: str, raw_key: bytes | None) -> str | None:

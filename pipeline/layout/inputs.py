@@ -10,8 +10,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.kernels.components import Forest
 from pipeline.layout.annotations import NAMES, Codes, Vocabulary, read_codes, read_vocabulary
 from pipeline.layout.exact import (
+    SIZES,
     ExactGroups,
     Population,
     Representatives,
@@ -20,8 +22,9 @@ from pipeline.layout.exact import (
     read_pinned_features,
 )
 from pipeline.layout.features import FeatureSet
+from pipeline.layout.groups import read_forest
 from pipeline.layout.lookups import read_between, take_rows
-from pipeline.layout.root import Root
+from pipeline.layout.root import Root, kept
 from pipeline.layout.snapshots import Snapshot, read_snapshot, removed_ids
 
 READ_BLOCK = 131_072
@@ -53,6 +56,19 @@ class Inputs:
     def exact_groups(self) -> ExactGroups:
         """The exact groups."""
         return _exact_groups(self)
+
+    def forest(self, groups: str) -> Forest:
+        """All groups of a groups folder, 16 bytes per grouped image, read once per process."""
+        store = self.root.open()
+        return kept(store, groups, lambda: read_forest(store, groups))
+
+    def sizes_of(self, ids: NDArray[np.int64]) -> pa.Table:
+        """Columns of SIZE_SCHEMA of some ids (any order, repeats allowed), row-aligned."""
+        return take_rows(self.root.open(), self.exact, SIZES, ids)
+
+    def sizes(self, lo: int, hi: int) -> pa.Table:
+        """Columns of SIZE_SCHEMA of a range."""
+        return read_between(self.root.open(), self.exact, SIZES, lo, hi)
 
     def feature_set(self) -> FeatureSet:
         """The feature parts of this audit."""

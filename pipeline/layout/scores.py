@@ -12,12 +12,15 @@ from numpy.typing import NDArray
 
 from pipeline.kernels.labels import Confidence, Votes
 from pipeline.kernels.outliers import LabelCounts
+from pipeline.layout.lookups import open_lookup, write_lookup
 from pipeline.layout.parts import Part, list_parts
 from pipeline.layout.tables import read_table
 from pipeline.storage import Store
 
 SCORES, TOTALS = "scores", "totals"
 SUMMED = "totals.npz"
+HEADS = "heads.arrow"
+"""Scores of the representatives that stand for more than themselves: their copies are in every range."""
 SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.int64()),
@@ -44,18 +47,19 @@ class Totals:
 
 
 def totals_to_bytes(totals: Totals) -> bytes:
-    """The totals as npz without pickle."""
+    """The totals as npz without pickle; of histograms, the bins in use: those of 8,192 images are mostly empty."""
     sink = io.BytesIO()
-    np.savez_compressed(
-        sink,
-        outliers=totals.outliers,
-        areas=totals.areas,
-        label=totals.by_label.label,
-        bin=totals.by_label.bin,
-        count=totals.by_label.count,
-        micros=totals.confidence.micros,
-        judged=totals.confidence.count,
-    )
+    arrays: dict[str, Any] = {
+        "label": totals.by_label.label,
+        "bin": totals.by_label.bin,
+        "count": totals.by_label.count,
+        "micros": totals.confidence.micros,
+        "judged": totals.confidence.count,
+    }
+    for name, counts in (("outliers", totals.outliers), ("areas", totals.areas)):
+        used = np.flatnonzero(counts)
+        arrays |= {f"{name}_bins": np.array(len(counts)), f"{name}_bin": used, f"{name}_count": counts[used]}
+    np.savez(sink, **arrays)
     return sink.getvalue()
 
 
@@ -63,11 +67,17 @@ def totals_from_bytes(data: bytes) -> Totals:
     """The totals of `totals_to_bytes`."""
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
         return Totals(
-            arrays["outliers"],
-            arrays["areas"],
+            _histogram(arrays, "outliers"),
+            _histogram(arrays, "areas"),
             LabelCounts(arrays["label"], arrays["bin"], arrays["count"]),
             Confidence(arrays["micros"], arrays["judged"]),
         )
+
+
+def _histogram(arrays: Any, name: str) -> NDArray[np.int64]:
+    counts = np.zeros(int(arrays[f"{name}_bins"]), np.int64)
+    counts[arrays[f"{name}_bin"]] = arrays[f"{name}_count"]
+    return counts
 
 
 @dataclass(frozen=True)
@@ -91,19 +101,35 @@ class Scored:
         return Votes(start, flat_label, flat_share, self.column("vote_count"))
 
 
+def write_heads(store: Store, folder: str, heads: NDArray[np.int64]) -> None:
+    """Commits the scores of some representatives (ascending) where they are looked up; one pass over all scores."""
+    pieces = [SCHEMA.empty_table()]
+    for part in list_parts(store, folder, SCORES):
+        wanted = heads[slice(*np.searchsorted(heads, [part.lo, part.hi]))]
+        if len(wanted):
+            pieces.append(_rows_of(store, part, wanted))
+    write_lookup(store, f"{folder}/{HEADS}", pa.concat_tables(pieces))
+
+
 def read_scores(store: Store, folder: str, ids: NDArray[np.int64]) -> Scored:
-    """Scores of representatives, row-aligned with `ids` (any order, repeats allowed)."""
-    wanted, inverse = np.unique(ids, return_inverse=True)
-    pieces = [
-        table for part in list_parts(store, folder, SCORES) if (table := _rows_of(store, part, wanted)) is not None
-    ]
-    joined = pa.concat_tables(pieces).combine_chunks() if pieces else SCHEMA.empty_table()
-    return Scored(joined.take(pa.array(inverse.ravel())))
+    """Scores of representatives (ascending, unique). Those that stand for themselves alone should be of one range: the
+    whole range is read.
+    """
+    heads = open_lookup(store, f"{folder}/{HEADS}")
+    known = heads["image_id"].to_numpy()
+    at = np.searchsorted(known, ids)
+    is_head = np.zeros(len(ids), bool)
+    is_head[at < len(known)] = known[at[at < len(known)]] == ids[at < len(known)]
+    own = ids[~is_head]
+    pieces = [pa.Table.from_batches([heads.take(pa.array(at[is_head]))])]
+    for part in list_parts(store, folder, SCORES) if len(own) else []:
+        wanted = own[slice(*np.searchsorted(own, [part.lo, part.hi]))]
+        if len(wanted):
+            pieces.append(_rows_of(store, part, wanted))
+    order = np.argsort(np.r_[ids[is_head], own])
+    return Scored(pa.concat_tables(pieces).combine_chunks().take(pa.array(order)))
 
 
-def _rows_of(store: Store, part: Part, wanted: NDArray[np.int64]) -> pa.Table | None:
-    inside = wanted[(wanted >= part.lo) & (wanted < part.hi)]
-    if not len(inside):
-        return None
+def _rows_of(store: Store, part: Part, wanted: NDArray[np.int64]) -> pa.Table:
     table = read_table(store, part.key)
-    return table.take(pa.array(np.searchsorted(table["image_id"].to_numpy(), inside)))
+    return table.take(pa.array(np.searchsorted(table["image_id"].to_numpy(), wanted)))

@@ -29,17 +29,26 @@ from pipeline.kernels.outliers import (
     outlier_scores,
 )
 from pipeline.kernels.quality_checks import AREA_BINS, area_histogram
-from pipeline.layout.exact import ExactGroups, usable
-from pipeline.layout.features import read_feature_rows
-from pipeline.layout.groups import read_forest
+from pipeline.layout.exact import ExactGroups
 from pipeline.layout.inputs import Inputs
-from pipeline.layout.neighbours import NEIGHBOURS, TAIL
-from pipeline.layout.parts import list_parts, part_name
-from pipeline.layout.scores import SCHEMA, SCORES, SUMMED, TOTALS, Totals, totals_from_bytes, totals_to_bytes
+from pipeline.layout.neighbours import NEIGHBOUR_SCHEMA, NEIGHBOURS, TAIL
+from pipeline.layout.parts import Part, list_parts, part_name
+from pipeline.layout.root import kept
+from pipeline.layout.scores import (
+    SCHEMA,
+    SCORES,
+    SUMMED,
+    TOTALS,
+    Totals,
+    totals_from_bytes,
+    totals_to_bytes,
+    write_heads,
+)
 from pipeline.layout.tables import read_object, read_table, write_table
 from pipeline.runner import Counters
+from pipeline.storage import Store
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -90,8 +99,9 @@ def totals_key(folder: str, lo: int, hi: int) -> str:
 
 
 def sum_scores(spec: SumSpec) -> Counters:
-    """Commits the sums over all ranges."""
+    """Commits the scores of who stands for copies, and then the sums over all ranges."""
     store = spec.inputs.root.open()
+    write_heads(store, spec.folder, np.unique(spec.inputs.exact_groups().representative_id))
     keys = [info.key for info in store.list(f"{spec.folder}/{TOTALS}-")]
     parts = [read_object(store, key, totals_from_bytes) for key in keys]
     labels = len(spec.inputs.vocabulary().labels)
@@ -108,22 +118,35 @@ def sum_scores(spec: SumSpec) -> Counters:
 def _neighbour_rows(spec: ScoreSpec) -> tuple[pa.Table, NDArray[np.int64]]:
     """Neighbour rows of the range; those of the tail are replaced by what was searched until exact."""
     store = spec.inputs.root.open()
-    parts = [p for p in list_parts(store, spec.neighbours, NEIGHBOURS) if p.lo < spec.hi and spec.lo < p.hi]
-    rows = pa.concat_tables([read_table(store, part.key) for part in parts])
+    key = f"{spec.neighbours}/{part_name(NEIGHBOURS, spec.lo, spec.hi)}"
+    keys = [key] if store.exists(key) else [part.key for part in _parts_of(store, spec)]
+    rows = pa.concat_tables([read_table(store, key) for key in keys])
     ids = rows["image_id"].to_numpy()
-    inside = (ids >= spec.lo) & (ids < spec.hi)
+    if len(ids) and not (spec.lo <= ids.min() and ids.max() < spec.hi):
+        rows = rows.filter(pa.array((ids >= spec.lo) & (ids < spec.hi)))
+        ids = rows["image_id"].to_numpy()
     if not spec.tail:
-        return rows.filter(pa.array(inside)), np.empty(0, np.int64)
-    tail = read_table(store, f"{spec.tail}/{TAIL}")
-    searched = np.unique(tail["image_id"].to_numpy())
-    kept = rows.filter(pa.array(inside & ~np.isin(ids, searched)))
-    tail_ids = tail["image_id"].to_numpy()
-    ours = tail.filter(pa.array((tail_ids >= spec.lo) & (tail_ids < spec.hi)))
-    return pa.concat_tables([kept, ours.cast(kept.schema)]), searched
+        return rows, np.empty(0, np.int64)
+    tail = kept(store, f"{spec.tail}/{TAIL}", lambda: _sorted_tail(store, spec.tail))
+    first, last = np.searchsorted(tail["image_id"].to_numpy(), [spec.lo, spec.hi])
+    ours = tail.slice(first, last - first)
+    searched = np.unique(ours["image_id"].to_numpy())
+    others = rows.filter(pa.array(~np.isin(ids, searched)))
+    return pa.concat_tables([others, ours.cast(others.schema)]), searched
+
+
+def _sorted_tail(store: Store, folder: str) -> pa.Table:
+    """The neighbours of the tail by image, nearest first as they were."""
+    rows = read_table(store, f"{folder}/{TAIL}").select(NEIGHBOUR_SCHEMA.names)
+    return rows.take(pa.array(np.argsort(rows["image_id"].to_numpy(), kind="stable")))
+
+
+def _parts_of(store: Store, spec: ScoreSpec) -> list[Part]:
+    return [part for part in list_parts(store, spec.neighbours, NEIGHBOURS) if part.lo < spec.hi and spec.lo < part.hi]
 
 
 def _neighbours(spec: ScoreSpec, ids: NDArray[np.int64], table: pa.Table) -> Neighbours:
-    forest = read_forest(spec.inputs.root.open(), spec.groups)
+    forest = spec.inputs.forest(spec.groups)
     query, match = table["image_id"].to_numpy(), table["match_id"].to_numpy()
     row = np.searchsorted(ids, query)
     order = np.argsort(row, kind="stable")
@@ -146,11 +169,12 @@ def _label_shares(inputs: Inputs, representatives: NDArray[np.int64]) -> LabelSh
 def members_of(
     inputs: Inputs, exact: ExactGroups, representatives: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """(representative, label code) of every member that the representatives stand for."""
-    grouped = np.isin(exact.representative_id, representatives)
-    alone = np.setdiff1d(representatives, exact.representative_id[grouped])
-    owner = np.concatenate([exact.representative_id[grouped], alone])
-    label = np.concatenate([exact.label[grouped], inputs.codes_for(alone).label])
+    """(representative, label code) of every member that the representatives (ascending) stand for."""
+    rows = exact.rows_of(representatives)
+    grouped = exact.representative_id[rows]
+    alone = np.setdiff1d(representatives, grouped)
+    owner = np.concatenate([grouped, alone])
+    label = np.concatenate([exact.label[rows], inputs.codes_for(alone).label])
     return owner, label
 
 
@@ -158,9 +182,9 @@ def _totals(spec: ScoreSpec, ids: NDArray[np.int64], scores: Scores, votes: Vote
     scored = ~np.isnan(scores.score)
     codes = spec.inputs.codes_for(ids)
     owner, label = members_of(spec.inputs, spec.inputs.exact_groups(), ids)
-    judged = np.unique(np.stack([owner, label.astype(np.int64)], axis=1)[label >= 0], axis=0)
-    query, given = np.searchsorted(ids, judged[:, 0]), judged[:, 1].astype(np.int32)
     labels = len(spec.inputs.vocabulary().labels)
+    judged = np.unique(np.searchsorted(ids, owner[label >= 0]) * max(labels, 1) + label[label >= 0])
+    query, given = judged // max(labels, 1), (judged % max(labels, 1)).astype(np.int32)
     return Totals(
         histogram(scores.score[scored], SCORE_BINS),
         _areas(spec),
@@ -170,10 +194,8 @@ def _totals(spec: ScoreSpec, ids: NDArray[np.int64], scores: Scores, votes: Vote
 
 
 def _areas(spec: ScoreSpec) -> NDArray[np.int64]:
-    store = spec.inputs.root.open()
-    columns = ["image_id", "status", "width", "height"]
-    rows = read_feature_rows(store, spec.inputs.feature_set(), spec.lo, spec.hi, columns)
-    ok = rows.filter(pa.array(usable(rows, spec.inputs.gone())))
+    sizes = spec.inputs.sizes(spec.lo, spec.hi)
+    ok = sizes.filter(sizes["is_usable"])
     counts: NDArray[np.int64] = area_histogram(ok["width"].to_numpy(), ok["height"].to_numpy())
     return counts
 

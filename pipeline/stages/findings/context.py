@@ -15,17 +15,19 @@ from pipeline.kernels.groups import KeeperPolicy
 from pipeline.kernels.labels import LabelRule
 from pipeline.kernels.outliers import OutlierRule
 from pipeline.kernels.quality_checks import QualityLimits
-from pipeline.layout.annotations import Vocabulary, names_of
-from pipeline.layout.edges import edge_tables
-from pipeline.layout.exact import ExactGroups, usable
+from pipeline.layout.annotations import Codes, Vocabulary, names_of
+from pipeline.layout.edge_index import edges_at
+from pipeline.layout.exact import ExactGroups, is_live, ranges_of, usable
 from pipeline.layout.features import read_feature_rows
-from pipeline.layout.groups import read_forest
 from pipeline.layout.images import paths_of
 from pipeline.layout.inputs import Inputs
-from pipeline.layout.snapshots import Snapshot, catalog_rows, catalog_rows_of
-from pipeline.schemas import EDGES as EDGES_TABLE
+from pipeline.layout.scores import Scored, read_scores
+from pipeline.layout.snapshots import Snapshot
 from pipeline.schemas import FEATURE_ROWS, TABLES
+from pipeline.stages.findings.edge_index import require_edge_index
 from pipeline.storage import Store
+
+NAME_COLUMNS = ("uri", "source", "raw_key")
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,11 @@ class FindingsSpec:
 
 @dataclass(frozen=True)
 class Graph:
-    """Groups and verified edges of the whole data set, read once per process."""
+    """Groups of the whole data set, read once per process, and verified edges, read as they are asked for."""
 
+    store: Store
     forest: Forest
-    by_root: NDArray[np.int64]
-    edges: pa.Table
+    edges: str
     exact: ExactGroups
 
     def groups_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -68,18 +70,29 @@ class Graph:
         found: NDArray[np.int64] = labels_for(ids, self.forest)
         return found
 
+    @cached_property
+    def _by_root(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Children by root, then id, and their roots."""
+        order = np.argsort(self.forest.root, kind="stable")  # children ascend
+        return self.forest.child[order], self.forest.root[order]
+
+    @cached_property
+    def _roots(self) -> NDArray[np.int64]:
+        return np.unique(self._by_root[1])
+
     def members(self, groups: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sorted ids of all images of some groups; a group of one is itself."""
-        roots = self.forest.root[self.by_root]
-        start, stop = np.searchsorted(roots, groups, "left"), np.searchsorted(roots, groups, "right")
-        size = stop - start
-        at = np.arange(size.sum()) + np.repeat(start - (np.cumsum(size) - size), size)
-        return np.union1d(groups, self.forest.child[self.by_root[at]])
+        children, roots = self._by_root
+        at = ranges_of(np.searchsorted(roots, groups, "left"), np.searchsorted(roots, groups, "right"))
+        return np.union1d(groups, children[at])
 
     def roots_in(self, lo: int, hi: int) -> NDArray[np.int64]:
-        """Groups of two or more whose id is in [lo, hi)."""
-        roots = np.unique(self.forest.root)
-        return roots[(roots >= lo) & (roots < hi)]
+        """Groups of two or more whose id is in [lo, hi), ascending."""
+        return self._roots[slice(*np.searchsorted(self._roots, [lo, hi]))]
+
+    def edges_at(self, ids: NDArray[np.int64]) -> pa.Table:
+        """The edges with an end among some representatives, each once."""
+        return edges_at(self.store, self.edges, ids)
 
 
 class Range:
@@ -101,7 +114,7 @@ class Range:
     @cached_property
     def live(self) -> NDArray[np.bool_]:
         """Which rows are in the snapshot."""
-        return ~np.isin(self.features["image_id"].to_numpy(), self.spec.inputs.gone())
+        return is_live(self.features["image_id"].to_numpy(), self.spec.inputs.gone())
 
     @cached_property
     def ok(self) -> NDArray[np.bool_]:
@@ -109,37 +122,59 @@ class Range:
         return usable(self.features, self.spec.inputs.gone())
 
     @cached_property
+    def representatives(self) -> NDArray[np.int64]:
+        """The representative of every ok row."""
+        ids = self.features["image_id"].to_numpy()[self.ok]
+        return self.graph.exact.representatives_of(ids)
+
+    @cached_property
+    def edges(self) -> pa.Table:
+        """The edges of the representatives of the ok rows."""
+        return self.graph.edges_at(self.representatives)
+
+    @cached_property
+    def scored(self) -> tuple[Scored, NDArray[np.int64]]:
+        """Scores of the representatives of the ok rows, each once, and which of them is that of each ok row."""
+        unique, row = np.unique(self.representatives, return_inverse=True)
+        return read_scores(self.store, self.spec.scores, unique), row.ravel()
+
+    @cached_property
     def subjects(self) -> pa.Table:
         """image_id, uri, split, label and source of every row of the range."""
-        codes = self.spec.inputs.codes(self.spec.lo, self.spec.hi)
-        return self._named(self.catalog, codes.split, codes.label)
+        return self._named(np.arange(self.spec.lo, self.spec.hi), self.catalog, self.codes)
 
     @cached_property
     def catalog(self) -> pa.Table:
-        """Catalog rows of the range."""
-        return catalog_rows(self.store, self.snapshot, self.spec.lo, self.spec.hi)
+        """Names of the range."""
+        return self.spec.inputs.catalog_rows(self.spec.lo, self.spec.hi, NAME_COLUMNS).combine_chunks()
 
     def paths(self) -> pa.Array:
         """Where every image of the range is."""
         return paths_of(self.catalog, self.snapshot)
 
     @cached_property
-    def codes(self) -> Any:
+    def codes(self) -> Codes:
         """Split and label codes of the range."""
         return self.spec.inputs.codes(self.spec.lo, self.spec.hi)
 
     def subjects_of(self, ids: NDArray[np.int64]) -> pa.Table:
         """image_id, uri, split, label and source of some ids, row-aligned (any order, repeats allowed)."""
-        codes = self.spec.inputs.codes_for(ids)
-        return self._named(catalog_rows_of(self.store, self.snapshot, ids), codes.split, codes.label)
+        inputs = self.spec.inputs
+        return self._named(ids, inputs.catalog_rows_of(ids, NAME_COLUMNS), inputs.codes_for(ids))
 
-    def _named(self, rows: pa.Table, split: NDArray[np.int32], label: NDArray[np.int32]) -> pa.Table:
+    def uris_of(self, ids: NDArray[np.int64]) -> pa.Array:
+        """Names of images; null for id -1."""
+        known = ids >= 0
+        names = self.spec.inputs.catalog_rows_of(ids[known], NAME_COLUMNS[:1])["uri"].combine_chunks()
+        return names.take(pa.array(np.cumsum(known) - 1, mask=~known))
+
+    def _named(self, ids: NDArray[np.int64], rows: pa.Table, codes: Codes) -> pa.Table:
         return pa.table(
             {
-                "image_id": rows["image_id"],
+                "image_id": ids,
                 "uri": rows["uri"],
-                "split": names_of(split, self.vocabulary.splits),
-                "label": names_of(label, self.vocabulary.labels),
+                "split": names_of(codes.split, self.vocabulary.splits),
+                "label": names_of(codes.label, self.vocabulary.labels),
                 "source": rows["source"],
             }
         )
@@ -149,10 +184,8 @@ class Range:
 def open_graph(inputs: Inputs, edges: str, groups: str) -> Graph:
     """The graph of an audit."""
     store = inputs.root.open()
-    forest = read_forest(store, groups)
-    parts = [*edge_tables(store, edges)]
-    table = pa.concat_tables(parts).combine_chunks() if parts else EDGES_TABLE.empty()
-    return Graph(forest, np.lexsort((forest.child, forest.root)), table, inputs.exact_groups())
+    require_edge_index(store, edges)
+    return Graph(store, inputs.forest(groups), edges, inputs.exact_groups())
 
 
 def subject_columns(subjects: pa.Table, prefix: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.kernels.components import group_sizes
@@ -22,11 +23,9 @@ from pipeline.kernels.groups import (
 from pipeline.kernels.space import CopySpace, pair_similarities, project_copy
 from pipeline.layout.annotations import names_of
 from pipeline.layout.exact import Representatives
-from pipeline.layout.features import read_feature_rows
 from pipeline.layout.spaces import read_space
 from pipeline.stages.findings.context import Range, as_table, subject_columns
 
-BLOCK = 65_536
 PAIR_BLOCK = 4096  # 60 MB in float64
 
 
@@ -51,7 +50,7 @@ def groups_table(found: Range, members: GroupImages) -> pa.Table:
     keepers = _keepers(found, members)
     medoid_id, similarity = _medoids(found, members)
     linked = has_edge_to(medoid_id, members.representatives, _edges_at(found, medoid_id))
-    reasons = np.where(keepers.is_keeper, np.array(WINS)[keepers.reason], np.array(LOSES)[keepers.reason])
+    reasons = pa.array([*WINS, *LOSES]).take(pa.array(keepers.reason + np.where(keepers.is_keeper, 0, len(WINS))))
     return as_table(
         "groups",
         {
@@ -60,7 +59,7 @@ def groups_table(found: Range, members: GroupImages) -> pa.Table:
             "group_size": sizes.size[np.searchsorted(sizes.label, members.groups)],
             "medoid_id": medoid_id,
             "is_keeper": keepers.is_keeper,
-            "keeper_reason": pa.array(reasons.tolist(), pa.string()),
+            "keeper_reason": reasons,
             "similarity_to_medoid": similarity,
             "group_min_similarity": group_minimum(members.groups, similarity),
             "is_chained": chained(similarity, found.spec.rules.threshold, linked),
@@ -90,9 +89,9 @@ def label_conflicts_table(found: Range, members: GroupImages) -> pa.Table:
 
 def _keepers(found: Range, members: GroupImages) -> Keepers:
     ranks = found.spec.rules.keeper.ranks(list(found.vocabulary.splits))
-    rows = _feature_rows(found, members.ids)
+    rows = found.spec.inputs.sizes_of(members.ids)
     pixels = rows["width"].to_numpy().astype(np.int64) * rows["height"].to_numpy()
-    lengths = np.array([len(uri) for uri in members.subjects["uri"].to_pylist()], np.int64)
+    lengths = pc.utf8_length(members.subjects["uri"]).to_numpy().astype(np.int64)
     contenders = Contenders(
         members.groups, members.ids, ranks[members.codes.split], pixels, rows["size_bytes"].to_numpy(), lengths
     )
@@ -127,20 +126,6 @@ def _similarities(
 
 
 def _edges_at(found: Range, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The edges with an end among some ids, (e, 2): those of the whole data set would be sorted for every range."""
-    edges = np.stack([found.graph.edges[name].to_numpy() for name in ("image_id", "match_id")], axis=1)
-    found_edges: NDArray[np.int64] = edges[np.isin(edges, np.unique(ids)).any(axis=1)]
-    return found_edges
-
-
-def _feature_rows(found: Range, ids: NDArray[np.int64]) -> pa.Table:
-    """Size columns of some ids, row-aligned."""
-    features = found.spec.inputs.feature_set()
-    names = ["image_id", "width", "height", "size_bytes"]
-    wanted, inverse = np.unique(ids, return_inverse=True)
-    pieces = [read_feature_rows(found.store, features, 0, 0, names)]
-    for lo in np.unique(wanted // BLOCK) * BLOCK:
-        inside = wanted[(wanted >= lo) & (wanted < lo + BLOCK)]
-        rows = read_feature_rows(found.store, features, int(inside[0]), int(inside[-1]) + 1, names)
-        pieces.append(rows.take(pa.array(inside - inside[0])))
-    return pa.concat_tables(pieces).combine_chunks().take(pa.array(inverse.ravel()))
+    """The edges with an end among some ids, (e, 2)."""
+    edges = found.graph.edges_at(ids)
+    return np.stack([edges[name].to_numpy() for name in ("image_id", "match_id")], axis=1)

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from pipeline.kernels.histogram import percentile_of
 from pipeline.kernels.labels import judge, label_issues
 from pipeline.kernels.outliers import SCORE_BINS, label_percentiles, outlier_fence
 from pipeline.kernels.quality_checks import QualityMeasures, quality_issues, quality_scores
 from pipeline.layout.annotations import names_of
-from pipeline.layout.scores import Totals, read_scores
+from pipeline.layout.scores import Totals
 from pipeline.schemas import Status
 from pipeline.stages.findings.context import Range, as_table, subject_columns
 
@@ -63,14 +62,13 @@ def outliers_table(found: Range, totals: Totals) -> pa.Table:
     """How unlike its neighbours every ok image is; copies share their representative's score."""
     keep = pa.array(found.ok)
     subjects = found.subjects.filter(keep)
-    ids, label = subjects["image_id"].to_numpy(), found.codes.label[found.ok]
-    scored = read_scores(found.store, found.spec.scores, found.graph.exact.representatives_of(ids))
-    score = scored.column("score")
+    label = found.codes.label[found.ok]
+    scored, row = found.scored
+    score, nearest = scored.column("score")[row], scored.column("nearest_id")[row]
     fence = outlier_fence(totals.outliers, found.spec.rules.outliers)
     known = ~np.isnan(score)
     percentile = np.full(len(score), np.nan)
     percentile[known] = 100 * percentile_of(score[known], totals.outliers, SCORE_BINS)
-    nearest = scored.column("nearest_id")
     columns = {
         **subject_columns(subjects),
         "score": score,
@@ -78,9 +76,9 @@ def outliers_table(found: Range, totals: Totals) -> pa.Table:
         "percentile": np.round(percentile, 4),
         "label_percentile": np.round(100 * label_percentiles(totals.by_label, label, score), 4),
         "nearest_id": pa.array(nearest, mask=nearest < 0),
-        "nearest_uri": _uris_of(found, nearest),
-        "nearest_similarity": scored.column("nearest_similarity"),
-        "is_exact": scored.column("is_exact"),
+        "nearest_uri": found.uris_of(nearest),
+        "nearest_similarity": scored.column("nearest_similarity")[row],
+        "is_exact": scored.column("is_exact")[row],
     }
     return as_table("outliers", columns)
 
@@ -89,9 +87,8 @@ def labels_table(found: Range, totals: Totals) -> pa.Table:
     """How well the label of every labelled ok image agrees with the vote of its neighbours."""
     keep = found.ok & (found.codes.label >= 0)
     subjects, given = found.subjects.filter(pa.array(keep)), found.codes.label[keep]
-    representatives = found.graph.exact.representatives_of(subjects["image_id"].to_numpy())
-    unique, query = np.unique(representatives, return_inverse=True)
-    votes = read_scores(found.store, found.spec.scores, unique).votes()
+    scored, row = found.scored
+    votes, query = scored.votes(), row[keep[found.ok]]
     judged = judge(votes, query, given)
     suggested = judged.suggested
     columns = {
@@ -103,11 +100,3 @@ def labels_table(found: Range, totals: Totals) -> pa.Table:
         "vote_count": votes.count[query],
     }
     return as_table("labels", columns)
-
-
-def _uris_of(found: Range, ids: NDArray[np.int64]) -> pa.Array:
-    """Names of images; null for id -1."""
-    known = ids >= 0
-    names = found.subjects_of(ids[known])["uri"].combine_chunks()
-    index = np.cumsum(known) - 1
-    return names.take(pa.array(index, mask=~known))

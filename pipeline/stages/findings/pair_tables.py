@@ -38,7 +38,9 @@ def duplicates_table(found: Range) -> pa.Table:
 def _exact_pairs(found: Range) -> dict[str, pa.Array]:
     exact, spec = found.graph.exact, found.spec
     head = exact.representative_id
-    rows = np.flatnonzero((head != exact.image_id) & (head >= spec.lo) & (head < spec.hi))
+    order, heads = exact.by_representative
+    rows = order[slice(*np.searchsorted(heads, [spec.lo, spec.hi]))]
+    rows = rows[head[rows] != exact.image_id[rows]]
     content_of_head = exact.content_id[np.searchsorted(exact.image_id, head[rows])]
     same_bytes = exact.content_id[rows] == content_of_head
     count = len(rows)
@@ -63,7 +65,7 @@ def _exact_evidence(count: int) -> dict[str, Any]:
 
 
 def _edge_pairs(found: Range) -> dict[str, pa.Array]:
-    edges, spec = found.graph.edges, found.spec
+    edges, spec = found.edges, found.spec
     ids = edges["image_id"].to_numpy()
     kept = edges.filter(pa.array((ids >= spec.lo) & (ids < spec.hi)))
     return {name: kept[name].combine_chunks() for name in kept.column_names}
@@ -105,13 +107,10 @@ def leaks_table(found: Range) -> pa.Table:
 
 def _asked(found: Range) -> tuple[NDArray[np.int64], pa.Table]:
     """Images of the range that are in a group or whose representative has an edge, and those edges."""
-    ids = found.subjects["image_id"].to_numpy()[found.ok]
-    representatives = found.graph.exact.representatives_of(ids)
-    a, b = found.graph.edges["image_id"].to_numpy(), found.graph.edges["match_id"].to_numpy()
-    touching = np.isin(a, representatives) | np.isin(b, representatives)
-    edges = found.graph.edges.filter(pa.array(touching))
-    linked = np.isin(representatives, np.r_[a[touching], b[touching]])
-    grouped = (found.graph.groups_of(ids) != ids) | np.isin(ids, found.graph.forest.root)
+    ids, edges = found.subjects["image_id"].to_numpy()[found.ok], found.edges
+    linked = np.isin(found.representatives, np.r_[edges["image_id"].to_numpy(), edges["match_id"].to_numpy()])
+    roots = found.graph.roots_in(found.spec.lo, found.spec.hi)
+    grouped = (found.graph.groups_of(ids) != ids) | np.isin(ids, roots)
     return ids[linked | grouped], edges
 
 
