@@ -65,8 +65,13 @@ def collect(found: Contenders, queries: Int64, split: int, rows: Int64, similari
         floor[is_crowd] = np.inf
         found.crowded[queries[is_crowd], split] = True
     found.floor[queries, split] = floor
-    found.parts.append((queries[query] * found.limit.shape[1] + split, rows[column].astype(np.int32), values))
-    found.count += len(values)
+    add(found, queries[query] * found.limit.shape[1] + split, rows[column].astype(np.int32), values)
+
+
+def add(found: Contenders, slot: Int64, row: Int32, similarity: Float32) -> None:
+    """Add rows to slots as they are, all (m,); changes found."""
+    found.parts.append((slot, row, similarity))
+    found.count += len(slot)
     if found.count > _COMPACT_ROWS:
         compact(found)
 

@@ -5,8 +5,8 @@ so every row that may be among the nearest whatever those bits are is kept (`con
 float64 and rounded to 1e-6, and ties go to the smaller id. Where float32 leaves too many rows in question, that list is
 searched again in float64.
 
-Measured on one core beside a matrix product at 70 GF/s, 320-d float16 in 262,144 rows of 3 splits, 65,536 queries of 5
-lists: 51 us a query with `least` (the products alone 40), 109 without (k 10, 3 across); k 33 in one split, 10 lists: 160
+Measured on one core beside a matrix product at 70 GF/s, 320-d float16 in 262,144 rows of 3 splits, queries of 5
+lists: 51 us each with `least` (the products alone 40), 109 without (k 10, 3 across); k 33 in one split, 10 lists: 160
 (76).
 """
 
@@ -69,18 +69,20 @@ _SCALE = 10**DECIMALS
 _NOTHING = np.iinfo(np.int64).max
 
 
-class _Queries(NamedTuple):
+class Queries(NamedTuple):
+    """Checked queries: vectors as the database stores them, scale = 1 / norm."""
+
     ids: Int64
     vectors: NDArray[np.floating]
     scale: Float64
     mask: UInt64
     probes: Int32
 
-    def take(self, rows: Int64) -> _Queries:
-        return _Queries(self.ids[rows], self.vectors[rows], self.scale[rows], self.mask[rows], self.probes[rows])
+    def take(self, rows: Int64) -> Queries:
+        return Queries(self.ids[rows], self.vectors[rows], self.scale[rows], self.mask[rows], self.probes[rows])
 
 
-class _Search(NamedTuple):
+class Search(NamedTuple):
     """What queries are searched in: row and split int64 (e,) of the entries, which `lists` orders by list and split.
 
     id_rank int64 (n,) is the order of the database rows by id, by_id its inverse.
@@ -110,11 +112,10 @@ def join_lists(
     list and nprobe 1. One list over all splits is a mask of 1 everywhere and k_cross 0. Order, blocks and partitions of
     either side do not change the result. Raises UsageError for unequal shapes, zero or NaN queries.
     """
-    queries = _checked_queries(db, query_ids, xq, query_mask, probes)
+    queries = checked_queries(db, query_ids, xq, query_mask, probes)
     if len(query_ids) == 0 or len(db) == 0:
         return empty_hits()
-    cells = database_cells(db, params.k + 1)
-    return _join(_search_by_list(db, cells, params), queries)
+    return _join(_search_by_list(db, params), queries)
 
 
 def search_everything(
@@ -122,18 +123,23 @@ def search_everything(
 ) -> Hits:
     """Return `join_lists` of queries that probe every list: the exact answer, at the speed of one matrix product."""
     nowhere = np.zeros((len(query_ids), 1), dtype=np.int32)
-    queries = _checked_queries(db, query_ids, xq, query_mask, nowhere)
+    queries = checked_queries(db, query_ids, xq, query_mask, nowhere)
     if len(query_ids) == 0 or len(db) == 0:
         return empty_hits()
-    cells = database_cells(db, params.k + 1)
-    by_split = np.argsort(np.repeat(cells.split, np.diff(cells.start)), kind="stable")
+    return _join(search_of_everything(db, params), queries)
+
+
+def search_of_everything(db: Database, params: JoinParams) -> Search:
+    """Return a search in one list of all rows, split by split and by id."""
+    search = _search_by_list(db, params)
+    order = np.lexsort((search.id_rank[search.row], search.split))
     one = np.zeros(1, dtype=np.int32)
-    search = _search_by_list(db, cells, params)
-    lists = Cells(one, one.astype(np.int64), np.array([0, len(by_split)]), np.arange(len(by_split)))
-    return _join(search._replace(row=search.row[by_split], split=search.split[by_split], lists=lists), queries)
+    lists = Cells(one, one.astype(np.int64), np.array([0, len(order)]), np.arange(len(order)))
+    return search._replace(row=search.row[order], split=search.split[order], lists=lists)
 
 
-def _search_by_list(db: Database, cells: Cells, params: JoinParams) -> _Search:
+def _search_by_list(db: Database, params: JoinParams) -> Search:
+    cells = database_cells(db, params.k + 1)
     by_id = np.argsort(db.ids)
     id_rank = np.empty(len(db), dtype=np.int64)
     id_rank[by_id] = np.arange(len(db))
@@ -141,41 +147,51 @@ def _search_by_list(db: Database, cells: Cells, params: JoinParams) -> _Search:
     start = np.append(cells.start[first], len(cells.rows))
     lists = Cells(list_id, np.zeros(len(list_id), dtype=np.int64), start, np.arange(len(cells.rows)))
     split = np.repeat(cells.split, np.diff(cells.start))
-    return _Search(db, cells.rows, split, lists, id_rank, by_id, params)
+    return Search(db, cells.rows, split, lists, id_rank, by_id, params)
 
 
-def _join(search: _Search, queries: _Queries) -> Hits:
+def _join(search: Search, queries: Queries) -> Hits:
     nearby = np.argsort(queries.probes[:, 0], kind="stable")  # neighbours in one chunk share lists: longer products
     parts = [
         _join_chunk(search, queries.take(nearby[start : start + _QUERY_ROWS]))
         for start in range(0, len(nearby), _QUERY_ROWS)
     ]
-    hits = concatenate_hits(parts)
-    return hits.take(np.lexsort((hits.split, hits.query_id)))  # stable: the lists keep their order
+    return by_query(concatenate_hits(parts))
 
 
-def _checked_queries(db: Database, ids: Int64, xq: NDArray[np.floating], mask: UInt64, probes: Int32) -> _Queries:
+def by_query(hits: Hits) -> Hits:
+    """Return hits by query and split; each list of neighbours keeps its order."""
+    return hits.take(np.lexsort((hits.split, hits.query_id)))
+
+
+def checked_queries(db: Database, ids: Int64, xq: NDArray[np.floating], mask: UInt64, probes: Int32) -> Queries:
+    """Return the queries of a search. Raises UsageError for unequal shapes, zero or NaN rows."""
     shapes = (len(ids), len(xq), len(mask), len(probes))
     if len(set(shapes)) > 1 or xq.ndim != 2 or probes.ndim != 2 or (len(probes) and probes.shape[1] == 0):
         raise UsageError(f"join: ids, vectors, masks, probes have {shapes} rows, want equal, and two of them 2-d")
     if len(ids) and len(db) and xq.shape[1] != db.vectors.shape[1]:
         raise UsageError(f"join: queries have {xq.shape[1]} dimensions and the database {db.vectors.shape[1]}")
     stored = xq.astype(db.vectors.dtype)
-    return _Queries(np.asarray(ids, dtype=np.int64), stored, unit_scale(stored, "join queries"), mask, probes)
+    return Queries(np.asarray(ids, dtype=np.int64), stored, unit_scale(stored, "join queries"), mask, probes)
 
 
-def _join_chunk(search: _Search, queries: _Queries) -> Hits:
+def _join_chunk(search: Search, queries: Queries) -> Hits:
     """Return the hits of up to _QUERY_ROWS queries, by query and split."""
     params = search.params
-    splits = int(search.split.max()) + 1 if len(search.split) else 1
-    is_own = (queries.mask[:, None] >> np.arange(splits, dtype=np.uint64)) & np.uint64(1) == 1
-    found = no_contenders(np.where(is_own, params.k, params.k_cross), params)
+    found = nothing_found(search, queries)
     unit = unit_vectors(queries.vectors, queries.scale)
     for probes in _own_first(queries.probes) if params.least is None else [queries.probes]:
         for entries, _, visitors in visits(search.lists, probes):
             for start in range(0, len(entries), _BLOCK_ROWS):
                 _compare(search, found, entries[start : start + _BLOCK_ROWS], unit, visitors)
-    return _ranked(search, queries, found)
+    return ranked(search, queries, found)
+
+
+def nothing_found(search: Search, queries: Queries) -> Contenders:
+    """Return the start of a search: what is wanted of each query in each split."""
+    splits = np.arange(int(search.split.max()) + 1, dtype=np.uint64)
+    is_own = (queries.mask[:, None] >> splits) & np.uint64(1) == 1
+    return no_contenders(np.where(is_own, search.params.k, search.params.k_cross), search.params)
 
 
 def _own_first(probes: Int32) -> list[Int32]:
@@ -184,7 +200,7 @@ def _own_first(probes: Int32) -> list[Int32]:
     return [own, np.where(others == own, np.int32(-1), others)]
 
 
-def _compare(search: _Search, found: Contenders, entries: Int64, unit: Float32, visitors: Int64) -> None:
+def _compare(search: Search, found: Contenders, entries: Int64, unit: Float32, visitors: Int64) -> None:
     """Collect what queries may find among the entries of one list; unit float32 (n, d), visitors rows of it."""
     rows, split = search.row[entries], search.split[entries]
     vectors = search.db.unit(rows)
@@ -196,7 +212,7 @@ def _compare(search: _Search, found: Contenders, entries: Int64, unit: Float32, 
             collect(found, asking, int(split[first]), rows[first:last], similarity[:, first:last])
 
 
-def _ranked(search: _Search, queries: _Queries, found: Contenders) -> Hits:
+def ranked(search: Search, queries: Queries, found: Contenders) -> Hits:
     """Return the nearest of what was found, in total order: by query, split, similarity and id."""
     slot, row = compact(found)
     splits = found.limit.shape[1]
@@ -234,7 +250,7 @@ def _similarity_of(keys: Int64) -> Float64:
     return np.asarray((_SCALE - (keys >> 32)) / _SCALE, dtype=np.float64)
 
 
-def _cosines(db: Database, queries: _Queries, query: Int64, row: Int32) -> Float64:
+def _cosines(db: Database, queries: Queries, query: Int64, row: Int32) -> Float64:
     """Return the cosines of the pairs (query[i], row[i]), query ascending, in float64: (n,)."""
     similarity = np.empty(len(query))
     for start in range(0, len(query), _PAIRS):
@@ -246,7 +262,7 @@ def _cosines(db: Database, queries: _Queries, query: Int64, row: Int32) -> Float
     return similarity
 
 
-def _exact_keys(search: _Search, queries: _Queries, split: int, k: int) -> Int64:
+def _exact_keys(search: Search, queries: Queries, split: int, k: int) -> Int64:
     """Return the k smallest keys over all rows of the split in the probed lists, float64 throughout: (n, k)."""
     best = np.full((len(queries.ids), k), _NOTHING, dtype=np.int64)
     for entries, _, visitors in visits(search.lists, queries.probes):
@@ -260,7 +276,7 @@ def _exact_keys(search: _Search, queries: _Queries, split: int, k: int) -> Int64
     return np.sort(best, axis=1)
 
 
-def _improve(search: _Search, queries: _Queries, best: Int64, chosen: Int64, rows: Int64) -> None:
+def _improve(search: Search, queries: Queries, best: Int64, chosen: Int64, rows: Int64) -> None:
     """Put the rows' keys among the best of the chosen queries; best (n, k), rows ascending, is changed in place."""
     k = best.shape[1]
     q = queries.vectors[chosen].astype(np.float64) * queries.scale[chosen, None]

@@ -1,0 +1,80 @@
+"""The nearest neighbours by a graph in place of lists (HNSW): approximate, and exempt from equality over partitions.
+
+A graph per split is built by one thread in the order of ids, so the same rows give the same graph; other rows, or
+another partition, another one. What it finds is ranked as the join ranks it. MEASURED
+"""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import UsageError
+from pipeline.kernels.contenders import Contenders, add
+from pipeline.kernels.database import Database, Int64, UInt64, unit_vectors
+from pipeline.kernels.hits import Hits, JoinParams, empty_hits
+from pipeline.kernels.join import (
+    Queries,
+    Search,
+    by_query,
+    checked_queries,
+    nothing_found,
+    ranked,
+    search_of_everything,
+)
+
+MOST_LINKS = 256
+_BUILD_BREADTH = 80
+_LEAST_BREADTH = 64
+_BREADTH = 2  # times the rows fetched
+_FETCH = 2  # times the rows wanted
+_BLOCK_ROWS = 65_536
+
+
+def join_hnsw(
+    db: Database, query_ids: Int64, xq: NDArray[np.floating], query_mask: UInt64, params: JoinParams, m: int
+) -> Hits:
+    """Return about what `search_everything` returns, found in graphs of m links a row, one for each split present.
+
+    query_ids int64 (n,); xq float (n, d), taken at the database's precision; query_mask uint64 (n,); m 2 to 256.
+    Raises UsageError for unequal shapes, zero or NaN queries, m out of range.
+    """
+    if not 2 <= m <= MOST_LINKS:
+        raise UsageError(f"hnsw: {m} links a row, want 2 to {MOST_LINKS}")
+    nowhere = np.zeros((len(query_ids), 1), dtype=np.int32)
+    queries = checked_queries(db, query_ids, xq, query_mask, nowhere)
+    if len(query_ids) == 0 or len(db) == 0:
+        return empty_hits()
+    search = search_of_everything(db, params)
+    found = nothing_found(search, queries)
+    found.crowd = len(db)  # what the graph gives is ranked, however close it is
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # with more, the graph depends on which of them comes first
+    try:
+        for split in np.unique(search.split).tolist():
+            _search_graph(search, queries, found, split, m)
+    finally:
+        faiss.omp_set_num_threads(threads)
+    return by_query(ranked(search, queries, found))
+
+
+def _search_graph(search: Search, queries: Queries, found: Contenders, split: int, m: int) -> None:
+    """Add what the graph of one split gives to the queries that want something of it; changes found."""
+    rows = search.row[search.split == split]
+    graph = faiss.IndexHNSWFlat(search.db.vectors.shape[1], m, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction = _BUILD_BREADTH
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        graph.add(search.db.unit(rows[start : start + _BLOCK_ROWS]))
+    limit = found.limit[:, split]
+    for wanted in np.unique(limit[limit > 0]).tolist():
+        asking = np.flatnonzero(limit == wanted)
+        fetched = min(len(rows), _FETCH * (wanted + 1))
+        graph.hnsw.efSearch = max(_LEAST_BREADTH, _BREADTH * fetched)
+        for start in range(0, len(asking), _BLOCK_ROWS):
+            block = asking[start : start + _BLOCK_ROWS]
+            unit = unit_vectors(queries.vectors[block], queries.scale[block])
+            similarity, position = graph.search(unit, fetched)
+            query, rank = np.nonzero(position >= 0)
+            slot = block[query] * found.limit.shape[1] + split
+            add(found, slot, rows[position[query, rank]].astype(np.int32), similarity[query, rank])
