@@ -9,12 +9,16 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.kernels.components import (
+    Forest,
+    Touched,
     empty_forest,
     group_sizes,
     labels_for,
     merge_forests,
     star_forest,
+    touched_ids,
     union_dense,
+    union_forests,
 )
 
 EDGES = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=60)
@@ -99,6 +103,22 @@ def test_dense_union_equals_the_forest_for_any_chunks(edges, chunk):
     chunks = [arrays(edges[s : s + chunk]) for s in range(0, len(edges), chunk)]
     assert union_dense(41, chunks).tolist() == labels_for(np.arange(41), star_forest(*arrays(edges))).tolist()
     assert union_dense(41, chunks[::-1]).dtype == np.uint32
+
+
+@settings(max_examples=40, deadline=None)
+@given(EDGES, st.sampled_from([1, 7, 10**6]), st.integers(1, 6), st.integers(0, 3))
+def test_a_union_of_forests_equals_their_merger_over_a_span_and_over_a_list(edges, factor, shards, low):
+    a, b = (side + low * 100 for side in arrays(edges, factor))
+    forests = [star_forest(a[s::shards], b[s::shards]) for s in range(shards)]
+    touched = touched_ids(forests)
+    spans = [touched] + [Touched(low * 100, 40 * factor + 1)] * (factor < 10)
+    for nodes in spans:
+        slices = list(union_forests(nodes, iter(forests)))
+        found = Forest(*(np.concatenate([piece[side] for piece in slices] or [a[:0]]) for side in (0, 1)))
+        assert forest_dict(found) == forest_dict(merge_forests(forests))
+        assert (np.diff(found.child) > 0).all()
+    assert (touched.ids == np.union1d(a[a != b], b[a != b])).all()
+    assert (touched.nodes(touched.ids) == np.arange(touched.size)).all()
 
 
 def test_labels_and_sizes_of_groups():

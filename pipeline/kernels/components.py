@@ -150,8 +150,10 @@ class Touched(NamedTuple):
 
     def nodes(self, ids: Int64) -> Int64:
         """The node of each id."""
-        found = ids - self.low if self.ids is None else np.searchsorted(self.ids, ids)
-        return np.asarray(found, dtype=np.int64)
+        if self.ids is None:
+            return np.asarray(ids - self.low, dtype=np.int64)
+        wanted, inverse = np.unique(ids, return_inverse=True)  # a search of 20M ids in no order misses every cache
+        return np.asarray(np.searchsorted(self.ids, wanted)[inverse.ravel()], dtype=np.int64)
 
     def ids_of(self, first: int, last: int) -> Int64:
         """The ids of nodes [first, last)."""
@@ -159,10 +161,13 @@ class Touched(NamedTuple):
 
 
 def touched_ids(forests: Iterable[Forest]) -> Touched:
-    """The ids that some forests name, as a list: 8 bytes each, and as much again while it is made."""
-    found = np.empty(0, dtype=np.int64)
+    """The ids that some forests name, as a list: 8 bytes each, and three times as much while it is made."""
+    found, waiting = np.empty(0, dtype=np.int64), [np.empty(0, dtype=np.int64)]
     for forest in forests:
-        found = np.union1d(found, np.union1d(forest.child, forest.root))
+        waiting.append(np.union1d(forest.child, forest.root))
+        if sum(map(len, waiting)) > len(found):
+            found, waiting = np.unique(np.concatenate([found, *waiting])), []
+    found = np.unique(np.concatenate([found, *waiting]))
     return Touched(0, len(found), found)
 
 

@@ -29,7 +29,7 @@ from pipeline.plan.spaces import ChosenSpace
 from pipeline.runner import Task
 from pipeline.stages import contract, group, split
 
-TOUCHED_BYTES = 20  # of an id in a union over a list of ids: the list, as much while it is made, and its root
+TOUCHED_BYTES = 32  # of an id in a union over a list of ids, while that list is made
 MOST_ROUNDS = 200  # a chain in random order over a million ids took 17
 
 
