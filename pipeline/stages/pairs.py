@@ -27,6 +27,7 @@ NEAREST_IN_CLUSTER = 2
 THINNED_FROM = 64  # members: smaller clusters have at most k candidates each, which is little work anyway
 SAMPLED_MEMBERS = 65_536
 BATCH_MEMBERS = 65_536  # 60 MB of features; cluster by cluster, 385 members of 38 clusters took 2.7 s
+PAIRS_READ = 65_536  # 117 MB of features; 4,096 at a time opened each part of them over and over
 PAIRS_AT_ONCE = 4096
 """Pairs whose float64 vectors are held at once, 7 KB an image: 46,000 candidates of 8,400 images took 0.7 GB."""
 SHUFFLED = pa.schema([pa.field("image_id", pa.int64()), pa.field("match_id", pa.int64())])
@@ -95,8 +96,8 @@ def collect_pairs(spec: PairsSpec) -> Counters:
     rows = pa.concat_tables(batches)
     pairs = np.unique(np.stack([rows["image_id"].to_numpy(), rows["match_id"].to_numpy()], axis=1), axis=0)
     space = read_space(store, spec.space)
-    blocks = [pairs[at : at + PAIRS_AT_ONCE] for at in range(0, len(pairs), PAIRS_AT_ONCE)]
-    tables = [_compared(spec.inputs, space, block, spec.threshold) for block in blocks]
+    blocks = [pairs[at : at + PAIRS_READ] for at in range(0, len(pairs), PAIRS_READ)]
+    tables = [table for block in blocks for table in _compared(spec.inputs, space, block, spec.threshold)]
     table = pa.concat_tables([CANDIDATE_SCHEMA.empty_table(), *tables])
     write_table(store, pairs_key(spec.folder, *spec.ranges[spec.number]), table)
     return {"pairs": table.num_rows}
@@ -168,12 +169,14 @@ def _medoid(space: CopySpace, members: NDArray[np.int64], take: Take) -> int:
     return int(sample[np.argmax(np.round(vectors @ centroid, 6))])
 
 
-def _compared(inputs: Inputs, space: CopySpace, pairs: Pairs, threshold: float) -> pa.Table:
+def _compared(inputs: Inputs, space: CopySpace, pairs: Pairs, threshold: float) -> Iterator[pa.Table]:
     """The pairs (n, 2) at or over the threshold, with their canonical similarities."""
-    ids, place = np.unique(pairs, return_inverse=True)
-    rows = inputs.population().take(ids)
-    vectors = exact_vectors(space, rows.embeddings, rows.signatures)
-    i, j = place.reshape(pairs.shape).T
-    found = compare_rows(vectors, vectors, i, j)
-    columns = [pairs[:, 0], pairs[:, 1], found.copy, found.semantic, found.signature]
-    return pa.table(columns, schema=CANDIDATE_SCHEMA).filter(pa.array(found.copy >= threshold))
+    take = _among(inputs.population().take(np.unique(pairs)))
+    for at in range(0, len(pairs), PAIRS_AT_ONCE):
+        block = pairs[at : at + PAIRS_AT_ONCE]
+        ids, place = np.unique(block, return_inverse=True)
+        rows = take(ids)
+        vectors = exact_vectors(space, rows.embeddings, rows.signatures)
+        found = compare_rows(vectors, vectors, *place.reshape(block.shape).T)
+        columns = [block[:, 0], block[:, 1], found.copy, found.semantic, found.signature]
+        yield pa.table(columns, schema=CANDIDATE_SCHEMA).filter(pa.array(found.copy >= threshold))

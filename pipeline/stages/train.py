@@ -20,7 +20,7 @@ from pipeline.kernels.space import (
     space_to_bytes,
     train_copy_space,
 )
-from pipeline.kernels.threshold import NullTail, blend_null, fit_null, null_histogram
+from pipeline.kernels.threshold import NullTail, blend_null, distinct_rows, fit_null, null_histogram
 from pipeline.layout.exact import Representatives
 from pipeline.layout.fingerprint import plain
 from pipeline.layout.inputs import READ_BLOCK, Inputs
@@ -37,7 +37,7 @@ from pipeline.layout.tables import json_bytes
 from pipeline.models.prior import copy_prior
 from pipeline.runner import Counters
 
-VERSION = 1
+VERSION = 2
 SAMPLE = 20_000
 NULL_SAMPLE = 8192
 
@@ -116,5 +116,6 @@ def spread(space: CopySpace, moments: Moments) -> float:
 def _own_tail(spec: SpaceSpec, space: CopySpace) -> NullTail | None:
     rows = sample(spec.inputs, NULL_SAMPLE, 2)
     vectors = project_copy(space, rows.embeddings, rows.signatures)
+    vectors = vectors[distinct_rows(vectors)]
     # pairs of other classes only would leave out the look-alikes of one class, which become candidates too
     return fit_null(null_histogram(vectors, None), spec.representatives, "random pairs")
