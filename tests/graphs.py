@@ -151,8 +151,14 @@ class Graph:
         return found
 
 
+def on_disk(folder: Path) -> Root:
+    """A new root in a folder."""
+    folder.mkdir(parents=True)
+    return Root(str(folder), StorageConfig())
+
+
 def write_graph(
-    folder: Path,
+    place: Path | Root,
     total: int,
     pairs: Int64,
     similarity: NDArray[np.float64] | None = None,
@@ -160,8 +166,7 @@ def write_graph(
     part: int = 50,
 ) -> Graph:
     """A root with these pairs (n, 2), all near-identical unless told otherwise, in parts of `part`."""
-    graph = Graph(Root(str(folder), StorageConfig()), total)
-    folder.mkdir(parents=True)
+    graph = Graph(place if isinstance(place, Root) else on_disk(place), total)
     store = graph.root.open()
     store.put(f"spaces/planted/{COPY_SPACE}", space_to_bytes(space()))
     values = similarity if similarity is not None else np.full(len(pairs), 0.9)

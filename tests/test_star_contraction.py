@@ -10,11 +10,13 @@ import pytest
 from graphs import Dying, Graph, scipy_labels, shapes, write_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from s3_servers import moto_port, new_store, quick, use_credentials
 
 from pipeline.kernels.components import Forest, empty_forest, labels_for
 from pipeline.kernels.star_contraction import contract
 from pipeline.layout.groups import FOREST, labels_of, read_forest, read_forest_between
 from pipeline.layout.parts import list_parts
+from pipeline.layout.root import Root
 from pipeline.plan.components import Cuts
 
 SIZE = 700
@@ -134,6 +136,23 @@ def test_readers_of_a_range_and_of_some_ids(tmp_path: Path) -> None:
         inside = (whole.child >= lo) & (whole.child < hi)
         np.testing.assert_array_equal(found.child, whole.child[inside])
         np.testing.assert_array_equal(found.root, whole.root[inside])
+
+
+def test_an_object_store_gives_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_credentials(monkeypatch)
+    pairs = shapes(150)["shuffled chain"]
+    cuts = Cuts(pairs=60, fan_in=3, ids=50)
+    local = write_graph(tmp_path / "root", 150, pairs)
+    remote = write_graph(Root(new_store(moto_port()).uri, quick()), 150, pairs, part=100)
+
+    folder = local.group(cuts, memory_bytes=1)
+
+    assert remote.group(cuts, memory_bytes=1) == folder
+    assert committed(remote, folder) == committed(local, folder)
+    store, expected = remote.root.open(), scipy_labels(150, pairs)
+    assert labels_of(store, folder, np.array([149, 3, 60])).tolist() == expected[[149, 3, 60]].tolist()
+    whole = read_forest(store, folder)
+    assert read_forest_between(store, folder, 40, 110).child.tolist() == whole.child[39:109].tolist()
 
 
 def test_a_run_that_is_killed_between_any_two_tasks_goes_on_where_it_was(tmp_path: Path) -> None:

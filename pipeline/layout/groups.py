@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from pipeline.errors import ArtifactError, NotFound
 from pipeline.kernels.components import Forest, SpanningRows, empty_forest
 from pipeline.kernels.splitting import Pieces
-from pipeline.layout.edges import each_in_order
 from pipeline.layout.parts import Part, list_parts, part_name
 from pipeline.layout.tables import damaged, read_json, read_table, way_out, write_json, write_table
-from pipeline.storage import Store
+from pipeline.storage import Store, is_remote, read_ahead
 
 FOREST, STARS, SPANS = "forest", "stars", "spans"
 SPLIT = "split.json"
@@ -30,6 +29,8 @@ FOREST_IDS = 1 << 22
 """Ids of a part: at most 4M rows."""
 
 Int64 = NDArray[np.int64]
+T = TypeVar("T")
+_ROW_BYTES = 16
 
 STAR_SCHEMA = pa.schema([pa.field("image_id", pa.int64()), pa.field("group_id", pa.int64())])
 SPAN_SCHEMA = pa.schema(
@@ -92,18 +93,18 @@ def read_forest(store: Store, folder: str) -> Forest:
     parts = list_parts(store, folder, FOREST)
     if not parts:
         raise ArtifactError(f"{store.uri}/{folder}: its forest is gone. {way_out(folder, is_there=False)}")
-    return _joined([*each_in_order(store, parts, lambda part: read_stars(store, part.key))])
+    return _joined([*_in_order(store, parts, lambda part: read_stars(store, part.key))])
 
 
 def stars_between(store: Store, parts: Sequence[Part], lo: int, hi: int) -> Iterator[Forest]:
     """The rows of each of some forests, whatever they are named by, whose image_id is in [lo, hi)."""
-    return each_in_order(store, parts, lambda part: _between(store, part.key, lo, hi))
+    return _in_order(store, parts, lambda part: _between(store, part.key, lo, hi), hi - lo)
 
 
 def read_forest_between(store: Store, folder: str, lo: int, hi: int) -> Forest:
     """The rows of a forest whose image_id is in [lo, hi); only the row groups that may hold them are read."""
     parts = [part for part in list_parts(store, folder, FOREST) if part.lo < hi and part.hi > lo]
-    return _joined([*each_in_order(store, parts, lambda part: _between(store, part.key, lo, hi))])
+    return _joined([*stars_between(store, parts, lo, hi)])
 
 
 def labels_of(store: Store, folder: str, ids: Int64) -> Int64:
@@ -161,7 +162,7 @@ def read_stars(store: Store, key: str) -> Forest:
 
 def star_files(store: Store, parts: Sequence[Part]) -> Callable[[], Iterator[Forest]]:
     """What reads the forests of some parts, one at a time, as often as it is called."""
-    return lambda: each_in_order(store, parts, lambda part: read_stars(store, part.key))
+    return lambda: _in_order(store, parts, lambda part: read_stars(store, part.key))
 
 
 def write_spans(store: Store, key: str, rows: SpanningRows) -> None:
@@ -171,7 +172,7 @@ def write_spans(store: Store, key: str, rows: SpanningRows) -> None:
 
 def read_spans(store: Store, folder: str) -> Iterator[SpanningRows]:
     """The edges that hold large groups together, task by task."""
-    tables = each_in_order(store, list_parts(store, folder, SPANS), lambda part: read_table(store, part.key))
+    tables = _in_order(store, list_parts(store, folder, SPANS), lambda part: read_table(store, part.key))
     for rows in tables:
         yield SpanningRows(*(rows[name].to_numpy() for name in SPAN_SCHEMA.names))
 
@@ -215,6 +216,13 @@ def write_split(store: Store, folder: str, splits: Splits, sizes: Int64, left: i
     write_json(store, f"{folder}/{SPLIT}", summary)
 
 
+def _in_order(store: Store, parts: Sequence[Part], read: Callable[[Part], T], most: int = FOREST_IDS) -> Iterator[T]:
+    """What `read` gives for each part, in order; read ahead as far as parts of at most so many rows leave room."""
+    if not is_remote(store.uri):
+        return map(read, parts)
+    return read_ahead(parts, read, lambda part: _ROW_BYTES * min(part.hi - part.lo, most))
+
+
 def _as_forest(rows: pa.Table) -> Forest:
     return Forest(rows["image_id"].to_numpy(), rows["group_id"].to_numpy())
 
@@ -250,7 +258,8 @@ def _row_groups(store: Store, key: str, is_wanted: Callable[[Int64, Int64], NDAr
     path = store.local_path(key)
     try:
         source: Any = str(path) if path is not None else store.open(key)
-        with pq.ParquetFile(source, page_checksum_verification=True) as file:
+        # without a buffer, each column of each row group is a request of its own
+        with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=path is None) as file:
             every = [file.metadata.row_group(group) for group in range(file.metadata.num_row_groups)]
             found = [group.column(0).statistics for group in every if group.num_rows]
             low, high = (np.array([getattr(item, side) for item in found], np.int64) for side in ("min", "max"))
