@@ -176,3 +176,21 @@ def test_a_run_that_is_killed_between_any_two_tasks_goes_on_where_it_was(tmp_pat
     assert done == made
     assert committed(graph, folder) == committed(whole, folder)
     graph.group(cuts, Dying(0), memory_bytes=1)
+
+
+@pytest.mark.parametrize("after", [3, 6, 9, 14])
+def test_a_task_that_died_between_two_of_its_files_is_done_again(after: int, tmp_path: Path) -> None:
+    """What it sent to the other ranges is there, its own forest is not."""
+    pairs = shapes(400)["shuffled chain"]
+    cuts = Cuts(pairs=128, fan_in=3, ids=100)
+    whole = write_graph(tmp_path / "whole", 400, pairs)
+    folder = whole.group(cuts, memory_bytes=1)
+    graph = write_graph(tmp_path / "killed", 400, pairs)
+    done: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        graph.group(cuts, Dying(after, done), memory_bytes=1)
+    graph.root.open().delete(done[-1].split()[1])
+
+    graph.group(cuts, memory_bytes=1)
+
+    assert committed(graph, folder) == committed(whole, folder)
