@@ -56,12 +56,14 @@ def label_shares(representative: Array, label: Array) -> LabelShares:
     One entry per member, in any order: representative int64 (n,), label int (n,), < 0 for none.
     """
     labelled = label >= 0
-    members = np.stack([representative[labelled], label[labelled].astype(np.int64)], axis=1)
-    pairs, count = np.unique(members, axis=0, return_counts=True)
-    owner, first, size = np.unique(pairs[:, 0], return_index=True, return_counts=True)
-    total = np.add.reduceat(count, first) if len(owner) else count
-    share = count / np.repeat(total, size)
-    return LabelShares(owner, np.concatenate([first, [len(pairs)]]), pairs[:, 1].astype(np.int32), share)
+    owner, place = np.unique(representative[labelled], return_inverse=True)
+    kinds = int(label.max(initial=0)) + 1
+    # one number per (owner, label): rows of two take four times as long to sort
+    pairs, count = np.unique(place.ravel() * kinds + label[labelled], return_counts=True)
+    first = np.searchsorted(pairs // kinds, np.arange(len(owner) + 1))
+    total = np.add.reduceat(count, first[:-1]) if len(owner) else count
+    share = count / np.repeat(total, np.diff(first))
+    return LabelShares(owner, first, (pairs % kinds).astype(np.int32), share)
 
 
 @dataclass(frozen=True)

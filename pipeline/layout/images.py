@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ObjectChanged
 from pipeline.kernels.hashing import content_hash
+from pipeline.layout.inputs import Inputs
 from pipeline.layout.root import opened
-from pipeline.layout.snapshots import Snapshot, catalog_rows_of
+from pipeline.layout.snapshots import Snapshot
 from pipeline.sources.folder import decode_key
-from pipeline.storage import ObjectInfo, StorageConfig, Store
+from pipeline.storage import ObjectInfo, StorageConfig
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,11 @@ def image_object(row: dict[str, Any], snapshot: Snapshot) -> ImageObject:
     return ImageObject(snapshot.sources[row["source"]].uri, info)
 
 
-def image_objects_of(store: Store, snapshot: Snapshot, ids: NDArray[np.int64]) -> dict[int, ImageObject]:
-    """The objects of some ids."""
-    rows = catalog_rows_of(store, snapshot, ids).to_pylist()
-    return {row["image_id"]: image_object(row, snapshot) for row in rows}
+def image_objects_of(inputs: Inputs, ids: NDArray[np.int64]) -> dict[int, ImageObject]:
+    """The objects of some ids; costs by how many they are."""
+    snapshot = inputs.opened_snapshot()
+    rows = inputs.catalog_rows_of(ids).to_pylist()
+    return {image_id: image_object(row, snapshot) for image_id, row in zip(ids.tolist(), rows, strict=True)}
 
 
 def paths_of(rows: pa.Table, snapshot: Snapshot) -> pa.Array:

@@ -43,7 +43,7 @@ class Inputs:
 
     def opened_snapshot(self) -> Snapshot:
         """The pinned snapshot."""
-        return read_snapshot(self.root.open(), self.snapshot)
+        return _snapshot(self)
 
     def population(self) -> Population:
         """The reader of representatives, opened once per process."""
@@ -51,7 +51,7 @@ class Inputs:
 
     def vocabulary(self) -> Vocabulary:
         """Splits and labels of the snapshot."""
-        return read_vocabulary(self.root.open(), self.annotations)
+        return _vocabulary(self)
 
     def exact_groups(self) -> ExactGroups:
         """The exact groups."""
@@ -114,3 +114,13 @@ def _population(inputs: Inputs) -> Population:
 @lru_cache(maxsize=1)
 def _exact_groups(inputs: Inputs) -> ExactGroups:
     return read_exact(inputs.root.open(), inputs.exact)
+
+
+@lru_cache(maxsize=1)
+def _snapshot(inputs: Inputs) -> Snapshot:
+    return read_snapshot(inputs.root.open(), inputs.snapshot)
+
+
+@lru_cache(maxsize=1)
+def _vocabulary(inputs: Inputs) -> Vocabulary:
+    return read_vocabulary(inputs.root.open(), inputs.annotations)

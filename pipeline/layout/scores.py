@@ -50,9 +50,9 @@ def totals_to_bytes(totals: Totals) -> bytes:
     """The totals as npz without pickle; of histograms, the bins in use: those of 8,192 images are mostly empty."""
     sink = io.BytesIO()
     arrays: dict[str, Any] = {
-        "label": totals.by_label.label,
-        "bin": totals.by_label.bin,
-        "count": totals.by_label.count,
+        "label": totals.by_label.label.astype(np.int32),  # one each per image where labels have a thousand
+        "bin": totals.by_label.bin.astype(np.int32),
+        "count": totals.by_label.count.astype(np.int32),
         "micros": totals.confidence.micros,
         "judged": totals.confidence.count,
     }
@@ -69,7 +69,7 @@ def totals_from_bytes(data: bytes) -> Totals:
         return Totals(
             _histogram(arrays, "outliers"),
             _histogram(arrays, "areas"),
-            LabelCounts(arrays["label"], arrays["bin"], arrays["count"]),
+            LabelCounts(*(arrays[name].astype(np.int64) for name in ("label", "bin", "count"))),
             Confidence(arrays["micros"], arrays["judged"]),
         )
 

@@ -39,7 +39,7 @@ class PreparedImages:
         self._inputs, self._params, self._max_pixels = inputs, params, max_pixels
         self._order = list(dict.fromkeys(ids))
         self._place = {image_id: at for at, image_id in enumerate(self._order)}
-        self._objects = image_objects_of(inputs.root.open(), snapshot, np.array(sorted(self._order), np.int64))
+        self._objects = image_objects_of(inputs, np.array(sorted(self._order), np.int64))
         self._is_remote = any(is_remote(source.uri) for source in snapshot.sources)
         self._kept: OrderedDict[int, PreparedImage | None] = OrderedDict()
         self._bytes: dict[int, bytes | None] = {}

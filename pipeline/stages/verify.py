@@ -111,7 +111,7 @@ def quarantine(spec: VerifySpec, cause: str) -> Counters:
     pairs = _pairs(store, spec)
     (row,) = pairs.to_pylist()
     ids = (row["image_id"], row["match_id"])
-    images = image_objects_of(store, spec.inputs.opened_snapshot(), np.array(ids, np.int64))
+    images = image_objects_of(spec.inputs, np.array(ids, np.int64))
     if cause == Status.TIMEOUT.value:
         for image_id in ids:
             _read_bytes(images[image_id], spec.inputs.root.storage)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from pipeline.kernels.leaks import LEAKING
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.parts import part_name
+from pipeline.layout.root import kept
 from pipeline.layout.scores import SUMMED, totals_from_bytes
 from pipeline.layout.tables import json_bytes, read_object, read_table, write_table
 from pipeline.runner import Counters
@@ -50,7 +51,8 @@ class SummarySpec:
 def publish_range(spec: FindingsSpec) -> Counters:
     """Commits every table of a range."""
     found = Range(spec)
-    totals = read_object(found.store, f"{spec.scores}/{SUMMED}", totals_from_bytes)
+    key = f"{spec.scores}/{SUMMED}"
+    totals = kept(found.store, key, lambda: read_object(found.store, key, totals_from_bytes))
     members = GroupImages(found)
     tables = {
         "duplicates": duplicates_table(found),
