@@ -50,8 +50,9 @@ class NeighbourParams:
 
     copy: neighbours kept per split; semantic_k: neighbours over all splits; exact_limit: representatives up to which
     every list is searched; copy_probes, semantic_probes: lists searched beyond it; partition_rows: the most vectors of
-    a partition, a task holds one (0.7 kB each); recall_sample: queries searched exactly to measure recall; space: "keep" a trained space while it fits or train a "new" one; threshold: a fixed
-    candidate similarity instead of the rule.
+    a partition, of which a task holds one (2 kB each at its peak); recall_sample: queries searched exactly to measure
+    recall; space: "keep" a trained space while it fits or train a "new" one; threshold: a fixed candidate similarity
+    instead of the rule.
     """
 
     copy: JoinParams = field(default_factory=JoinParams)
@@ -59,7 +60,7 @@ class NeighbourParams:
     exact_limit: int = EXACT_LIMIT
     copy_probes: int = 16
     semantic_probes: int = 32
-    partition_rows: int = 524_288
+    partition_rows: int = 1_048_576
     recall_sample: int = 5000
     space: str = "keep"
     threshold: float | None = None
