@@ -134,9 +134,12 @@ def judge(votes: Votes, query: Array, given: Array) -> Judgement:
     same = label == given[image]
     given_share, other_share, other = np.zeros(len(query)), np.zeros(len(query)), np.full(len(query), -1, np.int32)
     given_share[image[same]] = share[same]
-    best = np.lexsort((label[~same], -share[~same], image[~same]))
-    winner, at = np.unique(image[~same][best], return_index=True)
-    other_share[winner], other[winner] = share[~same][best][at], label[~same][best][at]
+    rival = np.where(same, -1.0, share)
+    best = np.full(len(query), -1.0)
+    best[size > 0] = np.maximum.reduceat(rival, (np.cumsum(size) - size)[size > 0]) if len(rival) else -1.0
+    at = np.flatnonzero((rival == best[image]) & ~same)  # entries are by label: the first of equal shares wins
+    at = at[np.diff(image[at], prepend=-1) > 0]
+    other_share[image[at]], other[image[at]] = share[at], label[at]
     margin = np.where(size > 0, given_share - other_share, np.nan)
     score = np.round(50.0 * (1.0 + margin), 4)
     suggested = np.where(margin < 0, other, -1).astype(np.int32)

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.kernels.sorted_ids import distinct, ranges_of
 from pipeline.layout.edges import edge_tables
-from pipeline.layout.exact import ranges_of
 from pipeline.layout.lookups import lookup_name, open_lookup, take_rows, write_lookup
 from pipeline.schemas import EDGES
 from pipeline.storage import Store
@@ -42,9 +42,9 @@ def edges_at(store: Store, folder: str, ids: NDArray[np.int64]) -> pa.Table:
     """The edges with an end among some ids, each once, in the order of the folder."""
     index = open_lookup(store, f"{folder}/{ENDS}")
     ends = index["end"].to_numpy()
-    wanted = np.unique(ids)
+    wanted = distinct(ids)
     start, stop = np.searchsorted(ends, wanted, "left"), np.searchsorted(ends, wanted, "right")
-    rows = np.unique(index["row"].to_numpy()[ranges_of(start, stop)])
+    rows = distinct(index["row"].to_numpy()[ranges_of(start, stop)])
     return take_rows(store, folder, ROWS, rows) if len(rows) else EDGES.empty()
 
 

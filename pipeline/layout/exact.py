@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.kernels.sorted_ids import distinct, ranges_of
 from pipeline.layout.features import FeatureSet, pinned_from_json, read_features_of, read_vectors
 from pipeline.layout.lookups import FORM, open_lookup
 from pipeline.layout.parts import list_parts
@@ -96,19 +97,17 @@ class ExactGroups:
         order = np.argsort(self.representative_id, kind="stable")
         return order, self.representative_id[order]
 
+    @cached_property
+    def heads(self) -> NDArray[np.int64]:
+        """The representatives, each once, ascending."""
+        return distinct(self.representative_id)
+
     def rows_of(self, representatives: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows of the members of some representatives (ascending), by representative, then id."""
         order, heads = self.by_representative
         start, stop = np.searchsorted(heads, representatives, "left"), np.searchsorted(heads, representatives, "right")
         found: NDArray[np.int64] = order[ranges_of(start, stop)]
         return found
-
-
-def ranges_of(start: NDArray[np.int64], stop: NDArray[np.int64]) -> NDArray[np.int64]:
-    """All of start[0] to stop[0], then all of start[1] to stop[1], and so on."""
-    size = stop - start
-    places: NDArray[np.int64] = np.arange(size.sum()) + np.repeat(start - (np.cumsum(size) - size), size)
-    return places
 
 
 @dataclass(frozen=True)

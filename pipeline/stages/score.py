@@ -29,6 +29,7 @@ from pipeline.kernels.outliers import (
     outlier_scores,
 )
 from pipeline.kernels.quality_checks import AREA_BINS, area_histogram
+from pipeline.kernels.sorted_ids import distinct, is_among
 from pipeline.layout.exact import ExactGroups
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import NEIGHBOUR_SCHEMA, NEIGHBOURS, TAIL
@@ -84,7 +85,7 @@ def score(spec: ScoreSpec) -> Counters:
     ids = population.ids(spec.lo, spec.hi)
     table, exact_ids = _neighbour_rows(spec)
     found = _neighbours(spec, ids, table)
-    shares = _label_shares(spec.inputs, np.unique(found.ids[found.ids >= 0]))
+    shares = _label_shares(spec.inputs, distinct(found.ids[found.ids >= 0]))
     scores, votes = outlier_scores(found, spec.neighbours_meant), vote(found, shares, spec.labels)
     is_exact = np.isin(ids, exact_ids) if spec.tail else np.ones(len(ids), bool)
     totals = _totals(spec, ids, scores, votes)
@@ -101,7 +102,7 @@ def totals_key(folder: str, lo: int, hi: int) -> str:
 def sum_scores(spec: SumSpec) -> Counters:
     """Commits the scores of who stands for copies, and then the sums over all ranges."""
     store = spec.inputs.root.open()
-    write_heads(store, spec.folder, np.unique(spec.inputs.exact_groups().representative_id))
+    write_heads(store, spec.folder, spec.inputs.exact_groups().heads)
     keys = [info.key for info in store.list(f"{spec.folder}/{TOTALS}-")]
     parts = [read_object(store, key, totals_from_bytes) for key in keys]
     labels = len(spec.inputs.vocabulary().labels)
@@ -172,7 +173,7 @@ def members_of(
     """(representative, label code) of every member that the representatives (ascending) stand for."""
     rows = exact.rows_of(representatives)
     grouped = exact.representative_id[rows]
-    alone = np.setdiff1d(representatives, grouped)
+    alone = representatives[~is_among(representatives, exact.heads)]
     owner = np.concatenate([grouped, alone])
     label = np.concatenate([exact.label[rows], inputs.codes_for(alone).label])
     return owner, label
@@ -183,7 +184,7 @@ def _totals(spec: ScoreSpec, ids: NDArray[np.int64], scores: Scores, votes: Vote
     codes = spec.inputs.codes_for(ids)
     owner, label = members_of(spec.inputs, spec.inputs.exact_groups(), ids)
     labels = len(spec.inputs.vocabulary().labels)
-    judged = np.unique(np.searchsorted(ids, owner[label >= 0]) * max(labels, 1) + label[label >= 0])
+    judged = distinct(np.searchsorted(ids, owner[label >= 0]) * max(labels, 1) + label[label >= 0])
     query, given = judged // max(labels, 1), (judged % max(labels, 1)).astype(np.int32)
     return Totals(
         histogram(scores.score[scored], SCORE_BINS),

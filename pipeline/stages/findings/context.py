@@ -15,9 +15,10 @@ from pipeline.kernels.groups import KeeperPolicy
 from pipeline.kernels.labels import LabelRule
 from pipeline.kernels.outliers import OutlierRule
 from pipeline.kernels.quality_checks import QualityLimits
+from pipeline.kernels.sorted_ids import distinct, ranges_of
 from pipeline.layout.annotations import Codes, Vocabulary, names_of
 from pipeline.layout.edge_index import edges_at
-from pipeline.layout.exact import ExactGroups, is_live, ranges_of, usable
+from pipeline.layout.exact import ExactGroups, is_live, usable
 from pipeline.layout.features import read_feature_rows
 from pipeline.layout.images import paths_of
 from pipeline.layout.inputs import Inputs
@@ -78,7 +79,7 @@ class Graph:
 
     @cached_property
     def _roots(self) -> NDArray[np.int64]:
-        return np.unique(self._by_root[1])
+        return distinct(self._by_root[1])
 
     def members(self, groups: NDArray[np.int64]) -> NDArray[np.int64]:
         """Sorted ids of all images of some groups; a group of one is itself."""
