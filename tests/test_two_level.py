@@ -96,7 +96,7 @@ def test_two_levels_lose_little_of_one():
     flat, two = route(x, lists.centroids, 8), route_lists(x, lists, 8)
     assert (flat[0] == two[0]).mean() > 0.99
     overlap = [len(set(a) & set(b)) for a, b in zip(flat[1].tolist(), two[1].tolist(), strict=True)]
-    assert np.mean(overlap) / 8 > 0.99
+    assert np.mean(overlap) / 8 > 0.98
 
 
 def test_training_is_deterministic_and_covers_the_lists_asked_for():
