@@ -113,7 +113,7 @@ def test_a_union_over_touched_ids_alone(tmp_path: Path) -> None:
     graph = write_graph(tmp_path / "root", 3_000_000, pairs)
     done: list[str] = []
 
-    folder = graph.group(Cuts(pairs=128, fan_in=3, ids=1_000_000), Dying(done=done), memory_bytes=50_000)
+    folder = graph.group(Cuts(pairs=128, fan_in=3, ids=1_000_000), Dying(done=done), memory_bytes=1_000_000)
 
     assert not any("contract_range" in task for task in done)
     assert [task.split()[0] for task in done].count("unite_stars") == 1

@@ -29,7 +29,7 @@ from pipeline.plan.spaces import ChosenSpace
 from pipeline.runner import Task
 from pipeline.stages import contract, group, split
 
-TOUCHED_BYTES = 32  # of an id in a union over a list of ids, while that list is made
+TOUCHED_BYTES = 20  # of an id in a union over a list of ids: the list, twice while it is made, and its root
 MOST_ROUNDS = 200  # a chain in random order over a million ids took 17
 
 
@@ -158,7 +158,7 @@ def _fits(work: _Work, parts: Sequence[Part]) -> bool:
     if 4 * work.spec.total <= budget:
         return True
     rows = sum(each_in_order(store, parts, lambda part: count_rows(store, part.key)))
-    return 2 * rows * TOUCHED_BYTES <= budget
+    return 2 * rows * TOUCHED_BYTES + work.spec.total // 4 <= budget
 
 
 def _unite_spec(work: _Work, parts: Sequence[Part], folder: str) -> group.UniteSpec:

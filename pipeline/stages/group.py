@@ -199,7 +199,7 @@ def in_ranges(forests: Iterable[Forest], ranges: Iterable[tuple[int, int]]) -> I
 def _united(store: Store, spec: UniteSpec) -> Iterator[Forest]:
     forests = star_files(store, spec.parts)
     is_dense = 4 * spec.total <= spec.memory_bytes
-    return union_forests(Touched(0, spec.total) if is_dense else touched_ids(forests()), forests())
+    return union_forests(Touched(spec.total) if is_dense else touched_ids(spec.total, forests()), forests())
 
 
 def _copies(exact: ExactGroups, lo: int, hi: int) -> Int64:
