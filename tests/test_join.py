@@ -336,3 +336,28 @@ def test_merging_survives_keys_that_share_their_64_bits(monkeypatch):
     monkeypatch.setattr(hits_module, "mix", lambda ids, salt=0: np.zeros(len(ids), dtype=np.uint64))
     shuffled = hits.take(np.random.default_rng(0).permutation(len(hits)))
     assert rows_of(merge_hits([hits, shuffled], JoinParams(k=3, k_cross=1))) == rows_of(hits)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(0, 300), st.sampled_from([0, 1 << 40]))
+def test_merging_is_a_sort_and_a_cut(seed, n, far):
+    """Ties in similarity, repeats, and query ids that lie far apart."""
+    rng = np.random.default_rng(seed)
+    split = rng.integers(0, 3, n).astype(np.int8)
+    query = rng.integers(0, 5, n) * (1 + far) - far
+    similarity = np.round(rng.choice([-1, -0.2, 0.0, 0.3, 0.300001, 1], n), 6).astype(np.float32)
+    hits = Hits(query, rng.integers(0, 40, n), similarity, split, (query + split) % 2 == 0)
+    params = JoinParams(k=4, k_cross=2)
+    best = {}
+    for row in rows_of(hits):
+        key = (row[0], row[3], row[1])
+        best[key] = max(best.get(key, -2), row[2])
+    expected, count = [], {}
+    for (q, s, match), value in sorted(best.items(), key=lambda item: (item[0][0], item[0][1], -item[1], item[0][2])):
+        own = (q + s) % 2 == 0
+        count[q, s] = count.get((q, s), 0) + 1
+        if count[q, s] <= (4 if own else 2):
+            expected.append((q, match, value, s, own))
+    cut = np.sort(rng.integers(0, n + 1, 2))
+    parts = [hits.take(slice(0, cut[0])), hits.take(slice(cut[0], cut[1])), hits.take(slice(cut[1], n))]
+    assert rows_of(merge_hits(parts, params)) == expected

@@ -20,6 +20,7 @@ UInt64 = NDArray[np.uint64]
 Mask = NDArray[np.bool_]
 
 MOST_NEIGHBOURS = 1000
+_SIMILARITY_BITS = 21  # 2,000,001 rounded similarities
 
 
 @dataclass(frozen=True)
@@ -106,15 +107,48 @@ def merge_hits(parts: Sequence[Hits], params: JoinParams) -> Hits:
 
     The parts may come from any partitions of the database, overlap, and be merged before in any tree.
     """
-    hits = _without_repeats(concatenate_hits(parts))
-    hits = hits.take(np.lexsort((hits.match_id, -hits.similarity, hits.split, hits.query_id)))
-    return hits.take(_rank_in_list(hits) < np.where(hits.is_own, params.k, params.k_cross))
+    hits = concatenate_hits(parts)
+    if len(hits) == 0:
+        return hits
+    mixed = np.sort(_mixed_matches(hits))
+    if _equals_previous(mixed).any():
+        hits = _without_repeats(hits)
+    order, slot = _total_order(hits)
+    start = np.flatnonzero(~_equals_previous(slot))
+    rank = np.arange(len(slot)) - np.repeat(start, np.diff(np.append(start, len(slot))))
+    return hits.take(order[rank < np.where(hits.is_own[order], params.k, params.k_cross)])
+
+
+def _total_order(hits: Hits) -> tuple[Int64, Int64]:
+    """Return the rows by (query, split, -similarity, match id), and in that order a number for each query and split.
+
+    All but the match fits 64 bits, whose sort takes a tenth of one by four columns; only ties need the match.
+    """
+    query = hits.query_id - hits.query_id.min()
+    if int(query.max()) >= 1 << 36:
+        query = np.searchsorted(np.unique(query), query)
+    scale = 10**DECIMALS
+    below = scale - np.rint(hits.similarity.astype(np.float64) * scale).astype(np.int64)
+    key = ((query * MAX_SPLITS + hits.split) << _SIMILARITY_BITS) | below
+    order = np.argsort(key)
+    key = key[order]
+    is_tie = _equals_previous(key)
+    is_tie[:-1] |= is_tie[1:]
+    ties = np.flatnonzero(is_tie)
+    order[ties] = order[ties[np.lexsort((hits.match_id[order[ties]], key[ties]))]]
+    return order, key >> _SIMILARITY_BITS
+
+
+def _mixed_matches(hits: Hits) -> UInt64:
+    """Return 64 mixed bits of each query, split and match."""
+    mixed = mix(hits.query_id) + hits.match_id.astype(np.uint64) * np.uint64(MAX_SPLITS) + hits.split.astype(np.uint64)
+    return mix(mixed.view(np.int64))
 
 
 def _without_repeats(hits: Hits) -> Hits:
     """Return one row per query, split and match, the one of largest similarity; in no order."""
-    mixed = mix(hits.query_id) + hits.match_id.astype(np.uint64) * np.uint64(MAX_SPLITS) + hits.split.astype(np.uint64)
-    order = np.argsort(mix(mixed.view(np.int64)))  # one sort of 64 bits takes a fraction of one by three columns
+    mixed = _mixed_matches(hits)
+    order = np.argsort(mixed)  # one sort of 64 bits takes a fraction of one by three columns
     ordered = hits.take(order)
     repeats = _equals_previous(ordered.query_id, ordered.split) & _equals_previous(ordered.match_id)
     if (_equals_previous(mixed[order]) & ~repeats).any():  # two keys share their 64 bits: sort by the columns
