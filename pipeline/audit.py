@@ -14,7 +14,13 @@ from pipeline.errors import NotFound, UsageError
 from pipeline.kernels.groups import TRAIN
 from pipeline.layout.audits import Published, audit_folder, latest_audit, read_audit, table_keys
 from pipeline.layout.root import Root, is_root
+from pipeline.layout.served import read_recipe
 from pipeline.layout.tables import read_table
+from pipeline.plan.asking import Images, ask, require_call, together
+from pipeline.plan.serving import require_served, serving_session
+from pipeline.plan.session import Session
+from pipeline.progress import SilentReporter
+from pipeline.runner import LocalRunner
 from pipeline.schemas import TABLES
 from pipeline.storage import StorageConfig, canonical_uri
 
@@ -172,6 +178,23 @@ class Audit:
     ) -> pa.Table:
         """Every image of the snapshot. Arguments as in `table`."""
         return self.table("images", columns, filter, limit)
+
+    def search(self, images: Images, k: int = 10, space: str = "semantic") -> pa.Table:
+        """The k images of the audit that are nearest to each query, nearest first; columns as in docs/search.md.
+
+        `images`: a path, `s3://` address or bytes of an image, a folder or prefix of them, a list of these, or an array
+        of embeddings (n, d) of the audit's model. `space`: "semantic" for what shows the same, "copy" for copies. The
+        index is made by the first search, in this process; `image-audit index` makes it ahead, on a cluster. An image
+        that cannot be read or decoded is a row with its status. Raises UsageError for a k, a space or vectors that
+        cannot be, NotFound for an image that is not there.
+        """
+        recipe = read_recipe(self.root, self.audit_id)
+        require_call(recipe, images, k, space)
+
+        def start() -> Session:
+            return serving_session(self.root, LocalRunner(), SilentReporter(), "audit.search(...)")
+
+        return together(ask(recipe, lambda: require_served(recipe, space, start), images, k))
 
     def __repr__(self) -> str:
         return f"<Audit {self.audit_id} in {self.root.uri}>\n" + "\n".join(summary_lines(self.summary()))

@@ -1,11 +1,9 @@
-"""The command line: run, show, status, demo."""
+"""The command line: run, show, search, index, export, status, demo."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
-import shlex
 import signal
 import sys
 import traceback
@@ -14,13 +12,14 @@ from typing import Any, NoReturn, TypeVar
 
 import pipeline
 import pipeline.blas  # before numpy is loaded by any of the following
-from pipeline import api, show
+from pipeline import api, search_commands, show
 from pipeline.audit import summary_lines, table_to_show
 from pipeline.config import AuditConfig, config_from, read_toml
 from pipeline.errors import AuditError, Stopped, UsageError
+from pipeline.flags import EXAMPLES, add_command, add_root, add_runner, command, reporter, say, storage_values
 from pipeline.models import parse_description
-from pipeline.progress import Reporter, SilentReporter, visible_reporter
-from pipeline.storage import RedactingFilter, is_remote, redact
+from pipeline.printing import ReaderGone, format_of
+from pipeline.storage import is_remote, redact
 
 BUG = 70
 TERMINATED = 128 + signal.SIGTERM
@@ -28,15 +27,6 @@ Made = TypeVar("Made")
 
 MODEL_INPUT = """JSON file that describes its input where its graph does not: width, height, layout (NHWC, NCHW), dtype
 (uint8, float32), scale, mean, std, channel_order (RGB, BGR)"""
-EXAMPLES = """examples:
-  image-audit run photos/ --root audit/
-  image-audit run s3://bucket/train --test s3://bucket/val --root s3://bucket/audits
-  image-audit show leaks --root audit/ --top 20
-  image-audit status --root audit/
-  image-audit demo
-
-exit codes: 0 done, 2 wrong call or config, 3 storage, artifact, model or cluster, 4 incomplete (the message
-holds the command that resumes), 130/143 stopped, 70 a bug"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"image-audit: {redact(str(error))}\n")
         return error.exit_code
     except (KeyboardInterrupt, SystemExit) as stop:
-        sys.stderr.write(f"image-audit: stopped; finished parts are kept. Resume with: {_command(given)}\n")
+        sys.stderr.write(f"image-audit: stopped; finished parts are kept. Resume with: {command(given)}\n")
         # the code of a SystemExit is not asked for: Ray's wait may turn ours into one of its own, with 1
         return TERMINATED if isinstance(stop, SystemExit) else Stopped.exit_code
-    except show.ReaderGone:
+    except ReaderGone:
         return 0
     except Exception:  # noqa: BLE001 - the border of the process: what is left is a bug, shown whole
         sys.stderr.write(f"{redact(traceback.format_exc())}image-audit: this is a bug; finished parts are kept.\n")
@@ -75,20 +65,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_show(commands)
     _add_status(commands)
+    search_commands.add_commands(commands)
     _add_demo(commands)
     return parser
 
 
-def _add_command(commands: Any, name: str, what: str) -> argparse.ArgumentParser:
-    """A command's parser; flags are never guessed from their beginning, which another flag may share one day."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=what, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    return parser
-
-
 def _add_run(commands: Any) -> None:
-    run = _add_command(commands, "run", "audit a folder or bucket of images")
+    run = add_command(commands, "run", "audit a folder or bucket of images")
     run.set_defaults(command=_run)
     run.add_argument("sources", nargs="*", help="folders, s3://bucket/prefix or minio://server/bucket/prefix")
     run.add_argument("--test", help="one more source, whose split is test")
@@ -111,31 +94,13 @@ def _add_run(commands: Any) -> None:
     part.add_argument("--min-offset", type=int)
     part.add_argument("--max-offset", type=int)
     part.add_argument("--shard-size", type=int, help="images per shard (default: by the size of the snapshot)")
-    _add_runner(run)
-    _add_root(run)
+    add_runner(run)
+    add_root(run)
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
-def _add_runner(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("where it runs")
-    group.add_argument(
-        "--runner", choices=("auto", "local", "ray"), default="auto", help="default: by the work there is"
-    )
-    group.add_argument("--address", help="Ray cluster to join: auto, or host:port of its head")
-    group.add_argument("--workers", type=int, help="Ray workers on this machine (default: one per core)")
-    group.add_argument("-q", "--quiet", action="store_true", help="no progress")
-
-
-def _add_root(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("storage (credentials come the usual AWS ways)")
-    group.add_argument("--root", help="where the audit is kept (default: audit)")
-    group.add_argument("--endpoint", action="append", default=[], metavar="NAME=URL", help="server of minio://NAME/...")
-    group.add_argument("--endpoint-url", help="endpoint of s3://")
-    group.add_argument("--region", help="AWS region")
-
-
 def _add_show(commands: Any) -> None:
-    parser = _add_command(commands, "show", "show a table of the latest audit")
+    parser = add_command(commands, "show", "show a table of the latest audit")
     parser.set_defaults(command=_show)
     parser.add_argument("table", choices=[*show.NAMES, "summary"])
     parser.add_argument("--audit", help="id of an audit (default: the latest)")
@@ -148,21 +113,21 @@ def _add_show(commands: Any) -> None:
     parser.add_argument(
         "--output", help="file to write, .csv, .json or .parquet by its name; also on s3:// or minio://"
     )
-    _add_root(parser)
+    add_root(parser)
 
 
 def _add_status(commands: Any) -> None:
-    parser = _add_command(commands, "status", "per stage: done, missing, failed, seconds, images/s")
+    parser = add_command(commands, "status", "per stage: done, missing, failed, seconds, images/s")
     parser.set_defaults(command=_status)
     parser.add_argument("--json", action="store_true", help="print a list of objects")
-    _add_root(parser)
+    add_root(parser)
 
 
 def _add_demo(commands: Any) -> None:
-    parser = _add_command(commands, "demo", "make a small planted photo set, audit it, say what was found")
+    parser = add_command(commands, "demo", "make a small planted photo set, audit it, say what was found")
     parser.set_defaults(command=_demo)
     parser.add_argument("--into", help="folder for the photos and the audit (default: a new temporary one)")
-    _add_runner(parser)
+    add_runner(parser)
 
 
 def config_values(options: argparse.Namespace) -> dict[str, Any]:
@@ -200,14 +165,6 @@ def _model_input(options: argparse.Namespace) -> dict[str, Any] | None:
     return parse_description(api.read_file(options.model_input, storage_values(options)), options.model_input)
 
 
-def storage_values(options: argparse.Namespace) -> dict[str, Any]:
-    """What the flags say of storage."""
-    values: dict[str, Any] = {"region": options.region, "endpoint_url": options.endpoint_url}
-    if options.endpoint:
-        values["endpoints"] = dict(api.endpoint(item) for item in options.endpoint)
-    return {name: value for name, value in values.items() if value is not None}
-
-
 def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for name in path[:-1]:
         values = values.setdefault(name, {})
@@ -218,15 +175,15 @@ def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
 
 def _run(options: argparse.Namespace, given: list[str]) -> int:
     config, where = _checked(options)
-    audit = api.run_config(config, where, _reporter(options.quiet), _command(given))
+    audit = api.run_config(config, where, reporter(options.quiet), command(given))
     if audit is None:
-        _print(f"nothing was published; when every range is extracted, finish with: {_finishing_command(given)}")
+        say(f"nothing was published; when every range is extracted, finish with: {_finishing_command(given)}")
     if audit is not None:
         summary = audit.summary()
-        _print(json.dumps(summary, indent=1) if options.json else "\n".join(summary_lines(summary)))
+        say(json.dumps(summary, indent=1) if options.json else "\n".join(summary_lines(summary)))
         if not options.json:
             words = ["show", table_to_show(summary), "--root", config.root, *_storage_flags(config)]
-            _print(f"tables      {audit.tables_uri}\nshow them   {_command(words)}")
+            say(f"tables      {audit.tables_uri}\nshow them   {command(words)}")
     return 0
 
 
@@ -260,7 +217,7 @@ def _or_problem(make: Callable[[], Made], problems: list[str]) -> Made | None:
 
 def _show(options: argparse.Namespace, _: list[str]) -> int:
     audit = api.open_audit(options.root or "audit", options.audit, storage_values(options))
-    form = options.format or show.format_of(options.output)
+    form = options.format or format_of(options.output)
     request = show.Request(options.table, options.top, options.columns, form, options.output)
     show.show(audit, request)
     return 0
@@ -268,26 +225,15 @@ def _show(options: argparse.Namespace, _: list[str]) -> int:
 
 def _status(options: argparse.Namespace, _: list[str]) -> int:
     rows = api.status(options.root or "audit", storage_values(options))
-    _print(json.dumps(rows, indent=1) if options.json else show.status_text(rows))
+    say(json.dumps(rows, indent=1) if options.json else show.status_text(rows))
     return 0
 
 
 def _demo(options: argparse.Namespace, given: list[str]) -> int:
     where = api.Where(options.runner, options.address, options.workers)
-    for line in api.demo(options.into, where, _reporter(options.quiet), _command(given)):
-        _print(line)
+    for line in api.demo(options.into, where, reporter(options.quiet), command(given)):
+        say(line)
     return 0
-
-
-def _reporter(quiet: bool) -> Reporter:
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING if quiet else logging.INFO, format="%(message)s")
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(RedactingFilter())
-    return SilentReporter() if quiet else visible_reporter()
-
-
-def _command(given: Sequence[str]) -> str:
-    return f"image-audit {shlex.join(given)}"
 
 
 def _finishing_command(given: Sequence[str]) -> str:
@@ -300,11 +246,7 @@ def _finishing_command(given: Sequence[str]) -> str:
             kept.append(word)
         elif not sign:
             next(words, "")
-    return _command(kept)
-
-
-def _print(text: str) -> None:
-    show.write_out([f"{text}\n".encode("utf-8", "surrogateescape")])
+    return command(kept)
 
 
 def _terminate(_number: int, _frame: Any) -> NoReturn:

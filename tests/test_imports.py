@@ -12,9 +12,11 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("jobs",),
     ("pipeline.cli",),
+    ("pipeline.search_commands",),
+    ("pipeline.flags",),
     ("pipeline",),  # what `import pipeline` offers
     ("pipeline.api", "pipeline.show"),
-    ("pipeline.audit", "pipeline.demo", "pipeline.table_page"),
+    ("pipeline.audit", "pipeline.demo", "pipeline.table_page", "pipeline.printing"),
     ("pipeline.plan", "pipeline.cluster"),
     ("pipeline.stages", "pipeline.report"),
     ("pipeline.runner", "pipeline.progress"),

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from pipeline import printing
 from pipeline import show as shows
 from pipeline.audit import FINDINGS, Audit, summary_lines, table_to_show
 from pipeline.cli import main
@@ -116,15 +117,15 @@ def test_a_terminal_is_not_overrun(width: int, name: str, planted: Audited) -> N
     assert footer.endswith(f"no room for {', '.join(missing)}") if missing else "no room" not in footer
     assert bool(missing) == (width == 60)
     for uri, line in zip(uris, lines[2:], strict=True):
-        assert shows._shown(uri)[-6:] in line
+        assert printing._shown(uri)[-6:] in line
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(min_size=1, max_size=60), st.integers(3, 40))
 def test_a_cut_text_keeps_both_ends_and_fits(text: str, width: int) -> None:
-    shown = shows._shown(text)
+    shown = printing._shown(text)
     for column in ("uri", "message"):
-        cut = shows._cut(shown, width, column)
+        cut = printing._cut(shown, width, column)
         assert cell_len(cut) <= width
         if cut != shown and "…" not in shown:
             head, _, tail = cut.partition("…")
@@ -136,9 +137,9 @@ def test_a_cut_text_keeps_both_ends_and_fits(text: str, width: int) -> None:
 def test_a_message_has_the_room() -> None:
     """The other columns give first; then it loses its end."""
     row = {"status": "denied", "uri": "a" * 40, "message": "b" * 40 + "c" * 40}
-    lines, _ = shows._aligned([row], 110)
+    lines, _ = printing.aligned([row], 110)
     assert "b" * 40 + "c" * 40 in lines[2]
-    lines, _ = shows._aligned([row], 80)
+    lines, _ = printing.aligned([row], 80)
     assert lines[2].endswith("b" * 40 + "c" * 13 + "…")
 
 
@@ -297,5 +298,5 @@ def test_python_says_its_arguments() -> None:
 
 def test_wide_characters_stay_in_line() -> None:
     """Chinese takes two places a character: the columns behind it begin below one another."""
-    lines, _ = shows._aligned([{"uri": "写真.jpg", "b": "x"}, {"uri": "photo.jpg", "b": "y"}], None)
+    lines, _ = printing.aligned([{"uri": "写真.jpg", "b": "x"}, {"uri": "photo.jpg", "b": "y"}], None)
     assert {cell_len(line) for line in lines[2:]} == {cell_len(lines[1])}

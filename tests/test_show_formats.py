@@ -15,6 +15,7 @@ from dying import small_parts
 from outcomes import shown
 from planted import HOSTILE_NAMES, RAW_NAMES
 
+from pipeline import printing
 from pipeline import show as shows
 from pipeline.audit import FINDINGS
 from pipeline.schemas import TABLES
@@ -50,9 +51,8 @@ def test_a_file_is_written_part_by_part(tmp_path: Path, monkeypatch: pytest.Monk
     small_parts(monkeypatch.setattr)
     audit = run(write_files(tmp_path / "photos", small_set(24)), root=tmp_path / "audit")
     parts = sum(1 for _ in audit.batches("images"))
-    written = {"csv": shows._csv, "json": shows._json, "parquet": shows._parquet}
-    for form, write in written.items():
-        pieces = [*write(audit, shows.Request("images", None, None, form, "out"), None)]
+    for form in ("csv", "json", "parquet"):
+        pieces = [*shows._pieces(audit, shows.Request("images", None, None, form, "out"), None)]
         assert sum(bool(piece) for piece in pieces) > parts >= 3
         if form == "parquet":
             assert pq.read_table(io.BytesIO(b"".join(pieces))).equals(audit.images())
@@ -94,7 +94,7 @@ def test_a_file_is_written_as_its_name_says(
 
 
 def test_names_that_say_no_format_are_text() -> None:
-    assert [*map(shows.format_of, ("x.parquet", "x.txt", "csv", ".csv", None))] == ["parquet", *["text"] * 4]
+    assert [*map(printing.format_of, ("x.parquet", "x.txt", "csv", ".csv", None))] == ["parquet", *["text"] * 4]
 
 
 def test_formulas_are_disarmed_at_the_start_of_a_cell(

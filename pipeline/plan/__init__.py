@@ -11,6 +11,7 @@ from pipeline.layout.audits import Published, has_audit
 from pipeline.layout.features import list_features, missing_features
 from pipeline.layout.models import ModelRef, store_model
 from pipeline.layout.root import Root, claim
+from pipeline.layout.served import Recipe, write_recipe
 from pipeline.layout.snapshots import FOLDER as CATALOG
 from pipeline.layout.snapshots import Snapshot
 from pipeline.plan.checking import require_inputs
@@ -20,6 +21,7 @@ from pipeline.plan.preparing import (
     count_statuses,
     extract_range,
     features_folder,
+    measure_params,
     require_enough,
     take_snapshot,
 )
@@ -112,6 +114,9 @@ def _audit(session: Session, snapshot: Snapshot, model: ModelRef) -> Published:
     session.reporter.say(f"threshold: {space.threshold_said}")
     found = search(session, snapshot, inputs, space)
     published = publish(session, snapshot, inputs, space, found)
+    measured = measure_params(session, model)
+    recipe = Recipe(inputs, model, measured, space.folder, space.copy, space.semantic, summary.representatives)
+    write_recipe(session.store, published.audit_id, recipe)
     if not any(record.attempts for record in session.records if record.folder != CATALOG):
         session.reporter.say("nothing had to be done: every stage was done before")
     return published
