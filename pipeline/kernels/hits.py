@@ -113,30 +113,44 @@ def merge_hits(parts: Sequence[Hits], params: JoinParams) -> Hits:
     mixed = np.sort(_mixed_matches(hits))
     if _equals_previous(mixed).any():
         hits = _without_repeats(hits)
-    order, slot = _total_order(hits)
-    start = np.flatnonzero(~_equals_previous(slot))
-    rank = np.arange(len(slot)) - np.repeat(start, np.diff(np.append(start, len(slot))))
-    return hits.take(order[rank < np.where(hits.is_own[order], params.k, params.k_cross)])
-
-
-def _total_order(hits: Hits) -> tuple[Int64, Int64]:
-    """Return the rows by (query, split, -similarity, match id), and in that order a number for each query and split.
-
-    All but the match fits 64 bits, whose sort takes a tenth of one by four columns; only ties need the match.
-    """
     query = hits.query_id - hits.query_id.min()
     if int(query.max()) >= 1 << 36:
         query = np.searchsorted(np.unique(query), query)
+    slot = query * MAX_SPLITS + hits.split
     scale = 10**DECIMALS
     below = scale - np.rint(hits.similarity.astype(np.float64) * scale).astype(np.int64)
-    key = ((query * MAX_SPLITS + hits.split) << _SIMILARITY_BITS) | below
+    order = total_order(slot, below, hits.match_id)
+    return hits.take(order[rank_in_run(slot[order]) < np.where(hits.is_own[order], params.k, params.k_cross)])
+
+
+def total_order(slot: Int64, below: Int64, match: Int64) -> Int64:
+    """Return the order by (slot, below, match): slot under 2**42, below under 2**21, the millionths short of 1.
+
+    All but the match fits 64 bits, whose sort takes a tenth of one by several columns; only ties need the match.
+    """
+    key = (slot << _SIMILARITY_BITS) | below
     order = np.argsort(key)
     key = key[order]
     is_tie = _equals_previous(key)
     is_tie[:-1] |= is_tie[1:]
     ties = np.flatnonzero(is_tie)
-    order[ties] = order[ties[np.lexsort((hits.match_id[order[ties]], key[ties]))]]
-    return order, key >> _SIMILARITY_BITS
+    order[ties] = order[ties[np.lexsort((match[order[ties]], key[ties]))]]
+    return order
+
+
+def rank_in_run(values: Int64) -> Int64:
+    """Return the position of each row in its run of equal values, int64 (n,)."""
+    start = np.flatnonzero(~_equals_previous(values))
+    return np.arange(len(values)) - np.repeat(start, np.diff(np.append(start, len(values))))
+
+
+def by_query(hits: Hits) -> Hits:
+    """Return hits by query and split; the rows of one stand together and keep their order."""
+    start = np.flatnonzero(~_equals_previous(hits.query_id, hits.split))
+    count = np.diff(np.append(start, len(hits)))
+    order = np.lexsort((hits.split[start], hits.query_id[start]))
+    count = count[order]
+    return hits.take(np.repeat(start[order] - (np.cumsum(count) - count), count) + np.arange(len(hits)))
 
 
 def _mixed_matches(hits: Hits) -> UInt64:
@@ -203,9 +217,7 @@ def wilson(found: int, total: int) -> tuple[float, float]:
 
 def _rank_in_list(hits: Hits) -> Int64:
     """Return the position of every row among those of its query and split; hits sorted."""
-    is_first = ~_equals_previous(hits.query_id, hits.split)
-    start = np.flatnonzero(is_first)
-    return np.arange(len(hits)) - start[np.cumsum(is_first) - 1] if len(hits) else np.empty(0, dtype=np.int64)
+    return rank_in_run(np.cumsum(~_equals_previous(hits.query_id, hits.split)))
 
 
 def _equals_previous(*columns: NDArray[np.integer]) -> Mask:

@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from pipeline.errors import UsageError
 from pipeline.kernels.contenders import Contenders, add
 from pipeline.kernels.database import Database, Int64, UInt64, unit_vectors
-from pipeline.kernels.hits import Hits, JoinParams, empty_hits
+from pipeline.kernels.hits import Hits, JoinParams, by_query, empty_hits
 from pipeline.kernels.join import (
     Queries,
     Search,
-    by_query,
     checked_queries,
     nothing_found,
     ranked,

@@ -40,10 +40,13 @@ from pipeline.kernels.database import (
 from pipeline.kernels.hits import (
     Hits,
     JoinParams,
+    by_query,
     concatenate_hits,
     empty_hits,
     merge_hits,
+    rank_in_run,
     saturated_queries,
+    total_order,
 )
 
 __all__ = [
@@ -159,11 +162,6 @@ def _join(search: Search, queries: Queries) -> Hits:
     return by_query(concatenate_hits(parts))
 
 
-def by_query(hits: Hits) -> Hits:
-    """Return hits by query and split; each list of neighbours keeps its order."""
-    return hits.take(np.lexsort((hits.split, hits.query_id)))
-
-
 def checked_queries(db: Database, ids: Int64, xq: NDArray[np.floating], mask: UInt64, probes: Int32) -> Queries:
     """Return the queries of a search. Raises UsageError for unequal shapes, zero or NaN rows."""
     shapes = (len(ids), len(xq), len(mask), len(probes))
@@ -224,10 +222,9 @@ def ranked(search: Search, queries: Queries, found: Contenders) -> Hits:
         exact = _exact_keys(search, queries.take(crowd), split, search.params.k)
         slot = np.append(slot, np.repeat(crowd * splits + split, exact.shape[1])[exact.ravel() != _NOTHING])
         keys = np.append(keys, exact[exact != _NOTHING])
-    order = np.lexsort((keys, slot))
+    order = total_order(slot, keys >> 32, keys & 0xFFFFFFFF)
     slot, keys = slot[order], keys[order]
-    rank = np.arange(len(slot)) - np.searchsorted(slot, slot)
-    keep = rank < found.limit.reshape(-1)[slot]
+    keep = rank_in_run(slot) < found.limit.reshape(-1)[slot]
     if search.params.least is not None:
         keep &= _similarity_of(keys) >= round(search.params.least, DECIMALS)
     query, at = np.divmod(slot[keep], splits)
