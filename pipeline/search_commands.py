@@ -16,6 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.flags import add_command, add_root, add_runner, command, reporter, say, storage_values
 from pipeline.layout.served import Recipe, ServedSpace, read_recipe
 from pipeline.plan.asking import ask, ask_vectors, require_call, require_width, together
+from pipeline.plan.exporting import faiss_pieces, file_bytes, named_parts
 from pipeline.plan.serving import SERVED_PER_EXTRACTED, SPACES, require_served, serving_session
 from pipeline.plan.session import Session
 from pipeline.printing import aligned, as_csv, as_json, as_parquet, format_of, is_terminal, write
@@ -30,6 +31,7 @@ def add_commands(commands: Any) -> None:
     """Adds the parsers."""
     _add_search(commands)
     _add_index(commands)
+    _add_export(commands)
 
 
 def _add_search(commands: Any) -> None:
@@ -54,6 +56,16 @@ def _add_index(commands: Any) -> None:
     parser = add_command(commands, "index", "make the index that search and export read, ahead of the first of them")
     parser.set_defaults(command=_index)
     parser.add_argument("--space", choices=SPACES, help="of one space (default: of both)")
+    _add_audit(parser)
+    add_runner(parser)
+    add_root(parser)
+
+
+def _add_export(commands: Any) -> None:
+    parser = add_command(commands, "export", "write the index as one Faiss file, with a Parquet of what its ids are")
+    parser.set_defaults(command=_export)
+    parser.add_argument("--space", choices=SPACES, default="semantic", help="default: semantic")
+    parser.add_argument("--output", required=True, help="file to write, such as index.faiss; also on s3://")
     _add_audit(parser)
     add_runner(parser)
     add_root(parser)
@@ -124,6 +136,23 @@ def _index(options: argparse.Namespace, given: list[str]) -> int:
     for space in [options.space] if options.space else SPACES:
         served = require_served(recipe, space, _starter(options, given, audit, recipe))
         say(f"{space}: {recipe.representatives:,} representatives in {audit.root.uri}/{served.folder}")
+    return 0
+
+
+def _export(options: argparse.Namespace, given: list[str]) -> int:
+    audit, recipe = _opened(options)
+    storage = StorageConfig(**storage_values(options))
+    names = f"{options.output.removesuffix('.faiss')}.parquet"
+    if names == options.output or format_of(options.output) != "text":
+        raise UsageError(f"--output {options.output}: a Faiss file is written, and {names} beside it: name it .faiss")
+    served = require_served(recipe, options.space, _starter(options, given, audit, recipe))
+    size = file_bytes(recipe, served) / 1e9
+    say(
+        f"{recipe.representatives:,} vectors of {served.dimension}: {size:,.3f} GB, and as much memory for who reads it"
+    )
+    write(options.output, faiss_pieces(served), storage)
+    write(names, as_parquet(named_parts(recipe), names), storage)
+    say(f"index  {options.output}\nnames  {names}")
     return 0
 
 

@@ -18,6 +18,7 @@ from pipeline.layout.exact import Representatives
 from pipeline.layout.features import content_hashes
 from pipeline.layout.images import paths_of
 from pipeline.layout.indexes import partition_of, route_vectors
+from pipeline.layout.inputs import Inputs
 from pipeline.layout.served import Recipe, ServedSpace
 from pipeline.layout.spaces import read_space
 from pipeline.schemas import Status
@@ -178,15 +179,15 @@ def _matched(recipe: Recipe, queries: Queries, best: _Best, has_signatures: bool
             "path": paths_of(names, inputs.opened_snapshot()),
             "split": names_of(codes.split, vocabulary.splits),
             "label": names_of(codes.label, vocabulary.labels),
-            "copies": _copies(recipe, best.ids),
+            "copies": copies_of(inputs, best.ids),
             "is_same_bytes": _same_bytes(recipe, queries, best),
         }
     )
 
 
-def _copies(recipe: Recipe, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+def copies_of(inputs: Inputs, ids: NDArray[np.int64]) -> NDArray[np.int64]:
     """Images with the same bytes or pixels as each representative, itself counted."""
-    heads = recipe.inputs.exact_groups().by_representative[1]
+    heads = inputs.exact_groups().by_representative[1]
     found = np.searchsorted(heads, ids, "right") - np.searchsorted(heads, ids, "left")
     return np.asarray(np.maximum(found, 1), np.int64)
 
