@@ -19,8 +19,8 @@ from pipeline.layout.parts import list_parts
 from pipeline.layout.root import Root
 from pipeline.plan.components import Cuts
 
-SIZE = 700
-TINY = Cuts(pairs=128, fan_in=3, ids=100)
+SIZE = 400
+TINY = Cuts(pairs=100, fan_in=3, ids=80)
 NAMES = list(shapes(60))
 Files = dict[str, bytes]
 
