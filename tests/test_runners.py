@@ -81,7 +81,7 @@ def test_lists_do_not_matter(blobs: Audit) -> None:
     routed = run(small_folder(blobs), root=blobs.root.uri, neighbours=lists)
 
     done = {stage["stage"] for stage in routed.published.session["stages"] if stage["attempts"]}
-    assert {"train lists", "recall", "outlier tail"} <= done
+    assert {"train lists (copy)", "train lists (semantic)", "recall", "outlier tail"} <= done
     assert not {"extract", "train"} & done
     recall = routed.summary()["recall"]
     for space in ("copy", "semantic"):

@@ -18,10 +18,14 @@ from benchmarks.synthetic import SPLITS, World, tree_path
 from benchmarks.synthetic_plants import Role, plant
 from benchmarks.synthetic_root import Truth, make_features, read_truth
 from pipeline.audit import Audit
-from pipeline.kernels.space import project_copy
+from pipeline.kernels.moments import blend
+from pipeline.kernels.space import SpaceParams, project_copy, train_copy_space
+from pipeline.kernels.threshold import ThresholdParams, distinct_rows, fit_null, null_histogram, threshold_for
 from pipeline.layout.features import list_features, read_features
 from pipeline.layout.spaces import read_space
+from pipeline.models import default_model
 from pipeline.sources.labels import RuleParams, assign
+from pipeline.stages.train import sample_moments
 
 ROOT = Path(__file__).parents[1]
 IMAGES = 3_000
@@ -162,6 +166,21 @@ def test_data_set_follows_from_the_seed() -> None:
     assert len({row["content_hash"] for row in rows}) == IMAGES - int(
         ((truth.role == Role.SAME_BYTES) & (truth.image_id != truth.source_id)).sum()
     )
+
+
+def test_frames_move_neither_the_space_nor_the_threshold() -> None:
+    """A tenth of a set that are frames of one camera: the threshold of a million images is that without them."""
+    world, params = World(4_000), SpaceParams()
+    model, wanted = default_model(), []
+    for frames in (0, 400):
+        made = make_features(world, truth_of(world, frames), 0, world.images)
+        own = sample_moments(made.embeddings, made.signatures)
+        blended = [blend(own.embedding, model.embedding_moments), blend(own.signature, model.signature_moments)]
+        vectors = project_copy(train_copy_space(*blended, params), made.embeddings, made.signatures)
+        tail = fit_null(null_histogram(vectors[distinct_rows(vectors)], None), 10**6, "random pairs")
+        wanted.append(threshold_for(tail, 10**6, ThresholdParams()).value)
+    assert wanted[1] == pytest.approx(wanted[0], abs=0.03)
+    assert wanted[0] < 0.8
 
 
 def test_plants_are_of_every_role_and_across_splits() -> None:

@@ -115,7 +115,7 @@ def _audit(session: Session, snapshot: Snapshot, model: ModelRef) -> Published:
     found = search(session, snapshot, inputs, space)
     published = publish(session, snapshot, inputs, space, found)
     measured = measure_params(session, model)
-    recipe = Recipe(inputs, model, measured, space.folder, space.copy, space.semantic, summary.representatives)
+    recipe = Recipe(inputs, model, measured, space.folder, space.copy, found.semantic, summary.representatives)
     write_recipe(session.store, published.audit_id, recipe)
     if not any(record.attempts for record in session.records if record.folder != CATALOG):
         session.reporter.say("nothing had to be done: every stage was done before")

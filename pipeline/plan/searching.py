@@ -10,6 +10,7 @@ from pipeline.layout.annotations import read_vocabulary
 from pipeline.layout.exact import FEATURES, MEMBERS, SUMMARY, ExactSummary, read_summary
 from pipeline.layout.features import FeatureSet
 from pipeline.layout.fingerprint import fingerprint
+from pipeline.layout.indexes import Index
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import CANDIDATES, CLUSTERS, FURTHEST, NEIGHBOURS, SATURATED, TRUTH
 from pipeline.layout.pairs import index_pairs, pairs_key
@@ -19,6 +20,7 @@ from pipeline.layout.spaces import read_space
 from pipeline.layout.visits import WORK
 from pipeline.plan.certifying import certify
 from pipeline.plan.components import components
+from pipeline.plan.indexing import choose_index, lists_of_space
 from pipeline.plan.joining import SpaceJoin, delete_folder, lists_of, missing_tasks, query_ranges, run_ranges
 from pipeline.plan.session import Session
 from pipeline.plan.spaces import ChosenSpace
@@ -42,6 +44,7 @@ class Found:
     neighbours: str
     recall: str
     tail: str
+    semantic: Index
 
 
 def group_exact(session: Session, snapshot: Snapshot, features: FeatureSet, annotations: str, dimension: int) -> Inputs:
@@ -75,8 +78,10 @@ def search(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSp
     found_pairs = _collect_pairs(session, snapshot, inputs, space, candidates)
     edges = verify_pairs(session, inputs, found_pairs)
     groups = components(session, inputs, edges, key, space)
-    neighbours, recall, tail = _join_semantic(session, snapshot, inputs, space, candidates, groups)
-    return Found(candidates, edges, groups, neighbours, recall, tail)
+    lists = lists_of_space(inputs, space.record, groups)
+    semantic = choose_index(session, lists, summary.representatives, session.config.neighbours.semantic_probes)
+    neighbours, recall, tail = _join_semantic(session, snapshot, inputs, semantic, candidates, groups)
+    return Found(candidates, edges, groups, neighbours, recall, tail, semantic)
 
 
 def _join_copy(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSpace, key: dict[str, str]) -> str:
@@ -131,18 +136,18 @@ def _collect_pairs(session: Session, snapshot: Snapshot, inputs: Inputs, space: 
 
 
 def _join_semantic(
-    session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSpace, candidates: str, groups: str
+    session: Session, snapshot: Snapshot, inputs: Inputs, semantic: Index, candidates: str, groups: str
 ) -> tuple[str, str, str]:
     """Folders of the neighbours, of the measured recall and of the outlier tail; "" where the search is exact."""
     config = session.config.neighbours
     representatives = summary_of(session, inputs).representatives
     meant = OutlierRule().neighbours_among(representatives)
     joining = SpaceJoin(
-        session, snapshot, inputs, "semantic", space.semantic, groups, assign.assign_semantic, inputs.dimension,
+        session, snapshot, inputs, "semantic", semantic, groups, assign.assign_semantic, inputs.dimension,
         JoinParams(k=config.semantic_k + 1, k_cross=0), representatives, config.recall_sample, {"groups": groups},
     )  # fmt: skip
     folder = "neighbours/" + fingerprint(
-        "join semantic", merge.VERSION, groups=groups, index=lists_of(space.semantic), k=config.semantic_k,
+        "join semantic", merge.VERSION, groups=groups, index=lists_of(semantic), k=config.semantic_k,
         ranges=joining.ranges, share=joining.share, meant=meant,
     )  # fmt: skip
     tasks = []
@@ -152,6 +157,6 @@ def _join_semantic(
         name = f"{folder}/{part_name(NEIGHBOURS, lo, hi)}"
         tasks.append(Task(name, merge.merge_semantic, spec, joining.live(number), beside=beside))
     joining.merge(folder, tasks)
-    recall, tail = certify(joining, candidates, folder, meant) if space.semantic.folder else ("", "")
+    recall, tail = certify(joining, candidates, folder, meant) if semantic.folder else ("", "")
     joining.clear()
     return folder, recall, tail

@@ -21,7 +21,7 @@ from pipeline.layout.spaces import (
     read_space_record,
 )
 from pipeline.models.prior import copy_prior
-from pipeline.plan.indexing import choose_indexes
+from pipeline.plan.indexing import choose_index, lists_of_space
 from pipeline.plan.session import Session
 from pipeline.runner import Task
 from pipeline.stages import train
@@ -33,15 +33,15 @@ SPREAD_RATIO = 1.5
 
 @dataclass(frozen=True)
 class ChosenSpace:
-    """The space of an audit: its folder, the threshold of candidates with the share of known edits below it, both
-    indexes, and lines that say why.
+    """The space of an audit: its folder, the threshold of candidates with the share of known edits below it, the
+    index of the copy space, its record, and lines that say why.
     """
 
     folder: str
     threshold: float
     misses: dict[str, float]
     copy: Index
-    semantic: Index
+    record: SpaceRecord
     said: str
     threshold_said: str
 
@@ -62,19 +62,20 @@ def choose_space(session: Session, inputs: Inputs, summary: ExactSummary, model:
         record = _trained(session, inputs, moments, summary, model)
     curve = None if model.key else copy_prior().curve
     rule = threshold_for(record.tail, summary.representatives, session.config.threshold, curve)
-    text = describe(rule, record.tail, summary.representatives)
+    how = session.config.verify.how
+    text = describe(rule, record.tail, summary.representatives, how)
     fixed = session.config.neighbours.threshold
     if fixed is not None:
         given = f"copy similarity {fixed} on, as given; the rule says {rule.value:.3f}"
-        text = f"pairs are compared pixel by pixel from {given}"
+        text = f"{how} from {given}"
         rule = replace(rule, value=fixed, expected_misses={} if curve is None else curve.misses_at(fixed))
-    copy, semantic = choose_indexes(session, inputs, record, summary.representatives)
+    probes = session.config.neighbours.copy_probes
     return ChosenSpace(
         folder=record.folder,
         threshold=rule.value,
         misses=rule.expected_misses,
-        copy=copy,
-        semantic=semantic,
+        copy=choose_index(session, lists_of_space(inputs, record, None), summary.representatives, probes),
+        record=record,
         said=said,
         threshold_said=text,
     )

@@ -5,10 +5,13 @@ Of two audits that train one thing at once the first stays: tasks of the other m
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from pipeline.kernels.components import Forest, labels_for
 from pipeline.kernels.moments import Moments, blend, moments_of
 from pipeline.kernels.sampling import stable_sample_limit
 from pipeline.kernels.space import (
@@ -37,7 +40,7 @@ from pipeline.layout.tables import json_bytes
 from pipeline.models.prior import copy_prior
 from pipeline.runner import Counters
 
-VERSION = 2
+VERSION = 3
 SAMPLE = 20_000
 NULL_SAMPLE = 8192
 
@@ -65,11 +68,22 @@ class SpaceSpec:
 def take_moments(spec: MomentsSpec) -> Counters:
     """Commits the moments of a stable sample of at most 20,000 representatives."""
     rows = sample(spec.inputs, SAMPLE, 0)
-    found = DataMoments(
-        moments_of(normalise_embeddings(rows.embeddings)), moments_of(normalise_signatures(rows.signatures))
-    )
+    found = sample_moments(rows.embeddings, rows.signatures)
     spec.inputs.root.open().put_if_absent(f"{spec.folder}/{MOMENTS}", data_moments_to_bytes(found))
     return {"sampled": len(rows.ids)}
+
+
+def sample_moments(embeddings: NDArray[np.float16], signatures: NDArray[np.uint8]) -> DataMoments:
+    """Moments of the images of a sample that are no near-copies of one another.
+
+    What a tenth of the images share is a direction of large variance, which whitening shrinks: of 20,000 frames of a
+    still camera among 200,000 images 1,278 were left at .95 of the first, too few to be told from the null, and the
+    threshold went to its ceiling (.95, wanted .60). 2.7 s for 20,000 rows.
+    """
+    embedding, signature = normalise_embeddings(embeddings), normalise_signatures(signatures)
+    both = np.concatenate([math.sqrt(0.65) * embedding, math.sqrt(0.35) * signature], axis=1).astype(np.float32)
+    kept = distinct_rows(both)
+    return DataMoments(moments_of(embedding[kept]), moments_of(signature[kept]))
 
 
 def train_space(spec: SpaceSpec) -> Counters:
@@ -97,12 +111,14 @@ def train_space(spec: SpaceSpec) -> Counters:
     return {"sampled": own.embedding.count}
 
 
-def sample(inputs: Inputs, limit: int, salt: int) -> Representatives:
-    """A stable sample of representatives: the ids of smallest hash, whatever the shards."""
+def sample(inputs: Inputs, limit: int, salt: int, forest: Forest | None = None) -> Representatives:
+    """A stable sample of representatives: the ids of smallest hash, whatever the shards; heads of a forest's groups."""
     population = inputs.population()
     total = inputs.opened_snapshot().total
     ids = [population.ids(lo, min(lo + READ_BLOCK, total)) for lo in range(0, max(total, 1), READ_BLOCK)]
     every = np.concatenate(ids)
+    if forest is not None:
+        every = every[labels_for(every, forest) == every]
     return population.take(every[stable_sample_limit(every, limit, salt)])
 
 
