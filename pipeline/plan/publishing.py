@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+from dataclasses import replace
 from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
@@ -13,14 +14,16 @@ from pipeline.kernels.labels import LabelRule
 from pipeline.kernels.outliers import OutlierRule
 from pipeline.layout.annotations import read_vocabulary
 from pipeline.layout.audits import FORMAT, Published, audit_folder, publish_audit
+from pipeline.layout.edge_index import ENDS
 from pipeline.layout.fingerprint import fingerprint, plain
+from pipeline.layout.groups import read_split_summary
 from pipeline.layout.inputs import Inputs
-from pipeline.layout.neighbours import RECALL, TAIL
+from pipeline.layout.neighbours import CLUSTERS, RECALL, TAIL
 from pipeline.layout.parts import cut, part_name
 from pipeline.layout.root import versions
-from pipeline.layout.scores import SCORES, SUMMED
+from pipeline.layout.scores import HEADS, SCORES, SUMMED
 from pipeline.layout.snapshots import Snapshot, live_between
-from pipeline.layout.tables import read_json, read_metadata
+from pipeline.layout.tables import count_rows, read_json, read_metadata
 from pipeline.plan.joining import query_ranges, run_ranges
 from pipeline.plan.searching import Found, summary_of
 from pipeline.plan.session import Session, record_to_json
@@ -28,6 +31,7 @@ from pipeline.plan.spaces import ChosenSpace
 from pipeline.runner import Task, peak_resident_bytes
 from pipeline.stages import score
 from pipeline.stages.certify import CERTAIN
+from pipeline.stages.findings import edge_index
 from pipeline.stages.findings import publish as findings
 from pipeline.stages.findings.context import FindingsSpec, Rules
 
@@ -51,6 +55,7 @@ def publish(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenS
     task = Task(folder, findings.summarise, findings.SummarySpec(inputs, folder, session.config.verify.pixels))
     session.run_one("summary", folder, (findings.COUNTS,), task)
     facts = _facts(session, inputs, space, recall, folder)
+    facts["duplicates"] |= _about_pairs(session, space, found)
     published = Published(audit_id, snapshot.number, _recorded(session), facts, _session_record(session))
     return publish_audit(session.store, published)
 
@@ -87,17 +92,17 @@ def _score(session: Session, snapshot: Snapshot, inputs: Inputs, found: Found, r
         live = live_between(session.store, snapshot, lo, hi)
         tasks.append(Task(f"{folder}/{part_name(SCORES, lo, hi)}", score.score, spec, live, beside=beside))
     run_ranges(session, "score", folder, tasks)
-    session.run_one("totals", folder, (SUMMED,), Task(folder, score.sum_scores, score.SumSpec(inputs, folder)))
+    session.run_one("totals", folder, (HEADS, SUMMED), Task(folder, score.sum_scores, score.SumSpec(inputs, folder)))
     return folder
 
 
 def _tables(session: Session, snapshot: Snapshot, whole: FindingsSpec) -> None:
-    ranges = query_ranges(snapshot.total) if snapshot.total < 16 * TABLE_ROWS else cut(0, snapshot.total, TABLE_ROWS)
+    indexed = edge_index.EdgeIndexSpec(session.root, whole.edges)
+    session.run_one("edge index", whole.edges, (ENDS,), Task(whole.edges, edge_index.index_edges, indexed))
+    ranges = query_ranges(snapshot.total) if snapshot.total < 4 * TABLE_ROWS else cut(0, snapshot.total, TABLE_ROWS)
     tasks = []
     for lo, hi in ranges:
-        spec = FindingsSpec(
-            whole.inputs, whole.space, whole.edges, whole.groups, whole.scores, whole.rules, whole.folder, lo, hi
-        )
+        spec = replace(whole, lo=lo, hi=hi)
         *beside, marker = (findings.table_key(whole.folder, name, lo, hi) for name in findings.WRITTEN)
         live = live_between(session.store, snapshot, lo, hi)
         tasks.append(Task(marker, findings.publish_range, spec, live, beside=tuple(beside)))
@@ -123,6 +128,16 @@ def _facts(session: Session, inputs: Inputs, space: ChosenSpace, recall: dict[st
         "threshold": {"value": space.threshold, "text": space.threshold_said, "misses": space.misses},
         "recall": recall,
     }
+
+
+def _about_pairs(session: Session, space: ChosenSpace, found: Found) -> dict[str, Any]:
+    """Whether the pairs are all there are, and what became of groups over a limit.
+
+    Inside a large cluster a member's pair with the medoid and with its nearest of every split stands for the others.
+    """
+    clustered = count_rows(session.store, f"{found.candidates}/{CLUSTERS}")
+    split = read_split_summary(session.store, found.groups)
+    return {"is_complete": space.is_exact and not clustered, "saturated_images": clustered, "split": split}
 
 
 def _recorded(session: Session) -> dict[str, Any]:

@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pipeline.kernels.hits import JoinParams
 from pipeline.kernels.outliers import OutlierRule
 from pipeline.layout.annotations import read_vocabulary
-from pipeline.layout.exact import FEATURES, MEMBERS, SUMMARY, ExactSummary, read_summary
-from pipeline.layout.features import FeatureSet
+from pipeline.layout.exact import ExactSummary, read_summary
 from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.indexes import Index
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import CANDIDATES, CLUSTERS, FURTHEST, NEIGHBOURS, SATURATED, TRUTH
 from pipeline.layout.pairs import index_pairs, pairs_key
-from pipeline.layout.parts import cover, part_name
+from pipeline.layout.parts import part_name
 from pipeline.layout.snapshots import Snapshot, live_between
 from pipeline.layout.spaces import read_space
 from pipeline.layout.visits import WORK
@@ -26,7 +25,7 @@ from pipeline.plan.session import Session
 from pipeline.plan.spaces import ChosenSpace
 from pipeline.plan.verifying import verify_pairs
 from pipeline.runner import Task
-from pipeline.stages import assign, clusters, exact_groups, merge, pairs
+from pipeline.stages import assign, clusters, merge, pairs
 
 ROUNDING = 5e-4
 """How far the similarity of searched (float16) vectors may lie from the canonical one; seen: 1.5e-4."""
@@ -45,24 +44,6 @@ class Found:
     recall: str
     tail: str
     semantic: Index
-
-
-def group_exact(session: Session, snapshot: Snapshot, features: FeatureSet, annotations: str, dimension: int) -> Inputs:
-    """Groups exact copies; returns the inputs that every later stage shares."""
-    held = [(piece.part.key, piece.lo, piece.hi) for piece in cover(features.base, 0, snapshot.total)]
-    name = fingerprint(
-        "exact", exact_groups.VERSION, snapshot=snapshot.digest, annotations=annotations, features=held,
-        again=[part.key for part in features.again],
-    )  # fmt: skip
-    folder = f"exact/{name}"
-    spec = exact_groups.ExactSpec(session.root, snapshot.number, features, annotations, folder)
-    session.run_one(
-        "exact groups",
-        folder,
-        (FEATURES, MEMBERS, SUMMARY),
-        Task(folder, exact_groups.group_exact, spec, snapshot.live),
-    )
-    return Inputs(session.root, snapshot.number, features.folder, annotations, folder, dimension)
 
 
 def summary_of(session: Session, inputs: Inputs) -> ExactSummary:

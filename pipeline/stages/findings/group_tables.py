@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,6 +25,7 @@ from pipeline.kernels.groups import (
 from pipeline.kernels.space import CopySpace, pair_similarities, project_copy
 from pipeline.layout.annotations import names_of
 from pipeline.layout.exact import Representatives
+from pipeline.layout.groups import read_splits
 from pipeline.layout.spaces import read_space
 from pipeline.stages.findings.context import Range, as_table, subject_columns
 
@@ -62,9 +65,20 @@ def groups_table(found: Range, members: GroupImages) -> pa.Table:
             "keeper_reason": reasons,
             "similarity_to_medoid": similarity,
             "group_min_similarity": group_minimum(members.groups, similarity),
+            **_split_columns(found, members.groups),
             "is_chained": chained(similarity, found.spec.rules.threshold, linked),
         },
     )
+
+
+def _split_columns(found: Range, groups: NDArray[np.int64]) -> dict[str, Any]:
+    """Whether each row's group is a piece of a component that was split, and at which similarity."""
+    splits = read_splits(found.store, found.spec.groups)
+    at = np.minimum(np.searchsorted(splits.group_id, groups), max(0, len(splits.group_id) - 1))
+    is_split = splits.group_id[at] == groups if len(splits.group_id) else np.zeros(len(groups), bool)
+    similarity = np.full(len(groups), np.nan)
+    similarity[is_split] = splits.similarity[at[is_split]]
+    return {"is_split": is_split, "split_similarity": similarity}
 
 
 def label_conflicts_table(found: Range, members: GroupImages) -> pa.Table:

@@ -24,13 +24,15 @@ def duplicates_table(found: Range) -> pa.Table:
     columns = {name: values.take(pa.array(order)) for name, values in columns.items()}
     grouped = pc.is_in(columns["kind"], value_set=pa.array([kind.value for kind in GROUPING_KINDS]))
     ids, match = columns.pop("image_id").to_numpy(), columns.pop("match_id").to_numpy()
+    group = found.graph.groups_of(ids)
+    grouped = pc.and_(grouped, pa.array(group == found.graph.groups_of(match)))
     return as_table(
         "duplicates",
         {
             **subject_columns(found.subjects_of(ids)),
             **subject_columns(found.subjects_of(match), "match"),
             **columns,
-            "group_id": pc.if_else(grouped, pa.array(found.graph.groups_of(ids)), pa.scalar(None, pa.int64())),
+            "group_id": pc.if_else(grouped, pa.array(group), pa.scalar(None, pa.int64())),
         },
     )
 
@@ -89,7 +91,8 @@ def leaks_table(found: Range) -> pa.Table:
     # an exact match was decided on hashes, a transitive one on the edges between
     measured["is_verified"] = pc.if_else(pa.array(at < 0), pa.scalar(True), measured["is_verified"])
     grouping = np.array([KIND_NAMES[i] in {kind.value for kind in GROUPING_KINDS} for i in range(len(KIND_NAMES))])
-    same_group = leaks.is_transitive | grouping[leaks.kind]
+    group = found.graph.groups_of(leaks.image_id)
+    same_group = (leaks.is_transitive | grouping[leaks.kind]) & (group == found.graph.groups_of(leaks.match_id))
     return as_table(
         "leaks",
         {
@@ -97,7 +100,7 @@ def leaks_table(found: Range) -> pa.Table:
             **subject_columns(found.subjects_of(leaks.match_id), "match"),
             "kind": pa.array(KIND_NAMES).take(pa.array(leaks.kind, pa.int32(), mask=leaks.is_transitive)),
             **measured,
-            "group_id": pa.array(found.graph.groups_of(leaks.image_id), mask=~same_group),
+            "group_id": pa.array(group, mask=~same_group),
             "severity": leaks.severity,
             "is_label_conflict": leaks.is_label_conflict,
             "is_transitive": leaks.is_transitive,
