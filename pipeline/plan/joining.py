@@ -71,7 +71,7 @@ class SpaceJoin:
     @property
     def joined(self) -> Joined:
         """Where the hits are, or will be."""
-        slices = tuple(range(0, len(self.ranges), self._ranges_per_task())) or (0,)
+        slices = tuple(range(0, len(self.ranges), self._ranges_per_task()))
         name = fingerprint("hits", join.VERSION, visits=self.visits.folder, params=self.params, slices=slices)
         return Joined(self.session.root, f"{WORK}/{name}", self.ranges, self.index.count, slices)
 
