@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import re
 import tempfile
@@ -10,11 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pipeline import audit as audits
 from pipeline.audit import Audit
 from pipeline.config import AuditConfig, config_from
 from pipeline.errors import ArtifactError, NotFound, UsageError
 from pipeline.layout.features import list_features, missing_features
+from pipeline.layout.models import FOLDER as MODELS
 from pipeline.layout.parts import cut, shard_size
 from pipeline.layout.root import Root, is_root
 from pipeline.layout.snapshots import latest_snapshot, live_between
@@ -77,6 +84,9 @@ def run(
     - `test`: one more source, whose split is test
     - `rule`: {"table": CSV or Parquet with filename and label, split or both} or {"pattern": regular expression}
     - `model`: {"path": ONNX or ORT file, "input": {...}} instead of the default model
+    - `embeddings`: .npy (n, d) in the order of the sorted listing, or Parquet with a column of names and one of
+      vectors, in place of a model; or such an array or Arrow table. Names without sources are audited without images
+    - `start`: "features" audits the latest snapshot from what is stored, `until`: "features" makes no more than that
     - `neighbours`: {"space": "keep" or "new", "threshold": copy similarity of candidates, ...}
     - `min_offset`, `max_offset`: list and extract these offsets only, publish nothing
     - `shard_size`: images per shard
@@ -91,8 +101,28 @@ def run(
     if wrong:
         raise UsageError(f"source {wrong[0]!r}, want text or a path; several go one by one: run(*sources, root=...)")
     values = {"sources": tuple(os.fspath(source) for source in sources), "root": os.fspath(root), **config}
+    if not isinstance(values.get("embeddings", ""), (str, os.PathLike)):
+        values = _with_stored(values)
     reporter = visible_reporter() if progress else SilentReporter()
     return run_config(config_from(values), where or Where(), reporter, "pipeline.run(...) with the same arguments")
+
+
+def _with_stored(values: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with an array or a table of embeddings stored in the root, under the hash of its bytes."""
+    given = values["embeddings"]
+    if not isinstance(given, (np.ndarray, pa.Table)):
+        raise UsageError(f"embeddings {type(given).__name__}, want a path, an array (n, d) or an Arrow table")
+    config = config_from({**values, "embeddings": "given"})
+    sink = io.BytesIO()
+    if isinstance(given, pa.Table):
+        pq.write_table(given, sink)
+    else:
+        np.save(sink, given, allow_pickle=False)
+    suffix = "parquet" if isinstance(given, pa.Table) else "npy"
+    root = Root(canonical_uri(config.root, config.storage), config.storage)
+    key = f"{MODELS}/given-{hashlib.sha256(sink.getvalue()).hexdigest()[:20]}.{suffix}"
+    root.open().put_if_absent(key, sink.getvalue())
+    return {**values, "embeddings": f"{root.uri}/{key}"}
 
 
 def run_config(config: AuditConfig, where: Where, reporter: Reporter, resume_command: str) -> Audit | None:

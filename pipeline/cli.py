@@ -87,10 +87,20 @@ def _add_run(commands: Any) -> None:
     model = run.add_argument_group("model")
     model.add_argument("--model", help="ONNX or ORT file instead of the default model")
     model.add_argument("--model-input", help=MODEL_INPUT)
+    model.add_argument(
+        "--embeddings", help=".npy (n, d) in the order of the listing, or Parquet with names, instead of a model"
+    )
     search = run.add_argument_group("search")
     search.add_argument("--space", choices=("keep", "new"), help="keep the trained space while it fits, or train anew")
     search.add_argument("--threshold", type=float, help="fixed copy similarity of candidates instead of the rule")
-    part = run.add_argument_group("a range only: list and extract offsets [min, max), publish nothing")
+    part = run.add_argument_group("a part of the work: --until and offsets [min, max) extract and publish nothing")
+    part.add_argument("--until", choices=("features", "tables"), help="features: list and extract, no more")
+    part.add_argument(
+        "--from",
+        dest="start",
+        choices=("sources", "features"),
+        help="features: audit what is extracted, list nothing; the sources may be away",
+    )
     part.add_argument("--min-offset", type=int)
     part.add_argument("--max-offset", type=int)
     part.add_argument("--shard-size", type=int, help="images per shard (default: by the size of the snapshot)")
@@ -143,6 +153,9 @@ def config_values(options: argparse.Namespace) -> dict[str, Any]:
         ("rule", "pattern"): options.pattern,
         ("model", "path"): options.model,
         ("model", "input"): _model_input(options),
+        ("embeddings",): options.embeddings,
+        ("start",): options.start,
+        ("until",): options.until,
         ("neighbours", "space"): options.space,
         ("neighbours", "threshold"): options.threshold,
         ("accept_empty",): options.accept_empty or None,
@@ -242,7 +255,7 @@ def _finishing_command(given: Sequence[str]) -> str:
     words = iter(given)
     for word in words:
         flag, sign, _ = word.partition("=")
-        if flag not in ("--min-offset", "--max-offset"):
+        if flag not in ("--min-offset", "--max-offset", "--until"):
             kept.append(word)
         elif not sign:
             next(words, "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -29,6 +30,21 @@ else:
     import tomli as tomllib
 
 EXACT_LIMIT = 100_000
+MOST_LISTS = 2**20
+MOST_LINKS = 256  # of kernels/hnsw.py, whose import would load faiss wherever a configuration is read
+DISTANCES = ("cosine", "euclidean")
+OTHER_DISTANCES = ("l1", "linf", "canberra", "braycurtis", "jensenshannon")
+RENAMED = {
+    "nnf_mode": "neighbours.index takes auto, Flat, IVF<n> and HNSW<m>",
+    "nnf_param": "lists are trained by spherical k-means with a fixed seed, nothing of it is to be set; their number "
+    "is neighbours.index IVF<n>",
+    "nprobe": "neighbours.copy_probes and neighbours.semantic_probes",
+    "nearest_neighbors_k": "neighbours.semantic_k, and neighbours.copy.k for duplicates",
+    "distance": "neighbours.distance",
+    "ccthreshold": "neighbours.threshold, which decides what is compared; pixels decide what joins a group",
+    "run_mode": "start and until, and image-audit search",
+}
+"""Words of fastdup and what they are called here."""
 INT64 = range(-(2**63), 2**63)
 
 
@@ -48,16 +64,22 @@ class ModelParams:
 class NeighbourParams:
     """How neighbours are searched.
 
-    copy: neighbours kept per split; semantic_k: neighbours over all splits; exact_limit: representatives up to which
-    every list is searched; copy_probes, semantic_probes: lists searched beyond it; partition_rows: the most vectors of
-    a partition, of which a task holds one (2 kB each at its peak); recall_sample: queries searched exactly to measure
-    recall; space: "keep" a trained space while it fits or train a "new" one; threshold: a fixed candidate similarity
-    instead of the rule.
+    copy: neighbours kept per split; semantic_k: neighbours over all splits; index: "auto" compares all pairs up to
+    exact_limit representatives and searches lists beyond, "Flat" compares all whatever the size, "IVF<n>" searches n
+    lists, "HNSW<m>" graphs of m links inside partitions, exempt from equal rows; distance: "cosine", or "euclidean",
+    which ranks unit vectors the same; copy_probes, semantic_probes: lists searched; partition_rows: the most vectors of
+    a partition, of which a task holds one (2 kB each at its peak); pairs_per_image: the most pairs that are compared,
+    the most similar ones (and 100,000 in any case); recall_sample: queries searched exactly to measure recall; space:
+    "keep" a trained space while it fits or train a "new" one; threshold: a fixed candidate similarity instead of the
+    rule.
     """
 
     copy: JoinParams = field(default_factory=JoinParams)
     semantic_k: int = 32
+    index: str = "auto"
+    distance: str = "cosine"
     exact_limit: int = EXACT_LIMIT
+    pairs_per_image: float = 5.0
     copy_probes: int = 16
     semantic_probes: int = 32
     partition_rows: int = 1_048_576
@@ -77,20 +99,47 @@ class NeighbourParams:
             problems.append(f"copy.threshold {self.copy.threshold}: name it neighbours.threshold")
         if self.copy and self.copy.least is not None:
             problems.append(f"copy.least {self.copy.least}: it follows from neighbours.threshold; leave it out")
+        problems += _index_problems(self.index, self.distance)
         if self.space not in ("keep", "new"):
             problems.append(f"space {self.space!r}, want keep or new")
+        if not self.pairs_per_image > 0:
+            problems.append(f"pairs_per_image {self.pairs_per_image}, want more than 0")
         if self.threshold is not None and not 0 < self.threshold < 1:
             problems.append(f"threshold {self.threshold}, want more than 0 and less than 1")
         if problems:
             raise UsageError("neighbours: " + "; ".join(problems))
+
+    @property
+    def kind(self) -> tuple[str, int]:
+        """What `index` asks for: auto, Flat, IVF or HNSW, and the number behind it (0: none)."""
+        word = self.index.rstrip("0123456789")
+        return word, int(self.index[len(word) :] or 0)
+
+
+def _index_problems(index: str, distance: str) -> list[str]:
+    problems = []
+    found = re.fullmatch(r"auto|Flat|(IVF|HNSW)([0-9]{1,7})", index)
+    bounds = {"IVF": (1, MOST_LISTS), "HNSW": (2, MOST_LINKS)}
+    if found is None or (found[1] and not bounds[found[1]][0] <= int(found[2]) <= bounds[found[1]][1]):
+        problems.append(f"index {index!r}, want auto, Flat, IVF1 to IVF{MOST_LISTS} or HNSW2 to HNSW{MOST_LINKS}")
+    if distance in OTHER_DISTANCES:
+        problems.append(
+            f"distance {distance!r}: every similarity of the tables is a cosine, want cosine or euclidean, which ranks "
+            "unit vectors the same"
+        )
+    elif distance not in DISTANCES:
+        problems.append(f"distance {distance!r}, want cosine or euclidean, which ranks unit vectors the same")
+    return problems
 
 
 @dataclass(frozen=True)
 class AuditConfig:
     """Everything that decides the tables of an audit, and where they go. Who runs it is not part of it.
 
-    sources: folders or buckets; test: one more, whose split is test; min_offset, max_offset: list and extract this
-    range of the snapshot only, publish nothing (max_offset None = to the end).
+    sources: folders or buckets; test: one more, whose split is test; embeddings: a .npy or Parquet of the user's own
+    vectors in place of a model. start: "features" lists nothing and audits the latest snapshot by what was extracted;
+    until: "features" publishes nothing; min_offset, max_offset: nor does it list and extract more than this range of
+    the snapshot (max_offset None = to the end).
     """
 
     sources: tuple[str, ...]
@@ -107,6 +156,9 @@ class AuditConfig:
     groups: GroupParams = field(default_factory=GroupParams)
     quality: QualityLimits = field(default_factory=QualityLimits)
     keeper: KeeperPolicy = field(default_factory=KeeperPolicy)
+    embeddings: str = ""
+    start: str = "sources"
+    until: str = "tables"
     min_offset: int | None = None
     max_offset: int | None = None
     shard_size: int | None = None
@@ -115,8 +167,7 @@ class AuditConfig:
 
     def __post_init__(self) -> None:
         problems = []
-        if not self.sources:
-            problems.append("no source given: name a folder, s3://bucket/prefix or minio://server/bucket/prefix")
+        problems += _range_problems(self)
         if not self.root:
             problems.append("no root given: --root says where the audit is kept")
         if isinstance(self.storage, StorageConfig):
@@ -124,9 +175,6 @@ class AuditConfig:
             problems += [text for place in places if place and (text := _place_problem(place, self.storage))]
         if self.shard_size is not None and self.shard_size < 1:
             problems.append(f"shard_size {self.shard_size}, want at least 1")
-        low, high = self.min_offset or 0, self.max_offset
-        if low < 0 or (high is not None and high <= low):
-            problems.append(f"offsets [{low}, {high}), want 0 <= min_offset < max_offset")
         if not 0 <= self.max_failed_share <= 1:
             problems.append(f"max_failed_share {self.max_failed_share}, want 0 to 1")
         measure = self.measure  # None where it has a problem of its own
@@ -138,8 +186,30 @@ class AuditConfig:
 
     @property
     def is_range(self) -> bool:
-        """Whether only a range is listed and extracted."""
-        return self.min_offset is not None or self.max_offset is not None
+        """Whether features are all that is made, of a range or of everything."""
+        return self.min_offset is not None or self.max_offset is not None or self.until == "features"
+
+
+def _range_problems(config: AuditConfig) -> list[str]:
+    """What is wrong with where the work begins and ends."""
+    problems = []
+    if config.start not in ("sources", "features"):
+        problems.append(f"start {config.start!r}, want sources or features")
+    if config.until not in ("features", "tables"):
+        problems.append(f"until {config.until!r}, want features or tables")
+    has_sources = bool(config.sources or config.test)
+    if config.start == "features" and has_sources:
+        problems.append("start at the features lists no source: name none, the root knows them")
+    if config.start == "features" and config.is_range:
+        problems.append("start at the features leaves nothing to extract: drop until and the offsets")
+    if config.start != "features" and not config.sources and not config.embeddings:
+        problems.append("no source given: name a folder, s3://bucket/prefix or minio://server/bucket/prefix")
+    if config.embeddings and config.model and config.model.path:
+        problems.append("embeddings and a model: the vectors are the one's or the other's; drop one of them")
+    low, high = config.min_offset or 0, config.max_offset
+    if low < 0 or (high is not None and high <= low):
+        problems.append(f"offsets [{low}, {high}), want 0 <= min_offset < max_offset")
+    return problems
 
 
 def _place_problem(place: str, storage: StorageConfig) -> str:
@@ -194,7 +264,9 @@ def _build(
     hints = get_type_hints(kind)
     known = {item.name for item in fields(kind)}
     unknown = sorted(set(values) - known)
-    problems.extend(f"unknown key {prefix}{name} (known: {', '.join(sorted(known))})" for name in unknown)
+    for name in unknown:
+        instead = RENAMED.get(name, f"known: {', '.join(sorted(known))}")
+        problems.append(f"unknown key {prefix}{name} ({instead})")
     arguments: dict[str, Any] = {}
     for name in sorted(known & set(values)):
         value, section = _plain(values[name]), sections.get(name)

@@ -32,7 +32,8 @@ class Index:
     """How vectors are routed, small enough to travel with every task.
 
     folder: of the trained lists, "" for exact search; partitions: file in it that maps lists to partitions. Exact
-    search has as many lists as partitions, filled by a hash of the ids, and every query probes all of them.
+    search has as many lists as partitions, filled by a hash of the ids, and every query probes all of them. links: of a
+    row in the graph that each partition is searched by instead, 0 = none.
     """
 
     folder: str
@@ -40,11 +41,17 @@ class Index:
     lists: int
     count: int
     probes: int
+    links: int = 0
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every row is compared with every query."""
+        return not self.folder and not self.links
 
 
-def exact_index(partitions: int) -> Index:
-    """The index of an exact search in so many partitions."""
-    return Index("", "", partitions, partitions, partitions)
+def exact_index(partitions: int, links: int = 0) -> Index:
+    """The index of a search of everything in so many partitions: exact, or by a graph in each."""
+    return Index("", "", partitions, partitions, partitions, links)
 
 
 def partition_of(store: Store, index: Index) -> NDArray[np.int32]:

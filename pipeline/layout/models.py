@@ -21,7 +21,11 @@ FOLDER = "models"
 
 @dataclass(frozen=True)
 class ModelRef:
-    """How a worker finds the model: name and sha256, its input, its key in the root ("" = the package's own)."""
+    """How a worker finds the model: name and sha256, its input, its key in the root ("" = the package's own).
+
+    vectors: folder of a user's own vectors, which take the place of a model; order: key of the row of each image, "" =
+    its offset; is_alone: there are no images beside them.
+    """
 
     name: str
     sha256: str
@@ -29,6 +33,9 @@ class ModelRef:
     dimension: int
     key: str = ""
     canary: str = ""
+    vectors: str = ""
+    order: str = ""
+    is_alone: bool = False
 
 
 def store_model(root: Root, path: str, description: Mapping[str, Any]) -> ModelRef:
@@ -54,6 +61,8 @@ def read_model(store: Store, ref: ModelRef) -> Model:
     """The model with its bytes."""
     if not ref.key:
         return default_model()
+    if ref.vectors:
+        return Model(ref.name, ref.sha256, b"", ref.input, ref.dimension, default_model().signature_moments)
     model = open_model(store.read(ref.key), ref.name, dict(vars(ref.input)))
     if model.sha256 != ref.sha256:
         raise ModelError(

@@ -10,11 +10,13 @@ from pipeline.layout.annotations import store_table
 from pipeline.layout.audits import Published, has_audit
 from pipeline.layout.features import list_features, missing_features
 from pipeline.layout.models import ModelRef, store_model
+from pipeline.layout.own_vectors import own_model
 from pipeline.layout.root import Root, claim
 from pipeline.layout.served import Recipe, write_recipe
 from pipeline.layout.snapshots import FOLDER as CATALOG
 from pipeline.layout.snapshots import Snapshot
 from pipeline.plan.checking import require_inputs
+from pipeline.plan.embedding import open_embeddings, place_embeddings
 from pipeline.plan.exact import group_exact
 from pipeline.plan.preparing import (
     annotate_snapshot,
@@ -29,6 +31,7 @@ from pipeline.plan.publishing import publish
 from pipeline.plan.searching import search, summary_of
 from pipeline.plan.session import Session
 from pipeline.plan.spaces import choose_space
+from pipeline.plan.stored import known_snapshot, require_extracted, stored_or_extracted, without_sources
 from pipeline.progress import Reporter
 from pipeline.runner import LocalRunner, Runner
 from pipeline.storage import canonical_uri
@@ -55,13 +58,19 @@ def run_audit(config: AuditConfig, call: Call) -> Published | None:
     Does only what is missing: every stage lists its artifact first. Raises an AuditError; what was committed stays.
     """
     root = Root(canonical_uri(config.root, config.storage), config.storage)
+    file = open_embeddings(config)
+    is_alone = config.start == "sources" and not (config.sources or config.test)
     require_inputs(config, root)
     claim(root)
     session = Session(config, root, LocalRunner(), call.reporter, call.resume_command)
-    model = store_model(root, config.model.path, config.model.input)
+    model = own_model(file, is_alone) if file else store_model(root, config.model.path, config.model.input)
     if config.rule.table:  # before the listing, which may take hours
         store_table(root, config.rule.table)
-    snapshot = take_snapshot(session)
+    snapshot = take_snapshot(session) if config.start == "sources" else known_snapshot(session)
+    model = place_embeddings(session, snapshot, file, model) if file else model
+    if config.start == "features":
+        require_extracted(session, snapshot, model)
+    without_sources(session, snapshot, model)
     lo, hi = _range(config, snapshot)
     waiting = missing_features(list_features(session.store, features_folder(session, model)), lo, hi)
     session.runner = call.start_runner(_work(session, snapshot, sum(stop - start for start, stop in waiting)), root)
@@ -89,8 +98,8 @@ def _range(config: AuditConfig, snapshot: Snapshot) -> tuple[int, int]:
 def _extract_only(session: Session, snapshot: Snapshot, model: ModelRef, lo: int, hi: int) -> None:
     if lo == hi:
         session.reporter.say(
-            f"no offset from {session.config.min_offset} on: snapshot {snapshot.number} ends at {snapshot.total:,}; "
-            "nothing was extracted or published"
+            f"no offset from {session.config.min_offset or 0} on: snapshot {snapshot.number} ends at "
+            f"{snapshot.total:,}; nothing was extracted or published"
         )
         return
     features = extract_range(session, snapshot, model, lo, hi)
@@ -105,7 +114,7 @@ def _extract_only(session: Session, snapshot: Snapshot, model: ModelRef, lo: int
 
 def _audit(session: Session, snapshot: Snapshot, model: ModelRef) -> Published:
     annotations = annotate_snapshot(session, snapshot)
-    features = extract_range(session, snapshot, model, 0, snapshot.total)
+    features = stored_or_extracted(session, snapshot, model)
     inputs = group_exact(session, snapshot, features, annotations, model.dimension)
     summary = summary_of(session, inputs)
     require_enough(session, snapshot, features, summary.statuses, 0, snapshot.total)

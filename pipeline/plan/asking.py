@@ -31,6 +31,11 @@ def require_call(recipe: Recipe, images: Images, k: int, space: str) -> None:
     if space not in SPACES:
         raise UsageError(f"space {space!r}, want {' or '.join(SPACES)}")
     if not isinstance(images, np.ndarray):
+        if recipe.model.vectors:
+            raise UsageError(
+                f"the vectors of this audit are your own ({recipe.model.name}), no model embeds an image: search with "
+                "vectors (--features, or an array)"
+            )
         return
     if space == "copy":
         raise UsageError(

@@ -15,6 +15,8 @@ from pipeline.storage import canonical_uri
 def named_sources(config: AuditConfig) -> tuple[SourceRecord, ...]:
     """The sources of a call, the one of the split test last."""
     named = [(uri, "") for uri in config.sources] + ([(config.test, "test")] if config.test else [])
+    if not named and config.start != "features":  # names with vectors and no images
+        named = [(config.embeddings, "")]
     return tuple(SourceRecord(canonical_uri(uri, config.storage), split) for uri, split in named)
 
 
@@ -24,7 +26,8 @@ def require_inputs(config: AuditConfig, root: Root) -> None:
     What a root that is there already knows is not read again: nothing new would be left in it.
     """
     uris = [source.uri for source in named_sources(config)]
-    _refuse_twice(root, uris)
+    if config.sources or config.test:  # vectors without images may lie in the root
+        _refuse_twice(root, uris)
     if is_root(root.open()):
         return
     for uri in uris:

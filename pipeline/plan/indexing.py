@@ -22,8 +22,14 @@ LISTS_PER_TASK = 512  # 10 s of one core
 def choose_index(session: Session, spec: ListsSpec, representatives: int, probes: int) -> Index:
     """How a space is searched that holds so many representatives; trained lists are kept while the space is."""
     params = session.config.neighbours
-    if choose_nlist(representatives, params.exact_limit) == 1:
-        return exact_index(max(1, -(-representatives // params.partition_rows)))
+    kind, number = params.kind
+    is_small = not representatives or (kind == "auto" and choose_nlist(representatives, params.exact_limit) == 1)
+    if is_small or kind in ("Flat", "HNSW"):
+        links = number if kind == "HNSW" else 0
+        return exact_index(max(1, -(-representatives // params.partition_rows)), links)
+    if kind == "IVF":
+        nlist = min(number, representatives)
+        spec = replace(spec, nlist=nlist, folder=_folder(spec.inputs, spec.space, nlist))
     _train(session, spec)
     name = _group(session, spec, representatives)
     of = read_partitions(session.store, f"{spec.folder}/{name}")
@@ -34,8 +40,12 @@ def lists_of_space(inputs: Inputs, record: SpaceRecord, groups: str | None) -> L
     """The lists of the copy space, or, of heads of `groups`, of the semantic one: as many as when it was trained."""
     nlist = choose_nlist(record.representatives, 0)
     space = record.folder if groups is None else ""
+    return ListsSpec(inputs, space, groups or "", nlist, _folder(inputs, space, nlist))
+
+
+def _folder(inputs: Inputs, space: str, nlist: int) -> str:
     of: dict[str, Any] = {"space": space, "features": inputs.features, "lists": nlist}
-    return ListsSpec(inputs, space, groups or "", nlist, "indexes/" + fingerprint("index", train_lists.VERSION, **of))
+    return "indexes/" + fingerprint("index", train_lists.VERSION, **of)
 
 
 def _train(session: Session, spec: ListsSpec) -> None:

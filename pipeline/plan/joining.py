@@ -25,7 +25,9 @@ from pipeline.storage import Store
 JOIN_ROWS = 8192  # queries per range: 14,000 images make two, a million 123
 MOST_RANGES = 128  # up to 16.8 million images: each is a file that every partition opens
 MOST_RANGE_ROWS = 131_072  # 0.4 GB of visits
-JOIN_TASKS = 64
+LEAST_JOIN_TASKS = 16
+MOST_TASK_QUERIES = 262_144
+VISITED = 3  # partitions that a vector visits, of many
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class SpaceJoin:
     @property
     def share(self) -> float:
         """Of the representatives that recall is measured with."""
-        return min(1.0, self.sample / max(1, self.representatives)) if self.index.folder else 0.0
+        return min(1.0, self.sample / max(1, self.representatives)) if not self.index.is_exact else 0.0
 
     @property
     def visits(self) -> Visits:
@@ -114,19 +116,26 @@ class SpaceJoin:
             delete_folder(self.session.store, folder)
 
     def _ranges_per_task(self) -> int:
-        """At least 64 tasks where there are as many ranges: a function of the snapshot and the partitions alone."""
-        slices = max(1, min(len(self.ranges), -(-JOIN_TASKS // self.index.count)))
+        """Ranges of a slice of queries: a function of the snapshot and the partitions alone.
+
+        16 tasks at least, of 262,144 queries at most; fewer queries convert the lists to float32 more often.
+        """
+        visits = self.snapshot.total * min(self.index.count, VISITED)
+        tasks = max(LEAST_JOIN_TASKS, -(-visits // MOST_TASK_QUERIES))
+        slices = max(1, min(len(self.ranges), -(-tasks // self.index.count)))
         return max(1, -(-len(self.ranges) // slices))
 
     def _join_tasks(self, joined: Joined) -> list[Task]:
         tasks = []
-        per_task = self._ranges_per_task()
+        per_task, links = self._ranges_per_task(), self.index.links
         items = self.snapshot.live // max(1, len(joined.slices) * joined.partitions)
         for partition in range(joined.partitions):
             for first in joined.slices:
                 last = min(first + per_task, len(self.ranges))
                 is_measured = bool(self.share) and first == joined.slices[0]
-                spec = join.JoinSpec(self.visits, self.params, joined.folder, partition, first, last, is_measured)
+                spec = join.JoinSpec(
+                    self.visits, self.params, joined.folder, partition, first, last, is_measured, links
+                )
                 beside = (join.saturated_key(joined.folder, partition, first),)
                 key = join.hits_key(joined.folder, partition, first)
                 tasks.append(Task(key, join.join, spec, items, beside=beside))
@@ -135,7 +144,8 @@ class SpaceJoin:
 
 def lists_of(index: Index) -> dict[str, Any]:
     """What of an index decides the neighbours that are found: how lists are grouped into partitions does not."""
-    return {"lists": index.folder, "probes": index.probes if index.folder else 0}
+    graph = {"links": index.links, "partitions": index.count} if index.links else {}
+    return {"lists": index.folder, "probes": index.probes if index.folder else 0, **graph}
 
 
 def delete_folder(store: Store, folder: str) -> None:

@@ -53,7 +53,7 @@ def served_space(recipe: Recipe, name: str) -> ServedSpace:
 def require_served(recipe: Recipe, name: str, start: Callable[[], Session]) -> ServedSpace:
     """The served index of a space, made where it is not there; `start` is called only then."""
     store = recipe.inputs.root.open()
-    if recipe.semantic.folder:
+    if recipe.copy.folder or recipe.semantic.folder:
         _require_partitions(recipe, start)
     served = _counted(served_space(recipe, name))
     if store.exists(f"{served.folder}/{SERVED}"):
@@ -123,7 +123,7 @@ def _counted(served: ServedSpace) -> ServedSpace:
 def _require_partitions(recipe: Recipe, start: Callable[[], Session]) -> None:
     """Groups the lists of both spaces into partitions for serving, where that was not done."""
     store, tasks = recipe.inputs.root.open(), []
-    for index in (recipe.copy, recipe.semantic):
+    for index in filter(lambda item: item.folder, (recipe.copy, recipe.semantic)):
         made = _index(recipe, index)
         key = f"{made.folder}/{made.partitions}"
         spec = train_lists.PartitionsSpec(

@@ -48,7 +48,7 @@ class ChosenSpace:
     @property
     def is_exact(self) -> bool:
         """Whether every pair of representatives is compared."""
-        return not self.copy.folder
+        return self.copy.is_exact
 
 
 def choose_space(session: Session, inputs: Inputs, summary: ExactSummary, model: ModelRef) -> ChosenSpace:

@@ -19,6 +19,7 @@ from pipeline.storage import Store
 HEADER_BYTES = 4096
 BLOCK_BYTES = 2**26
 LEAST_DIMENSION = 2
+LARGEST = 15  # the largest number of a vector is stored as 2^14 to 2^15: small ones keep all of their bits
 SHOWN = 5
 _WANTED = "want a .npy of float16, float32 or float64 (n, d), or a Parquet with a column of names and one of vectors"
 _BAD_NPY = (ValueError, SyntaxError, EOFError, TypeError, KeyError)
@@ -75,7 +76,7 @@ def stored_vectors(block: NDArray[Any], first: int, address: str) -> NDArray[np.
     if block.dtype == np.float16:
         return np.ascontiguousarray(block)
     _, exponent = np.frexp(np.abs(block).max(axis=1, initial=0.0))
-    scaled: NDArray[np.float16] = np.ldexp(block, -exponent[:, None]).astype(np.float16)
+    scaled: NDArray[np.float16] = np.ldexp(block, LARGEST - exponent[:, None]).astype(np.float16)
     return scaled
 
 

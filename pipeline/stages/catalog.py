@@ -33,6 +33,7 @@ from pipeline.layout.snapshots import (
 from pipeline.layout.tables import json_bytes, parquet_bytes
 from pipeline.schemas import CATALOG_ROWS
 from pipeline.sources.folder import LeftOut, encode_key, image_objects, is_image_key
+from pipeline.sources.vectors import open_vectors
 from pipeline.storage import ObjectInfo, StorageConfig, Store, is_remote
 from pipeline.storage.uri import parse_bucket
 
@@ -242,6 +243,10 @@ def _listing(
     One of the first `known` sources, which the root has listed before, may be gone: it is listed as empty.
     """
     for index, source in enumerate(sources):
+        if (names := names_alone(source.uri, root.storage)) is not None:
+            left_out[index].images += len(names)
+            yield from ((index, ObjectInfo(name, 0, "", 0), name.encode()) for name in names)
+            continue
         listed = _without_root(root, source, opened(source.uri, root.storage).list())
         try:
             for info in image_objects(listed, left_out[index]):
@@ -273,8 +278,19 @@ def _without_root(root: Root, source: SourceRecord, listed: Iterable[ObjectInfo]
         )  # fmt: skip
 
 
+def names_alone(uri: str, storage: StorageConfig) -> list[str] | None:
+    """The names of a source that is a file of vectors without images, sorted as keys are; None for any other."""
+    place, slash, key = uri.rpartition("/")
+    if not key.endswith(".parquet") or not opened(place or slash, storage).exists(key):
+        return None
+    names = open_vectors(opened(place or slash, storage), key, uri).names
+    return sorted([] if names is None else names.to_pylist(), key=str.encode)
+
+
 def require_source(uri: str, storage: StorageConfig) -> None:
     """Raises NotFound, or another StorageError, for a source that cannot be listed."""
+    if names_alone(uri, storage) is not None:
+        return
     if next(opened(uri, storage).list(), None) is None:
         _require_path(uri, storage)
 

@@ -26,6 +26,7 @@ from pipeline.kernels.measure import Measured, MeasureParams, measure
 from pipeline.layout.features import AGAIN, BASE, Features, commit_features, list_features, read_feature_rows
 from pipeline.layout.images import ImageObject, image_object
 from pipeline.layout.models import ModelRef, load_model
+from pipeline.layout.own_vectors import given_vectors
 from pipeline.layout.parts import part_name
 from pipeline.layout.root import Root, opened
 from pipeline.layout.snapshots import Snapshot, catalog_rows, catalog_rows_of, read_snapshot, removed_ids
@@ -78,11 +79,13 @@ def extract(spec: ExtractSpec) -> Counters:
     store = spec.root.open()
     snapshot = read_snapshot(store, spec.snapshot)
     rows = _wanted_rows(spec, snapshot)
-    model = load_model(store, spec.model)
-    found = [*_measure_all(spec, snapshot, rows, model)]
+    if spec.model.vectors:
+        found = [*_with_given(spec, snapshot, rows)]
+    else:
+        found = [*_measure_all(spec, snapshot, rows, load_model(store, spec.model))]
     if spec.only is not None and _is_as_before(spec, [item.status for item, _ in found]):
         return {"images": len(found), "transient": len(found)}
-    return _commit(spec, rows, found, model.dimension)
+    return _commit(spec, rows, found, spec.model.dimension)
 
 
 def halves(spec: ExtractSpec) -> list[ExtractSpec]:
@@ -103,7 +106,7 @@ def quarantine(spec: ExtractSpec, cause: str) -> Counters:
     if spec.only is not None and _is_as_before(spec, [status] * rows.num_rows):
         return {"images": rows.num_rows, "transient": rows.num_rows}
     found = [_failed(status, "its process died or hung twice while it was decoded")] * rows.num_rows
-    return _commit(spec, rows, [(item, None) for item in found], load_model(store, spec.model).dimension)
+    return _commit(spec, rows, [(item, None) for item in found], spec.model.dimension)
 
 
 def part_key(spec: ExtractSpec) -> str:
@@ -139,6 +142,21 @@ def _measure_all(
             yield from _embed(pending, model)
             pending = []
     yield from _embed(pending, model)
+
+
+def _with_given(
+    spec: ExtractSpec, snapshot: Snapshot, rows: pa.Table
+) -> Iterator[tuple[Measured, np.ndarray[Any, Any] | None]]:
+    """Every row with the user's own vector; measured where there are images, and no model runs."""
+    vectors, has_row = given_vectors(spec.root.open(), spec.model, rows["image_id"].to_numpy())
+    if spec.model.is_alone:
+        alone = (Measured(Status.OK), _failed(Status.MISSING, "no longer in its source"))
+        measured: Iterator[Measured] = (alone[not there] for there in has_row.tolist())
+    else:
+        read = map(partial(_measured, spec.measure), _read_all(spec, snapshot, rows))
+        measured = _while_there(spec, snapshot, read)
+    for item, vector in zip(measured, vectors, strict=True):
+        yield item._replace(model_input=None), vector if item.status is Status.OK else None
 
 
 def _measured(params: MeasureParams, read: Read) -> Measured:
@@ -226,8 +244,10 @@ def _commit(
     embeddings = np.zeros((len(found), dimension), np.float16)
     signatures = np.zeros((len(found), SIGNATURE_LENGTH), np.uint8)
     for at, (item, vector) in enumerate(found):
+        if vector is not None:
+            embeddings[at] = vector
         if vector is not None and item.signature is not None:
-            embeddings[at], signatures[at] = vector, item.signature
+            signatures[at] = item.signature
     table = feature_table(rows, [item for item, _ in found])
     commit_features(spec.root.open(), part_key(spec), Features(table, embeddings, signatures))
     statuses = Counter(item.status for item, _ in found)
@@ -248,8 +268,13 @@ def feature_table(rows: pa.Table, found: list[Measured]) -> pa.Table:
     columns["content_hash"] = [item.content_hash for item in found]
     for name in FEATURE_ROWS.schema.names:
         if name not in columns:
-            columns[name] = [getattr(item, name) if item.status is Status.OK else None for item in found]
+            columns[name] = [getattr(item, name) if _has_pixels(item) else None for item in found]
     return pa.table({name: columns[name] for name in FEATURE_ROWS.schema.names}, schema=FEATURE_ROWS.schema)
+
+
+def _has_pixels(item: Measured) -> bool:
+    """Whether it is ok and an image, not a name with a vector alone."""
+    return item.status is Status.OK and item.width > 0
 
 
 def _was_read(item: Measured) -> bool:

@@ -11,6 +11,7 @@ from pipeline.kernels.components import Forest, empty_forest
 from pipeline.kernels.database import Database
 from pipeline.kernels.hit_batches import hits_by_range
 from pipeline.kernels.hits import Hits, JoinParams, concatenate_hits, empty_hits, saturated_queries
+from pipeline.kernels.hnsw import join_hnsw
 from pipeline.kernels.join import join_lists, search_everything
 from pipeline.kernels.saturated import saturated_forest
 from pipeline.kernels.visits import Routed, concatenate_routed
@@ -29,7 +30,7 @@ class JoinSpec:
     """The queries of ranges [first, last) of the visits at one partition.
 
     params.threshold: of candidates; None keeps every list whole and joins no saturated queries. is_measured: the
-    sampled queries are searched in all of the partition as well.
+    sampled queries are searched in all of the partition as well. links: of a graph that is searched instead of lists.
     """
 
     visits: Visits
@@ -39,6 +40,7 @@ class JoinSpec:
     first: int
     last: int
     is_measured: bool
+    links: int = 0
 
 
 def join(spec: JoinSpec) -> Counters:
@@ -77,7 +79,10 @@ def _search(spec: JoinSpec, database: Database) -> tuple[Hits, list[Routed]]:
     found: list[Hits] = []
     full: list[Routed] = []
     for queries in spec.visits.queries(spec.partition, spec.first, spec.last):
-        hits = join_lists(database, queries.ids, queries.vectors, queries.split_mask, queries.probes, spec.params)
+        if spec.links:
+            hits = join_hnsw(database, queries.ids, queries.vectors, queries.split_mask, spec.params, spec.links)
+        else:
+            hits = join_lists(database, queries.ids, queries.vectors, queries.split_mask, queries.probes, spec.params)
         found.append(hits)
         if spec.params.threshold is not None:
             ids = saturated_queries(hits, spec.params)

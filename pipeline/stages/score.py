@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.kernels.components import labels_for
@@ -196,7 +197,7 @@ def _totals(spec: ScoreSpec, ids: NDArray[np.int64], scores: Scores, votes: Vote
 
 def _areas(spec: ScoreSpec) -> NDArray[np.int64]:
     sizes = spec.inputs.sizes(spec.lo, spec.hi)
-    ok = sizes.filter(sizes["is_usable"])
+    ok = sizes.filter(pc.and_(sizes["is_usable"], pc.is_valid(sizes["width"])))
     counts: NDArray[np.int64] = area_histogram(ok["width"].to_numpy(), ok["height"].to_numpy())
     return counts
 

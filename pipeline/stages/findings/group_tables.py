@@ -104,6 +104,7 @@ def label_conflicts_table(found: Range, members: GroupImages) -> pa.Table:
 def _keepers(found: Range, members: GroupImages) -> Keepers:
     ranks = found.spec.rules.keeper.ranks(list(found.vocabulary.splits))
     rows = found.spec.inputs.sizes_of(members.ids)
+    rows = pa.table({name: rows[name].fill_null(0) for name in ("width", "height", "size_bytes")})  # names alone
     pixels = rows["width"].to_numpy().astype(np.int64) * rows["height"].to_numpy()
     lengths = pc.utf8_length(members.subjects["uri"]).to_numpy().astype(np.int64)
     contenders = Contenders(

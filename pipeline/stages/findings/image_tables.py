@@ -45,8 +45,8 @@ def invalid_table(found: Range) -> pa.Table:
 
 
 def quality_table(found: Range, totals: Totals) -> pa.Table:
-    """Statistics and quality checks of every ok image."""
-    keep = pa.array(found.ok)
+    """Statistics and quality checks of every ok image; a name with a vector alone has none."""
+    keep = pa.array(found.ok & found.features["width"].is_valid().to_numpy())
     subjects, rows = found.subjects.filter(keep), found.features.filter(keep)
     names = QualityMeasures.__dataclass_fields__
     measured = QualityMeasures(*(rows[name].to_numpy() for name in names))

@@ -1,0 +1,100 @@
+"""Embeddings of the user's own in place of a model: opened before the listing, checked against it, copied once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.config import AuditConfig
+from pipeline.errors import UsageError
+from pipeline.layout.models import ModelRef
+from pipeline.layout.own_vectors import import_vectors, write_order
+from pipeline.layout.parts import cut
+from pipeline.layout.snapshots import Snapshot, catalog_rows, removed_ids
+from pipeline.plan.session import Session
+from pipeline.sources.folder import own_name
+from pipeline.sources.vectors import VectorFile, open_vectors
+from pipeline.storage import canonical_uri, open_store
+
+NAMED_ROWS = 131_072
+SHOWN = 3
+
+
+def open_embeddings(config: AuditConfig) -> VectorFile | None:
+    """The file of the configuration, its header read. Raises UsageError for one that cannot be."""
+    if not config.embeddings:
+        return None
+    place, slash, key = canonical_uri(config.embeddings, config.storage).rpartition("/")
+    file = open_vectors(open_store(place or slash, config.storage), key, config.embeddings)
+    if file.names is None and not (config.sources or config.test or config.start == "features"):
+        raise UsageError(
+            f"embeddings {config.embeddings}: a .npy has no names: name the sources whose sorted listing its rows "
+            "follow, or give a Parquet with a column of names"
+        )
+    return file
+
+
+def place_embeddings(session: Session, snapshot: Snapshot, file: VectorFile, model: ModelRef) -> ModelRef:
+    """The model with the row of every image; the vectors are in the root then. Raises UsageError for other counts."""
+    if file.names is None:
+        _require_count(snapshot, file)
+        import_vectors(session.store, file, model)
+        return model
+    rows = _rows_by_name(session, snapshot, file)
+    import_vectors(session.store, file, model)
+    unused = file.count - int((rows >= 0).sum())
+    if unused:
+        session.reporter.say(f"{unused:,} of {file.count:,} rows of {file.address} name no image and are not used")
+    return replace(model, order=write_order(session.store, model, snapshot.digest, rows))
+
+
+def _require_count(snapshot: Snapshot, file: VectorFile) -> None:
+    if file.count != snapshot.live:
+        raise UsageError(
+            f"embeddings {file.address}: {file.count:,} rows, and the sorted listing has {snapshot.live:,} images: "
+            "want as many, in its order; or give a Parquet with a column of names"
+        )
+    if snapshot.live != snapshot.total:
+        raise UsageError(
+            f"embeddings {file.address}: {snapshot.total - snapshot.live:,} images of this root were removed or "
+            "replaced since its first listing, so that rows cannot follow the listing: give a Parquet with a column "
+            "of names, or take a new --root"
+        )
+
+
+def _rows_by_name(session: Session, snapshot: Snapshot, file: VectorFile) -> NDArray[np.int64]:
+    """Row of each offset, -1 for removed ones; by uri, or by the path of the image. Raises UsageError for no row."""
+    gone = removed_ids(session.store, snapshot)
+    rows = np.full(snapshot.total, -1, np.int64)
+    missing, first = 0, ""
+    for lo, hi in cut(0, snapshot.total, NAMED_ROWS):
+        catalog = catalog_rows(session.store, snapshot, lo, hi)
+        names = [
+            own_name(uri, raw) for uri, raw in zip(*(catalog[c].to_pylist() for c in ("uri", "raw_key")), strict=True)
+        ]
+        paths = [
+            f"{snapshot.sources[source].uri.rstrip('/')}/{name}"
+            for source, name in zip(catalog["source"].to_pylist(), names, strict=True)
+        ]
+        found = _look_up(names, file)
+        found = np.where(found < 0, _look_up(paths, file), found)
+        found[np.isin(np.arange(lo, hi), gone)] = -1
+        is_missing = (found < 0) & ~np.isin(np.arange(lo, hi), gone)
+        missing += int(is_missing.sum())
+        first = first or next((names[at] for at in np.flatnonzero(is_missing)), "")
+        rows[lo:hi] = found
+    if missing:
+        raise UsageError(
+            f"embeddings {file.address}: {file.count:,} rows, {snapshot.live:,} images, and {missing:,} of these have "
+            f"no row, such as {first!r}: names must be the uris (relative to the source) or paths of the images"
+        )
+    return rows
+
+
+def _look_up(names: list[str], file: VectorFile) -> NDArray[np.int64]:
+    found = pc.index_in(pa.array(names, pa.string()), value_set=file.names)
+    return np.asarray(found.fill_null(-1).to_numpy(), np.int64)
