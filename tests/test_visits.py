@@ -68,7 +68,7 @@ def test_the_database_of_a_partition_is_what_it_owns() -> None:
     partition_of = np.array([0, 0, 1, 1, 1, 0, 2, 2], np.int32)
     halves = [routed.take(np.arange(20)), routed.take(np.arange(20, 50))]
     batches = [visits_by_partition(half, partition_of, 3)[1] for half in halves]
-    database = database_of(batches, DIMENSION)
+    database = database_of(lambda: batches, DIMENSION)
     inside = np.flatnonzero((routed.own >= 0) & (partition_of[routed.own] == 1))
     assert sorted(database.ids.tolist()) == sorted(routed.ids[inside].tolist())
     for row, image_id in enumerate(database.ids.tolist()):
@@ -81,7 +81,7 @@ def test_a_partition_without_rows_and_a_query_without_lists() -> None:
     routed = _routed(2, 5, 2, 2)
     batches = visits_by_partition(routed, np.array([0, 2], np.int32), 4)
     assert [batch.num_rows for batch in batches] == [5, 0, 5, 0]
-    assert len(database_of([batches[1]], DIMENSION)) == 0
+    assert len(database_of(lambda: batches[1:2], DIMENSION)) == 0
     asking = visits_of([asking_batch(routed)], DIMENSION)
     assert asking.ids.tolist() == routed.ids.tolist()
     assert (asking.own == -1).all()

@@ -142,17 +142,23 @@ def build_database(
         problems.append("a row is in no split (mask 0)")
     if problems:
         raise UsageError("join: " + "; ".join(problems))
+    unit_scale(vectors, "join")  # names the row as it came
     order = np.lexsort((ids, list_id))
-    ordered = np.asarray(ids, dtype=np.int64)[order]
-    if len(np.unique(ordered)) < count:
-        raise UsageError(f"join: {count - len(np.unique(ordered))} ids occur twice; a row has one list")
-    return Database(
-        ids=ordered,
-        vectors=np.ascontiguousarray(vectors[order]),
-        split_mask=np.asarray(split_mask, dtype=np.uint64)[order],
-        list_id=np.asarray(list_id, dtype=np.int32)[order],
-        scale=unit_scale(vectors, "join")[order],
-    )
+    return ordered_database(ids[order], np.ascontiguousarray(vectors[order]), split_mask[order], list_id[order])
+
+
+def ordered_database(
+    ids: Int64, vectors: NDArray[np.floating], split_mask: UInt64, list_id: NDArray[np.integer]
+) -> Database:
+    """Return rows that are by (list_id, id) already as a Database, without a copy of the vectors.
+
+    Raises UsageError for an id that is there twice, zero or NaN rows.
+    """
+    ids = np.asarray(ids, dtype=np.int64)
+    if (repeats := len(ids) - len(np.unique(ids))) > 0:
+        raise UsageError(f"join: {repeats} ids occur twice; a row has one list")
+    scale = unit_scale(vectors, "join")
+    return Database(ids, vectors, np.asarray(split_mask, np.uint64), np.asarray(list_id, np.int32), scale)
 
 
 def database_cells(db: Database, keep: int) -> Cells:

@@ -6,15 +6,16 @@ list owns it: there the row is in the database as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
-from pipeline.kernels.database import Database, build_database
+from pipeline.kernels.database import Database, ordered_database
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
@@ -108,11 +109,29 @@ def concatenate_routed(parts: Sequence[Routed]) -> Routed:
     )
 
 
-def database_of(batches: Iterable[pa.RecordBatch], dimension: int) -> Database:
-    """The database of a partition: the rows of its batches that it owns."""
-    owned = [batch.filter(pa.array(batch.column("own").to_numpy() >= 0)) for batch in batches]
-    rows = visits_of(owned, dimension)
-    return build_database(rows.ids, rows.vectors, rows.split_mask, rows.own)
+def database_of(read: Callable[[], Iterable[pa.RecordBatch]], dimension: int) -> Database:
+    """The database of a partition: the rows of its batches that it owns.
+
+    `read` is called twice: each vector goes to its place at once, so that no more than a batch is held beside them.
+    """
+    owned = [_owned(batch) for batch in read()]
+    ids, masks, own = (np.concatenate([column[name] for column in owned]) for name in ("image_id", "split_mask", "own"))
+    order = np.lexsort((ids, own))
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    vectors = np.empty((len(order), dimension), dtype=np.float16)
+    at = 0
+    for batch in read():
+        rows = np.flatnonzero(batch.column("own").to_numpy() >= 0)
+        vectors[place[at : at + len(rows)]] = _vectors(batch, dimension)[rows]
+        at += len(rows)
+    return ordered_database(ids[order], vectors, masks[order], own[order])
+
+
+def _owned(batch: pa.RecordBatch) -> dict[str, NDArray[Any]]:
+    own = batch.column("own").to_numpy()
+    names = ("image_id", "split_mask", "own")
+    return {name: batch.column(name).to_numpy()[own >= 0] for name in names}
 
 
 def _batch(routed: Routed, partition_of: Int32, number: int, rows: Int64, lists: Int32, start: Int64) -> pa.RecordBatch:
@@ -140,9 +159,12 @@ def _routed(batch: pa.RecordBatch, dimension: int) -> Routed:
     size = lists.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
     probes = np.full((len(size), int(size.max(initial=1))), -1, dtype=np.int32)
     probes[np.arange(probes.shape[1])[None, :] < size[:, None]] = lists.flatten().to_numpy()
+    ids, masks, own = (batch.column(name).to_numpy() for name in ("image_id", "split_mask", "own"))
+    return Routed(ids, masks, _vectors(batch, dimension), own, probes)
+
+
+def _vectors(batch: pa.RecordBatch, dimension: int) -> Float16:
     column = batch.column("vector")
     data = np.frombuffer(column.buffers()[1] or b"", dtype=np.float16)
     at = column.offset * dimension
-    vectors = data[at : at + len(column) * dimension].reshape(len(column), dimension)
-    own = batch.column("own").to_numpy()
-    return Routed(batch.column("image_id").to_numpy(), batch.column("split_mask").to_numpy(), vectors, own, probes)
+    return data[at : at + len(column) * dimension].reshape(len(column), dimension)

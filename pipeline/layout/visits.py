@@ -55,4 +55,4 @@ def visits_key(folder: str, lo: int, hi: int) -> str:
 @lru_cache(maxsize=1)
 def partition_database(visits: Visits, partition: int) -> Database:
     """The database of a partition, kept in this process for the next slice of its queries."""
-    return database_of(read_column(visits.root.open(), visits.keys(), partition), visits.dimension)
+    return database_of(lambda: read_column(visits.root.open(), visits.keys(), partition), visits.dimension)

@@ -34,6 +34,7 @@ from pipeline.stages.certify import CERTAIN
 from pipeline.stages.findings import edge_index
 from pipeline.stages.findings import publish as findings
 from pipeline.stages.findings.context import FindingsSpec, Rules
+from pipeline.stages.limit_pairs import has_limit, read_limit
 
 TABLE_ROWS = 65_536
 
@@ -136,8 +137,10 @@ def _about_pairs(session: Session, space: ChosenSpace, found: Found) -> dict[str
     Inside a large cluster a member's pair with the medoid and with its nearest of every split stands for the others.
     """
     clustered = count_rows(session.store, f"{found.candidates}/{CLUSTERS}")
+    left_out = read_limit(session.store, found.pairs)["left_out"] if has_limit(session.store, found.pairs) else 0
+    is_complete = space.is_exact and not clustered and not left_out
     split = read_split_summary(session.store, found.groups)
-    return {"is_complete": space.is_exact and not clustered, "saturated_images": clustered, "split": split}
+    return {"is_complete": is_complete, "saturated_images": clustered, "left_out": left_out, "split": split}
 
 
 def _recorded(session: Session) -> dict[str, Any]:

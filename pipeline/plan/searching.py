@@ -12,7 +12,7 @@ from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.indexes import Index
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import CANDIDATES, CLUSTERS, FURTHEST, NEIGHBOURS, SATURATED, TRUTH
-from pipeline.layout.pairs import index_pairs, pairs_key
+from pipeline.layout.pairs import count_pairs, index_pairs, pairs_key
 from pipeline.layout.parts import part_name
 from pipeline.layout.snapshots import Snapshot, live_between
 from pipeline.layout.spaces import read_space
@@ -25,19 +25,21 @@ from pipeline.plan.session import Session
 from pipeline.plan.spaces import ChosenSpace
 from pipeline.plan.verifying import verify_pairs
 from pipeline.runner import Task
-from pipeline.stages import assign, clusters, merge, pairs
+from pipeline.stages import assign, clusters, limit_pairs, merge, pairs
 
+LEAST_LIMIT = 100_000  # pairs: 10 minutes of one core
 ROUNDING = 5e-4
 """How far the similarity of searched (float16) vectors may lie from the canonical one; seen: 1.5e-4."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """Folders of what the search gave: candidates, verified edges, groups, semantic neighbours, and
+    """Folders of what the search gave: candidates, pairs, verified edges, groups, semantic neighbours, and
     the measured recall and the outlier tail, "" where the search is exact.
     """
 
     candidates: str
+    pairs: str
     edges: str
     groups: str
     neighbours: str
@@ -56,13 +58,13 @@ def search(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSp
     summary = summary_of(session, inputs)
     key = {"features": inputs.features, "content": summary.digest}
     candidates = _join_copy(session, snapshot, inputs, space, key)
-    found_pairs = _collect_pairs(session, snapshot, inputs, space, candidates)
+    found_pairs = _limited(session, snapshot, _collect_pairs(session, snapshot, inputs, space, candidates))
     edges = verify_pairs(session, inputs, found_pairs)
     groups = components(session, inputs, edges, key, space)
     lists = lists_of_space(inputs, space.record, groups)
     semantic = choose_index(session, lists, summary.representatives, session.config.neighbours.semantic_probes)
     neighbours, recall, tail = _join_semantic(session, snapshot, inputs, semantic, candidates, groups)
-    return Found(candidates, edges, groups, neighbours, recall, tail, semantic)
+    return Found(candidates, found_pairs, edges, groups, neighbours, recall, tail, semantic)
 
 
 def _join_copy(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSpace, key: dict[str, str]) -> str:
@@ -116,6 +118,32 @@ def _collect_pairs(session: Session, snapshot: Snapshot, inputs: Inputs, space: 
     return folder
 
 
+def _limited(session: Session, snapshot: Snapshot, found: str) -> str:
+    """Folder of as many of the pairs as may be compared, the most similar ones: mostly that of all."""
+    most = max(LEAST_LIMIT, int(session.config.neighbours.pairs_per_image * snapshot.live))
+    count = count_pairs(session.store, found)
+    if count <= most:
+        return found
+    folder = f"pairs/{fingerprint('limit pairs', limit_pairs.VERSION, pairs=found, most=most)}"
+    ranges = tuple(query_ranges(snapshot.total))
+    spec = limit_pairs.LimitSpec(session.root, found, ranges, most, folder)
+    limit = (limit_pairs.limit_key(folder).rpartition("/")[2],)
+    session.run_one("limit pairs", folder, limit, Task(folder, limit_pairs.decide, spec))
+    tasks = [
+        Task(pairs_key(folder, lo, hi), limit_pairs.keep_similar, replace(spec, number=number))
+        for number, (lo, hi) in enumerate(ranges)
+    ]
+    run_ranges(session, "keep similar pairs", folder, tasks)
+    index_pairs(session.store, folder, ranges)
+    decided = limit_pairs.read_limit(session.store, folder)
+    session.reporter.say(
+        f"pairs: {decided['left_out']:,} of {count:,} are left out, those of a copy similarity under "
+        f"{decided['least']:.4f}: at most {session.config.neighbours.pairs_per_image:g} an image are compared "
+        "(neighbours.pairs_per_image)"
+    )
+    return folder
+
+
 def _join_semantic(
     session: Session, snapshot: Snapshot, inputs: Inputs, semantic: Index, candidates: str, groups: str
 ) -> tuple[str, str, str]:
@@ -138,6 +166,6 @@ def _join_semantic(
         name = f"{folder}/{part_name(NEIGHBOURS, lo, hi)}"
         tasks.append(Task(name, merge.merge_semantic, spec, joining.live(number), beside=beside))
     joining.merge(folder, tasks)
-    recall, tail = certify(joining, candidates, folder, meant) if semantic.folder else ("", "")
+    recall, tail = certify(joining, candidates, folder, meant) if not semantic.is_exact else ("", "")
     joining.clear()
     return folder, recall, tail

@@ -63,7 +63,7 @@ def serve_partition(spec: ServeSpec) -> Counters:
     """Commits a partition: a batch per list, by id."""
     store, served = spec.served.root.open(), spec.served
     keys = [visits_key(spec.folder, lo, hi) for lo, hi in spec.ranges]
-    database = database_of(read_column(store, keys, spec.partition), served.dimension)
+    database = database_of(lambda: read_column(store, keys, spec.partition), served.dimension)
     lists = served.lists_of(spec.partition)
     start = np.searchsorted(database.list_id, lists, "left").tolist()
     stop = np.searchsorted(database.list_id, lists, "right").tolist()

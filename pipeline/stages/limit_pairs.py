@@ -1,0 +1,74 @@
+"""Limiting the pairs: where more are candidates than may be compared, the most similar ones are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.layout.edges import each_in_order
+from pipeline.layout.pairs import pairs_key
+from pipeline.layout.root import Root
+from pipeline.layout.tables import json_bytes, read_json, read_table, write_table
+from pipeline.runner import Counters
+from pipeline.storage import Store
+
+VERSION = 1
+BINS = 1 << 20
+"""Of similarity from -1 to 1: 2e-6 each, and similarities are rounded to 1e-6."""
+
+
+@dataclass(frozen=True)
+class LimitSpec:
+    """Collected pairs of some ranges, of which at most `most` are kept, in a folder; `number`: the range of a task."""
+
+    root: Root
+    pairs: str
+    ranges: tuple[tuple[int, int], ...]
+    most: int
+    folder: str
+    number: int = 0
+
+
+def limit_key(folder: str) -> str:
+    """Key of what was decided for a folder of kept pairs."""
+    return f"{folder}/limit.json"
+
+
+def decide(spec: LimitSpec) -> Counters:
+    """Commits the similarity from which on pairs are kept, and how many are left out; one part is held at once."""
+    store = spec.root.open()
+    keys = [pairs_key(spec.pairs, lo, hi) for lo, hi in spec.ranges]
+    counts = np.zeros(BINS, np.int64)
+    for part in each_in_order(store, keys, lambda key: read_table(store, key, ["similarity"])):
+        at = ((part["similarity"].to_numpy() + 1) / 2 * BINS).astype(np.int64)
+        counts += np.bincount(np.clip(at, 0, BINS - 1), minlength=BINS)
+    kept = np.cumsum(counts[::-1])
+    bins = int(np.searchsorted(kept, spec.most, "right"))
+    found = {"least": 1 - 2 * bins / BINS, "left_out": int(kept[-1] - (kept[bins - 1] if bins else 0))}
+    store.put_if_absent(limit_key(spec.folder), json_bytes(found))
+    return {"left_out": found["left_out"]}
+
+
+def keep_similar(spec: LimitSpec) -> Counters:
+    """Commits the pairs of a range that are kept."""
+    store = spec.root.open()
+    lo, hi = spec.ranges[spec.number]
+    pairs = read_table(store, pairs_key(spec.pairs, lo, hi))
+    kept: pa.Table = pairs.filter(pc.greater_equal(pairs["similarity"], read_limit(store, spec.folder)["least"]))
+    write_table(store, pairs_key(spec.folder, lo, hi), kept)
+    return {"pairs": kept.num_rows}
+
+
+def has_limit(store: Store, folder: str) -> bool:
+    """Whether some pairs were left out of a folder."""
+    return store.exists(limit_key(folder))
+
+
+def read_limit(store: Store, folder: str) -> dict[str, Any]:
+    """What was decided for a folder: `least` similarity kept, how many pairs are `left_out`."""
+    found: dict[str, Any] = read_json(store, limit_key(folder))
+    return found
