@@ -18,6 +18,7 @@ EXAMPLES = """examples:
   image-audit run photos/ --root audit/
   image-audit run s3://bucket/train --test s3://bucket/val --root s3://bucket/audits
   image-audit show leaks --root audit/ --top 20
+  image-audit search photo.jpg --root audit/
   image-audit status --root audit/
   image-audit demo
 
