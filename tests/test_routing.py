@@ -121,8 +121,8 @@ def test_neighbouring_lists_share_a_partition():
 
 
 def test_the_number_of_lists_follows_the_count_alone():
-    assert [choose_nlist(n) for n in (0, 1, 100_000, 100_001, 1_000_000)] == [1, 1, 1, 125, 1250]
-    assert choose_nlist(5000, exact_limit=0) == 6
+    assert [choose_nlist(n) for n in (0, 1, 100_000, 100_001, 1_000_000)] == [1, 1, 1, 250, 2500]
+    assert choose_nlist(5000, exact_limit=0) == 12
     assert choose_nlist(3, exact_limit=0) == 1
 
 

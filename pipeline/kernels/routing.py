@@ -24,7 +24,9 @@ Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
-ROWS_PER_LIST = 800
+# 600,000 rows of mixed photo embeddings: 32 lists hold .995 of the 32 nearest (of 800 rows each .996), 16 lists of the
+# copy space .988 of the ten nearest (.990) and .999 of the pairs at .7 or more (.999), for half of the products.
+ROWS_PER_LIST = 400
 TWO_LEVELS_FROM = 4096
 _ITERATIONS = 10
 _BLOCK_ROWS = 2048
@@ -71,7 +73,7 @@ def one_level(centroids: Float32) -> Lists:
 
 
 def choose_nlist(representatives: int, exact_limit: int = 100_000) -> int:
-    """Return the number of lists: 1 (exact search) up to exact_limit, by count alone, then one per 800 rows."""
+    """Return the number of lists: 1 (exact search) up to exact_limit, by count alone, then one per 400 rows."""
     if representatives < 0:
         raise UsageError(f"routing: {representatives} representatives, want at least 0")
     return 1 if representatives <= exact_limit else max(1, round(representatives / ROWS_PER_LIST))
