@@ -7,6 +7,7 @@ there. What an audit was made of, so that a later call can serve it, lies beside
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,13 @@ class ServedSpace:
         return np.flatnonzero(partition_of(self.root.open(), self.index) == partition)
 
     def read(self, partition: int, lists: NDArray[np.int64] | None = None) -> Database:
-        """The rows of some lists of a partition (None: all), in one split; no other list is read."""
+        """The rows of some lists of a partition (None: all), in one split; no other list is read.
+
+        Of an exact index, whose partitions are one list each, the latest two stay in this process.
+        """
+        return self._read(partition, lists) if self.index.folder else _whole(self, partition)
+
+    def _read(self, partition: int, lists: NDArray[np.int64] | None) -> Database:
         store, key = self.root.open(), served_key(self.folder, partition)
         every = self.lists_of(partition)
         wanted = every if lists is None else lists
@@ -79,6 +86,11 @@ class ServedSpace:
         found = np.concatenate([np.empty(0, np.int64), *ids])
         rows = np.concatenate([np.empty((0, self.dimension), np.float16), *vectors])
         return build_database(found, rows, np.ones(len(found), np.uint64), own)
+
+
+@lru_cache(maxsize=2)
+def _whole(served: ServedSpace, partition: int) -> Database:
+    return served._read(partition, None)
 
 
 def served_schema(dimension: int) -> pa.Schema:
