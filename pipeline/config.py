@@ -33,7 +33,8 @@ EXACT_LIMIT = 100_000
 MOST_LISTS = 2**20
 MOST_LINKS = 256  # of kernels/hnsw.py, whose import would load faiss wherever a configuration is read
 DISTANCES = ("cosine", "euclidean")
-OTHER_DISTANCES = ("l1", "linf", "canberra", "braycurtis", "jensenshannon")
+OTHER_DISTANCES = ("l1", "linf", "canberra", "braycurtis", "jensenshannon")  # of kernels/metrics.py, as is the limit
+MOST_BY_DISTANCE = 50_000
 RENAMED = {
     "nnf_mode": "neighbours.index takes auto, Flat, IVF<n> and HNSW<m>",
     "nnf_param": "lists are trained by spherical k-means with a fixed seed, nothing of it is to be set; their number "
@@ -67,7 +68,8 @@ class NeighbourParams:
     copy: neighbours kept per split; semantic_k: neighbours over all splits; index: "auto" compares all pairs up to
     exact_limit representatives and searches lists beyond, "Flat" compares all whatever the size, "IVF<n>" searches n
     lists, "HNSW<m>" graphs of m links inside partitions, exempt from equal rows; distance: "cosine", or "euclidean",
-    which ranks unit vectors the same; copy_probes, semantic_probes: lists searched; partition_rows: the most vectors of
+    which ranks unit vectors the same, or, with Flat, the user's own embeddings and at most 50,000 of them, another that
+    ranks the semantic neighbours; copy_probes, semantic_probes: lists searched; partition_rows: the most vectors of
     a partition, of which a task holds one (2 kB each at its peak); pairs_per_image: the most pairs that are compared,
     the most similar ones (and 100,000 in any case); recall_sample: queries searched exactly to measure recall; space:
     "keep" a trained space while it fits or train a "new" one; threshold: a fixed candidate similarity instead of the
@@ -115,6 +117,11 @@ class NeighbourParams:
         word = self.index.rstrip("0123456789")
         return word, int(self.index[len(word) :] or 0)
 
+    @property
+    def metric(self) -> str:
+        """The distance that ranks semantic neighbours where the cosine does not: "" for cosine and euclidean."""
+        return self.distance if self.distance in OTHER_DISTANCES else ""
+
 
 def _index_problems(index: str, distance: str) -> list[str]:
     problems = []
@@ -122,13 +129,10 @@ def _index_problems(index: str, distance: str) -> list[str]:
     bounds = {"IVF": (1, MOST_LISTS), "HNSW": (2, MOST_LINKS)}
     if found is None or (found[1] and not bounds[found[1]][0] <= int(found[2]) <= bounds[found[1]][1]):
         problems.append(f"index {index!r}, want auto, Flat, IVF1 to IVF{MOST_LISTS} or HNSW2 to HNSW{MOST_LINKS}")
-    if distance in OTHER_DISTANCES:
-        problems.append(
-            f"distance {distance!r}: every similarity of the tables is a cosine, want cosine or euclidean, which ranks "
-            "unit vectors the same"
-        )
-    elif distance not in DISTANCES:
-        problems.append(f"distance {distance!r}, want cosine or euclidean, which ranks unit vectors the same")
+    if distance not in (*DISTANCES, *OTHER_DISTANCES):
+        problems.append(f"distance {distance!r}, want one of {', '.join((*DISTANCES, *OTHER_DISTANCES))}")
+    elif distance in OTHER_DISTANCES and index != "Flat":
+        problems.append(f"distance {distance!r} compares every pair: index 'Flat' goes with it, not {index!r}")
     return problems
 
 
@@ -204,6 +208,11 @@ def _range_problems(config: AuditConfig) -> list[str]:
         problems.append("start at the features leaves nothing to extract: drop until and the offsets")
     if config.start != "features" and not config.sources and not config.embeddings:
         problems.append("no source given: name a folder, s3://bucket/prefix or minio://server/bucket/prefix")
+    if config.neighbours and config.neighbours.metric and not config.embeddings:
+        problems.append(
+            f"neighbours.distance {config.neighbours.distance!r} without embeddings: vectors of a model are compared "
+            "by their cosine; want cosine or euclidean, or embeddings of your own"
+        )
     if config.embeddings and config.model and config.model.path:
         problems.append("embeddings and a model: the vectors are the one's or the other's; drop one of them")
     low, high = config.min_offset or 0, config.max_offset

@@ -14,13 +14,14 @@ from audited import LOCAL, assert_equal_tables, noise_jpeg, rows, run, small_set
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.spatial.distance import cdist
 
 import pipeline
 from pipeline.audit import FINDINGS, Audit
 from pipeline.cli import main
-from pipeline.config import MOST_LINKS, config_from
+from pipeline.config import MOST_BY_DISTANCE, MOST_LINKS, OTHER_DISTANCES, config_from
 from pipeline.errors import UsageError
-from pipeline.kernels import hnsw
+from pipeline.kernels import hnsw, metrics
 from pipeline.layout.features import list_features, read_features
 from pipeline.layout.served import read_recipe
 from pipeline.sources.vectors import stored_vectors
@@ -267,8 +268,9 @@ def test_features_of_another_model(photos: Path, own: Audit, vectors: np.ndarray
         ({"neighbours": {"index": "HNSW1"}}, "'HNSW1'"),
         ({"neighbours": {"index": "HNSW257"}}, "HNSW2 to HNSW256"),
         ({"neighbours": {"index": "flat"}}, "'flat'"),
-        ({"neighbours": {"distance": "l1"}}, "every similarity of the tables is a cosine"),
-        ({"neighbours": {"distance": "hamming"}}, "want cosine or euclidean"),
+        ({"neighbours": {"distance": "l1"}}, "index 'Flat' goes with it, not 'auto'"),
+        ({"neighbours": {"distance": "l1", "index": "Flat"}}, "'l1' without embeddings"),
+        ({"neighbours": {"distance": "hamming"}}, "want one of cosine, euclidean, l1"),
         ({"neighbours": {"nprobe": 4}}, "copy_probes and neighbours.semantic_probes"),
         ({"nnf_mode": "HNSW32"}, r"neighbours\.index takes auto, Flat, IVF<n> and HNSW<m>"),
         ({"nnf_param": "num_em_iter=3"}, "nothing of it is to be set"),
@@ -281,6 +283,41 @@ def test_contradictions_and_words_of_fastdup(values: dict[str, Any], said: str) 
     sources = {"sources": [] if values.keys() & {"start"} or not values else ["x"]}
     with pytest.raises(UsageError, match=said):
         config_from({**sources, "root": "y", **values})
+
+
+@pytest.mark.parametrize("distance", OTHER_DISTANCES)
+def test_neighbours_by_another_distance(distance: str, photos: Path, tmp_path: Path) -> None:
+    """The nearest image of each, and the order of a search, are those of scipy's distance between unit vectors."""
+    vectors = np.abs(np.random.default_rng(2).normal(size=(27, 9))) + 0.01
+    by = {"index": "Flat", "distance": distance}
+    audit = run(photos, root=tmp_path / "audit", embeddings=vectors, neighbours=by, verify={"pixels": False})
+    recipe = read_recipe(audit.root, audit.audit_id)
+    ids = recipe.inputs.population().ids(0, 27)
+    stored = recipe.inputs.population().read(0, 27).embeddings.astype(np.float64)
+    unit = stored / np.linalg.norm(stored, axis=1, keepdims=True)
+    far = cdist(unit, unit, {"l1": "cityblock", "linf": "chebyshev"}.get(distance, distance))
+
+    found = audit.search(vectors[ids], k=25)["image_id"].to_numpy().reshape(25, 25)
+    assert (np.take_along_axis(far, np.searchsorted(ids, found), 1) >= np.sort(far, axis=1) - 1e-6).all()
+    assert (np.diff(np.take_along_axis(far, np.searchsorted(ids, found), 1), axis=1) > -1e-6).all()
+    np.fill_diagonal(far, np.inf)
+    listed = {row["image_id"]: row for row in rows(audit, "outliers")}
+    group = {row["image_id"]: row["group_id"] for row in rows(audit, "images")}
+    for at, image_id in enumerate(ids.tolist()):
+        if sum(value == group[image_id] for value in group.values()) == 1:
+            assert abs(listed[image_id]["nearest_similarity"] - 1 / (1 + far[at].min())) < 1e-5
+
+
+def test_what_a_distance_cannot_compare(photos: Path, vectors: np.ndarray[Any, Any], tmp_path: Path) -> None:
+    """Numbers below 0 are no distribution; more rows than every pair is compared of: before the listing."""
+    assert (metrics.METRICS[2:], metrics.MOST_ROWS) == (OTHER_DISTANCES, MOST_BY_DISTANCE)
+    by = {"index": "Flat", "distance": "jensenshannon"}
+    with pytest.raises(UsageError, match="row 0 has a number below 0"):
+        run(photos, root=tmp_path / "audit", embeddings=vectors, neighbours=by)
+    many = np.ones((MOST_BY_DISTANCE + 1, 2), np.float16)
+    with pytest.raises(UsageError, match="at most 50,000"):
+        run(photos, root=tmp_path / "audit", embeddings=many, neighbours={**by, "distance": "l1"})
+    assert not list((tmp_path / "audit").glob("catalog/*"))
 
 
 def test_how_neighbours_are_indexed(photos: Path, by_model: Audit, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ class Index:
 
     folder: of the trained lists, "" for exact search; partitions: file in it that maps lists to partitions. Exact
     search has as many lists as partitions, filled by a hash of the ids, and every query probes all of them. links: of a
-    row in the graph that each partition is searched by instead, 0 = none.
+    row in the graph that each partition is searched by instead, 0 = none. metric: the distance that ranks, "" = cosine.
     """
 
     folder: str
@@ -42,6 +42,7 @@ class Index:
     count: int
     probes: int
     links: int = 0
+    metric: str = ""
 
     @property
     def is_exact(self) -> bool:
@@ -49,9 +50,9 @@ class Index:
         return not self.folder and not self.links
 
 
-def exact_index(partitions: int, links: int = 0) -> Index:
+def exact_index(partitions: int, links: int = 0, metric: str = "") -> Index:
     """The index of a search of everything in so many partitions: exact, or by a graph in each."""
-    return Index("", "", partitions, partitions, partitions, links)
+    return Index("", "", partitions, partitions, partitions, links, metric)
 
 
 def partition_of(store: Store, index: Index) -> NDArray[np.int32]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.config import AuditConfig
+from pipeline.config import MOST_BY_DISTANCE, AuditConfig
 from pipeline.errors import UsageError
 from pipeline.layout.models import ModelRef
 from pipeline.layout.own_vectors import import_vectors, write_order
@@ -35,7 +35,26 @@ def open_embeddings(config: AuditConfig) -> VectorFile | None:
             f"embeddings {config.embeddings}: a .npy has no names: name the sources whose sorted listing its rows "
             "follow, or give a Parquet with a column of names"
         )
+    if config.neighbours.metric and file.count > MOST_BY_DISTANCE:
+        raise UsageError(
+            f"embeddings {config.embeddings}: {file.count:,} rows; by distance {config.neighbours.distance!r} every "
+            f"pair of at most {MOST_BY_DISTANCE:,} is compared: want cosine or euclidean"
+        )
+    if config.neighbours.metric == "jensenshannon":
+        _require_distributions(file)
     return file
+
+
+def _require_distributions(file: VectorFile) -> None:
+    at = 0
+    for block in file.blocks():
+        bad = np.flatnonzero((block < 0).any(axis=1))
+        if len(bad):
+            raise UsageError(
+                f"embeddings {file.address}: row {at + int(bad[0])} has a number below 0, and distance 'jensenshannon' "
+                "compares distributions: want cosine or euclidean"
+            )
+        at += len(block)
 
 
 def place_embeddings(session: Session, snapshot: Snapshot, file: VectorFile, model: ModelRef) -> ModelRef:

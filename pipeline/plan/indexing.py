@@ -26,7 +26,8 @@ def choose_index(session: Session, spec: ListsSpec, representatives: int, probes
     is_small = not representatives or (kind == "auto" and choose_nlist(representatives, params.exact_limit) == 1)
     if is_small or kind in ("Flat", "HNSW"):
         links = number if kind == "HNSW" else 0
-        return exact_index(max(1, -(-representatives // params.partition_rows)), links)
+        metric = "" if spec.space else params.metric
+        return exact_index(max(1, -(-representatives // params.partition_rows)), links, metric)
     if kind == "IVF":
         nlist = min(number, representatives)
         spec = replace(spec, nlist=nlist, folder=_folder(spec.inputs, spec.space, nlist))

@@ -127,14 +127,22 @@ class SpaceJoin:
 
     def _join_tasks(self, joined: Joined) -> list[Task]:
         tasks = []
-        per_task, links = self._ranges_per_task(), self.index.links
+        per_task, index = self._ranges_per_task(), self.index
         items = self.snapshot.live // max(1, len(joined.slices) * joined.partitions)
         for partition in range(joined.partitions):
             for first in joined.slices:
                 last = min(first + per_task, len(self.ranges))
                 is_measured = bool(self.share) and first == joined.slices[0]
                 spec = join.JoinSpec(
-                    self.visits, self.params, joined.folder, partition, first, last, is_measured, links
+                    self.visits,
+                    self.params,
+                    joined.folder,
+                    partition,
+                    first,
+                    last,
+                    is_measured,
+                    index.links,
+                    index.metric,
                 )
                 beside = (join.saturated_key(joined.folder, partition, first),)
                 key = join.hits_key(joined.folder, partition, first)
@@ -144,7 +152,8 @@ class SpaceJoin:
 
 def lists_of(index: Index) -> dict[str, Any]:
     """What of an index decides the neighbours that are found: how lists are grouped into partitions does not."""
-    graph = {"links": index.links, "partitions": index.count} if index.links else {}
+    graph: dict[str, Any] = {"links": index.links, "partitions": index.count} if index.links else {}
+    graph |= {"metric": index.metric} if index.metric else {}
     return {"lists": index.folder, "probes": index.probes if index.folder else 0, **graph}
 
 

@@ -12,6 +12,7 @@ from pipeline.errors import UsageError
 from pipeline.kernels.database import searchable_rows
 from pipeline.kernels.hits import MOST_NEIGHBOURS, Hits, JoinParams, concatenate_hits, merge_hits
 from pipeline.kernels.join import join_lists
+from pipeline.kernels.metrics import nearest_by_metric
 from pipeline.kernels.space import ExactVectors, compare_rows, exact_vectors, project_copy, project_semantic
 from pipeline.layout.annotations import names_of
 from pipeline.layout.exact import Representatives
@@ -94,6 +95,8 @@ class _Found:
 
     def best(self, k: int) -> _Best:
         """The k nearest of every query."""
+        if self.served.index.metric:
+            return self._by_metric(k)
         pieces, waiting, want = [], np.arange(len(self.rows)), min(k + SPARE, MOST_NEIGHBOURS)
         while len(waiting):
             hits = self._search(waiting, want)
@@ -133,6 +136,16 @@ class _Found:
             vectors = self.vectors[asking[there]]
             found.append(join_lists(database, ids[there], vectors, everywhere[there], probes[there], params))
         return merge_hits([concatenate_hits(found)], params)
+
+    def _by_metric(self, k: int) -> _Best:
+        """The k nearest by the distance of the audit, of unit vectors; there are at most 50,000, in one partition."""
+        database = self.served.read(0)
+        asking = np.arange(len(self.rows), dtype=np.int64) - len(self.rows)
+        rows = database.unit(slice(None))
+        found, _ = nearest_by_metric(self.unit, asking, rows, database.ids, self.served.index.metric, k)
+        at = np.repeat(np.arange(len(self.rows)), found.shape[1])
+        ids = found.ravel()
+        return _Best(self.rows[at], ids, self._compare(at, ids))
 
     def _compare(self, at: NDArray[np.int64], ids: NDArray[np.int64]) -> list[NDArray[np.float64]]:
         """Copy, semantic and signature similarity of query at[i] and representative ids[i]."""

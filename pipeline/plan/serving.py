@@ -42,7 +42,7 @@ def served_space(recipe: Recipe, name: str) -> ServedSpace:
         "features": inputs.features,
         "content": read_summary(store, inputs.exact).digest,
         "splits": read_vocabulary(store, inputs.annotations).split_digest,
-        "lists": replace(index, probes=0, count=0),
+        "lists": replace(index, probes=0, count=0, metric=""),
         "space": recipe.space if is_copy else "",
     }
     folder = "indexes/" + fingerprint("served", serve.VERSION, of=of)
@@ -107,7 +107,7 @@ def _build(session: Session, recipe: Recipe, served: ServedSpace) -> None:
 def _index(recipe: Recipe, index: Index) -> Index:
     """The audit's own lists, grouped for serving; exact search keeps its vectors in a few partitions of one list."""
     if not index.folder:
-        return exact_index(max(1, -(-recipe.representatives // EXACT_ROWS)))
+        return exact_index(max(1, -(-recipe.representatives // EXACT_ROWS)), metric=index.metric)
     return replace(index, partitions=f"partitions-{SERVED_ROWS}-{recipe.representatives}.npy", count=0)
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.kernels.components import Forest, empty_forest
-from pipeline.kernels.database import Database
+from pipeline.kernels.database import DECIMALS, Database, unit_scale, unit_vectors
 from pipeline.kernels.hit_batches import hits_by_range
 from pipeline.kernels.hits import Hits, JoinParams, concatenate_hits, empty_hits, saturated_queries
 from pipeline.kernels.hnsw import join_hnsw
 from pipeline.kernels.join import join_lists, search_everything
+from pipeline.kernels.metrics import nearest_by_metric, similarity_of_distance
 from pipeline.kernels.saturated import saturated_forest
 from pipeline.kernels.visits import Routed, concatenate_routed
 from pipeline.layout.neighbours import SATURATED
@@ -31,6 +32,7 @@ class JoinSpec:
 
     params.threshold: of candidates; None keeps every list whole and joins no saturated queries. is_measured: the
     sampled queries are searched in all of the partition as well. links: of a graph that is searched instead of lists.
+    metric: the distance that ranks all rows of the one partition there is, as 1 / (1 + distance); "" = cosine.
     """
 
     visits: Visits
@@ -41,6 +43,7 @@ class JoinSpec:
     last: int
     is_measured: bool
     links: int = 0
+    metric: str = ""
 
 
 def join(spec: JoinSpec) -> Counters:
@@ -79,7 +82,9 @@ def _search(spec: JoinSpec, database: Database) -> tuple[Hits, list[Routed]]:
     found: list[Hits] = []
     full: list[Routed] = []
     for queries in spec.visits.queries(spec.partition, spec.first, spec.last):
-        if spec.links:
+        if spec.metric:
+            hits = _by_metric(database, queries, spec)
+        elif spec.links:
             hits = join_hnsw(database, queries.ids, queries.vectors, queries.split_mask, spec.params, spec.links)
         else:
             hits = join_lists(database, queries.ids, queries.vectors, queries.split_mask, queries.probes, spec.params)
@@ -88,6 +93,20 @@ def _search(spec: JoinSpec, database: Database) -> tuple[Hits, list[Routed]]:
             ids = saturated_queries(hits, spec.params)
             full.append(queries.take(np.flatnonzero(np.isin(queries.ids, ids))))
     return concatenate_hits(found), full
+
+
+def _by_metric(database: Database, queries: Routed, spec: JoinSpec) -> Hits:
+    """The nearest of everything by another distance than the cosine, of unit vectors."""
+    unit = unit_vectors(queries.vectors, unit_scale(queries.vectors, "join queries"))
+    rows = database.unit(slice(None))
+    found, distance = nearest_by_metric(unit, queries.ids, rows, database.ids, spec.metric, spec.params.k)
+    count, width = found.shape
+    is_found = found.ravel() >= 0
+    similarity = np.round(similarity_of_distance(distance), DECIMALS).astype(np.float32)
+    query = np.repeat(queries.ids, width)
+    one = np.zeros(count * width, np.int8)
+    hits = Hits(query, found.ravel(), similarity.ravel(), one, one == 0).take(is_found)
+    return hits.take(np.lexsort((hits.match_id, -hits.similarity, hits.query_id)))
 
 
 def _saturated(spec: JoinSpec, database: Database, full: list[Routed]) -> Forest:
