@@ -17,7 +17,7 @@ from pipeline.layout.root import Root, is_root
 from pipeline.layout.served import read_recipe
 from pipeline.layout.tables import read_table
 from pipeline.plan.asking import Images, ask, require_call, together
-from pipeline.plan.serving import require_served, serving_session
+from pipeline.plan.serving import once, require_served, serving_session
 from pipeline.plan.session import Session
 from pipeline.progress import SilentReporter
 from pipeline.runner import LocalRunner
@@ -194,7 +194,8 @@ class Audit:
         def start() -> Session:
             return serving_session(self.root, LocalRunner(), SilentReporter(), "audit.search(...)")
 
-        return together(ask(recipe, lambda: require_served(recipe, space, start), images, k))
+        with once(start) as session:
+            return together(ask(recipe, lambda: require_served(recipe, space, session), images, k))
 
     def __repr__(self) -> str:
         return f"<Audit {self.audit_id} in {self.root.uri}>\n" + "\n".join(summary_lines(self.summary()))

@@ -17,7 +17,7 @@ from pipeline.flags import add_command, add_root, add_runner, command, reporter,
 from pipeline.layout.served import Recipe, ServedSpace, read_recipe
 from pipeline.plan.asking import ask, ask_vectors, require_call, require_width, together
 from pipeline.plan.exporting import faiss_pieces, file_bytes, named_parts
-from pipeline.plan.serving import SERVED_PER_EXTRACTED, SPACES, require_served, serving_session
+from pipeline.plan.serving import SERVED_PER_EXTRACTED, SPACES, once, require_served, serving_session
 from pipeline.plan.session import Session
 from pipeline.printing import aligned, as_csv, as_json, as_parquet, format_of, is_terminal, write
 from pipeline.sources.vectors import VectorFile, names_or_rows, open_vectors
@@ -88,11 +88,16 @@ def _search(options: argparse.Namespace, given: list[str]) -> int:
     else:
         require_call(recipe, options.images, options.k, options.space)
 
-    def served() -> ServedSpace:
-        return require_served(recipe, options.space, _starter(options, given, audit, recipe))
+    with once(_starter(options, given, audit, recipe)) as session:
 
-    parts = ask(recipe, served, options.images, options.k) if file is None else _ask_file(recipe, served, file, options)
-    write(options.output, _pieces(parts, options), storage)
+        def served() -> ServedSpace:
+            return require_served(recipe, options.space, session)
+
+        if file is None:
+            parts = ask(recipe, served, options.images, options.k)
+        else:
+            parts = _ask_file(recipe, served, file, options)
+        write(options.output, _pieces(parts, options), storage)
     return 0
 
 
@@ -133,9 +138,10 @@ def _text(found: pa.Table, output: str | None) -> str:
 
 def _index(options: argparse.Namespace, given: list[str]) -> int:
     audit, recipe = _opened(options)
-    for space in [options.space] if options.space else SPACES:
-        served = require_served(recipe, space, _starter(options, given, audit, recipe))
-        say(f"{space}: {recipe.representatives:,} representatives in {audit.root.uri}/{served.folder}")
+    with once(_starter(options, given, audit, recipe)) as session:
+        for space in [options.space] if options.space else SPACES:
+            served = require_served(recipe, space, session)
+            say(f"{space}: {recipe.representatives:,} representatives in {audit.root.uri}/{served.folder}")
     return 0
 
 
@@ -145,7 +151,8 @@ def _export(options: argparse.Namespace, given: list[str]) -> int:
     names = f"{options.output.removesuffix('.faiss')}.parquet"
     if names == options.output or format_of(options.output) != "text":
         raise UsageError(f"--output {options.output}: a Faiss file is written, and {names} beside it: name it .faiss")
-    served = require_served(recipe, options.space, _starter(options, given, audit, recipe))
+    with once(_starter(options, given, audit, recipe)) as session:
+        served = require_served(recipe, options.space, session)
     size = file_bytes(recipe, served) / 1e9
     say(
         f"{recipe.representatives:,} vectors of {served.dimension}: {size:,.3f} GB, and as much memory for who reads it"

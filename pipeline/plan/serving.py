@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from pipeline.config import AuditConfig
@@ -20,7 +21,7 @@ from pipeline.layout.visits import WORK, visits_key
 from pipeline.plan.joining import delete_folder, missing_tasks, query_ranges, run_ranges
 from pipeline.plan.session import STATUS_FOLDER, Session, StageWork
 from pipeline.progress import Reporter
-from pipeline.runner import Runner, Task
+from pipeline.runner import Runner, Task, restore_threads
 from pipeline.stages import serve, train_lists
 
 SERVED_ROWS = 65_536
@@ -58,12 +59,26 @@ def require_served(recipe: Recipe, name: str, start: Callable[[], Session]) -> S
     served = _counted(served_space(recipe, name))
     if store.exists(f"{served.folder}/{SERVED}"):
         return served
-    session = start()
-    try:
-        _build(session, recipe, served)
-    finally:
-        session.runner.close()
+    _build(start(), recipe, served)
     return served
+
+
+@contextmanager
+def once(start: Callable[[], Session]) -> Iterator[Callable[[], Session]]:
+    """`start`, called at most once and only where there is something to make; its runner is closed at the end."""
+    begun: list[Session] = []
+
+    def session() -> Session:
+        if not begun:
+            begun.append(start())
+        return begun[0]
+
+    try:
+        yield session
+    finally:
+        for item in begun:
+            item.runner.close()
+            restore_threads()
 
 
 def serving_session(root: Root, runner: Runner, reporter: Reporter, resume_command: str) -> Session:
@@ -132,8 +147,4 @@ def _require_partitions(recipe: Recipe, start: Callable[[], Session]) -> None:
         if not store.exists(key):
             tasks.append(Task(key, train_lists.partition, spec))
     if tasks:
-        session = start()
-        try:
-            session.run(StageWork("group lists", "indexes", tasks, len(tasks), len(tasks)))
-        finally:
-            session.runner.close()
+        start().run(StageWork("group lists", "indexes", tasks, len(tasks), len(tasks)))
