@@ -22,10 +22,10 @@ from pipeline.audit import Audit
 from pipeline.cli import main
 from pipeline.errors import ArtifactError, NotFound, UsageError
 from pipeline.kernels.space import pair_similarities
+from pipeline.layout import served
 from pipeline.layout.features import read_features
 from pipeline.layout.served import Recipe, read_recipe
 from pipeline.layout.spaces import read_space
-from pipeline.plan import nearest as nearest_module
 from pipeline.plan import serving
 from pipeline.plan.nearest import NEAREST
 from pipeline.plan.serving import served_space
@@ -172,15 +172,17 @@ def test_lists_and_partitions_of_a_trained_index(
     for space in ("copy", "semantic"):
         assert audit.search(photos, k=9, space=space).equals(exact.search(photos, k=9, space=space))
     recipe = read_recipe(audit.root, audit.audit_id)
-    served = serving._counted(served_space(recipe, "copy"))
-    assert served.index.count > 1
+    assert serving._counted(served_space(recipe, "copy")).index.count > 1
 
     few = run(photos, root=tmp_path / "few", neighbours={**probes, "copy_probes": 1, "semantic_probes": 1})
-    read = []
-    whole = nearest_module.ServedSpace.read
-    monkeypatch.setattr(
-        nearest_module.ServedSpace, "read", lambda *given: read.append(given[2].tolist()) or whole(*given)
-    )
+    read: list[list[int]] = []
+    whole = served.ServedSpace.read
+
+    def watched(of: served.ServedSpace, partition: int, lists: np.ndarray[Any, Any]) -> Any:
+        read.append(lists.tolist())
+        return whole(of, partition, lists)
+
+    monkeypatch.setattr(served.ServedSpace, "read", watched)
     found = few.search(photos / "train/b/b00.jpg", k=30, space="copy")
     assert found["uri"][0].as_py() == "train/b/b00.jpg"
     assert found.num_rows < 25
@@ -215,8 +217,11 @@ def test_damage_is_named(audited: tuple[Path, Audit], tmp_path: Path) -> None:
     data = bytearray(part.read_bytes())
     data[-2000] ^= 1
     part.write_bytes(data)
+    copy = pipeline.open(tmp_path / "copy", audit.audit_id)
     with pytest.raises(ArtifactError, match=part.name):
-        pipeline.open(tmp_path / "copy", audit.audit_id).search(photos / "train/b/b00.jpg")
+        copy.search(photos / "train/b/b00.jpg")
+    part.unlink()  # as the message says
+    assert copy.search(photos / "val").equals(audit.search(photos / "val"))
 
 
 def test_an_audit_of_an_earlier_version(audited: tuple[Path, Audit], tmp_path: Path) -> None:
@@ -247,17 +252,24 @@ def on_server(audited: tuple[Path, Audit], monkeypatch: pytest.MonkeyPatch, tmp_
     return there.uri
 
 
-def test_a_root_on_an_object_store(audited: tuple[Path, Audit], on_server: str) -> None:
-    """The same rows, from copies on this machine: the second search reads no list over the network."""
+def test_a_root_on_an_object_store(audited: tuple[Path, Audit], on_server: str, tmp_path: Path) -> None:
+    """The same rows, from a copy on this machine, made anew where it is damaged; a damaged object is named."""
     photos, audit = audited
     far = pipeline.open(on_server, audit.audit_id, {"region": "us-east-1"})
     images = [photos / "train/b/b00.jpg", photos / "test/a/copy.jpg"]
     assert far.search(images).equals(audit.search(images))
+    copies = [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes()[:8] == b"IMAUDSH1"]
+    assert len(copies) == 1
+
+    served._whole.cache_clear()
+    copies[0].write_bytes(copies[0].read_bytes()[:-5000])
+    assert far.search(images).equals(audit.search(images))  # copied once more
     store = far.root.open()
-    for info in [*store.list("indexes/")]:
-        if info.key.endswith(".shuffle"):
-            data = store.read(info.key)
-            assert data == audit.root.open().read(info.key)
+    key = next(info.key for info in store.list("indexes/") if store.read(info.key) == copies[0].read_bytes())
+    store.put(key, store.read(key)[:-5000])
+    served._whole.cache_clear()
+    with pytest.raises(ArtifactError, match=key):
+        far.search(images)
 
 
 def test_the_command(audited: tuple[Path, Audit], tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
@@ -330,7 +342,8 @@ def test_wrong_commands(
 def as_unit(vectors: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Rows at length 1, float32."""
     wide = vectors.astype(np.float32)
-    return wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    unit: np.ndarray[Any, Any] = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    return unit
 
 
 @pytest.mark.parametrize("index", ["Flat", "IVF4"])

@@ -26,7 +26,7 @@ from pipeline.layout.local_copy import cache_store, forget, mapped
 from pipeline.layout.models import ModelRef
 from pipeline.layout.root import Root
 from pipeline.layout.shuffle import read_batch
-from pipeline.layout.tables import json_bytes, read_json
+from pipeline.layout.tables import damaged, json_bytes, read_json
 from pipeline.storage import Store
 
 SERVED = "served.json"
@@ -159,7 +159,10 @@ def _batch(store: Store, key: str, number: int) -> pa.RecordBatch:
         return read_batch(cache_store(), name, number)
     except ArtifactError:  # a copy that was removed since, or is damaged
         forget(store, key)
+    try:
         return read_batch(cache_store(), mapped(store, key).name, number)
+    except ArtifactError as error:
+        raise damaged(store, key, error) from error
 
 
 def _vectors(batch: pa.RecordBatch, dimension: int) -> NDArray[np.float16]:

@@ -57,7 +57,9 @@ def require_served(recipe: Recipe, name: str, start: Callable[[], Session]) -> S
     if recipe.copy.folder or recipe.semantic.folder:
         _require_partitions(recipe, start)
     served = _counted(served_space(recipe, name))
-    if store.exists(f"{served.folder}/{SERVED}"):
+    have = {info.key for info in store.list(f"{served.folder}/")}
+    parts = (served_key(served.folder, partition) for partition in range(served.index.count))
+    if have.issuperset((f"{served.folder}/{SERVED}", *parts)):
         return served
     _build(start(), recipe, served)
     return served
