@@ -23,8 +23,10 @@ import psutil
 from dying import PROCESSES, small_parts
 from held import environment
 
+import pipeline
 from benchmarks.synthetic import World
 from benchmarks.synthetic_root import Place, write_synthetic
+from pipeline.audit import Audit
 from pipeline.config import AuditConfig, config_from
 from pipeline.layout.models import store_model
 from pipeline.layout.parts import cut
@@ -60,29 +62,32 @@ def config_of(root: Path) -> AuditConfig:
     return config_from({**values, "neighbours": neighbours})
 
 
-def make_features(root: Path) -> None:
-    """A root with the catalog and the features of 3,000 synthetic images."""
+def make_features(root: Path, images: int = IMAGES) -> Path:
+    """A root with the catalog and the features of synthetic images."""
     config = config_of(root)
     session = Session(config, Root(str(root), config.storage), LocalRunner(), SilentReporter(), "")
     claim(session.root)
     folder = features_folder(session, store_model(session.root, "", {}))
-    write_synthetic(World(IMAGES), FRAMES, Place(session.root, f"{root}-images", folder, 1024), 1)
+    write_synthetic(World(images), FRAMES, Place(session.root, f"{root}-images", folder, 1024), 1)
+    return root
 
 
-def run_all(root: Path, start: Callable[[], Runner], reporter: SilentReporter) -> None:
-    """Every stage after extraction, each in several parts where it can have them."""
-    _many_parts()
-    run_audit(config_of(root), Call(lambda images, of: start(), reporter, "the same command"))
+def run_all(root: Path, start: Callable[[], Runner], reporter: SilentReporter) -> Audit:
+    """Every stage after extraction."""
+    published = run_audit(config_of(root), Call(lambda images, of: start(), reporter, "the same command"))
+    assert published is not None
+    return pipeline.open(root)
 
 
-def _many_parts() -> None:
-    small_parts()
+def many_parts(set_to: Callable[[Any, str, Any], None] = setattr, size: int = 512) -> None:
+    """Makes several parts of every stage that can have them."""
+    small_parts(set_to)
     for module in (joining, searching, publishing):
-        module.query_ranges = lambda total: cut(0, total, 512)  # type: ignore[attr-defined]
-    joining.LEAST_JOIN_TASKS = 12
-    verifying.VERIFY_PAIRS = 512
-    preparing.ANNOTATION_ROWS = 1024
-    searching.components = partial(components, cuts=Cuts(pairs=1024, fan_in=2, ids=1024))  # type: ignore[attr-defined]
+        set_to(module, "query_ranges", lambda total: cut(0, total, size))
+    set_to(joining, "LEAST_JOIN_TASKS", 12)
+    set_to(verifying, "VERIFY_PAIRS", size)
+    set_to(preparing, "ANNOTATION_ROWS", 1024)
+    set_to(searching, "components", partial(components, cuts=Cuts(pairs=2 * size, fan_in=2, ids=2 * size)))
 
 
 class Telling(SilentReporter):
@@ -106,6 +111,7 @@ def _live(root: str, address: str, told: Any) -> None:
     os.environ.update(environment())
     from pipeline.cluster import join_ray
 
+    many_parts()
     run_all(Path(root), lambda: join_ray(address), Telling(told))
 
 
@@ -189,21 +195,21 @@ def _task_of(process: psutil.Process) -> str:
     return ""
 
 
-def draw(seed: int) -> list[Kill]:
-    """Four workers, a node and a driver, each in another stage; every third seed kills the driver in a short one."""
+def draw(seed: int, workers: int) -> list[Kill]:
+    """So many workers, a node and a driver, each in another stage; every third seed kills the driver in a short one."""
     chance = random.Random(seed)
-    many = chance.sample(OF_MANY_PARTS, 5)
+    many = chance.sample(OF_MANY_PARTS, workers + 1)
     others = chance.sample([stage for stage in STAGES if stage not in OF_MANY_PARTS], 2)
-    kinds = ["worker", "worker", "worker", "node", "driver"]
+    kinds = ["node", "driver", *["worker"] * (workers - 1)]
     kills = [Kill(what, stage, chance.randint(0, 2)) for what, stage in zip(kinds, many, strict=True)]
     if seed % 3 == 2:
-        kills[-1] = Kill("driver", others[1], 0)
+        kills[1] = Kill("driver", others[1], 0)
     return [*kills, Kill("worker", others[0], 0)]
 
 
-def sabotage(nodes: Nodes, root: Path, seed: int) -> Account:
+def sabotage(nodes: Nodes, root: Path, drawn: list[Kill]) -> Account:
     """Lets one driver after the other work on the root, until one comes to its end, and kills as drawn."""
-    account, waiting = Account(), {kill.stage: kill for kill in draw(seed)}
+    account, waiting = Account(), {kill.stage: kill for kill in drawn}
     for _ in range(MOST_LIVES):
         with _driver(nodes, root) as (process, told):
             with suppress(EOFError):

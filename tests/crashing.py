@@ -15,13 +15,16 @@ from typing import Any
 
 from pipeline.errors import BadCredentials, StorageUnavailable, UsageError
 from pipeline.runner import Counters, Task
-from pipeline.stages import extract, verify
+from pipeline.stages import extract, join, merge, verify
 from pipeline.stages.extract import ExtractSpec
+from pipeline.stages.join import JoinSpec
+from pipeline.stages.merge import SemanticMergeSpec
 from pipeline.stages.verify import VerifySpec
 
 Spec = tuple[str, int, int]
 POISON = 7
 real_extract, real_verify = extract.extract, verify.verify
+real_join, real_merge = join.join, merge.merge_semantic
 
 
 def commit(spec: Spec) -> Counters:
@@ -192,3 +195,17 @@ def held_extract(spec: ExtractSpec) -> Counters:
     if spec.lo <= int(os.environ.get("HELD_OFFSET", POISON)) < spec.hi and pipe.exists():
         pipe.read_bytes()
     return real_extract(spec)
+
+
+def poisoned_join(spec: JoinSpec) -> Counters:
+    """Join, but the first slice of queries at partition 1 kills its process."""
+    if (spec.partition, spec.first) == (1, 0):
+        die()
+    return real_join(spec)
+
+
+def poisoned_merge(spec: SemanticMergeSpec) -> Counters:
+    """Merge of the semantic space, but range 1 kills its process."""
+    if spec.number == 1:
+        die()
+    return real_merge(spec)

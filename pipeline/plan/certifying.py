@@ -23,6 +23,9 @@ def certify(joining: SpaceJoin, candidates: str, neighbours: str, meant: int) ->
         session.run_one("outlier tail", tail, (TAIL,), Task(tail, stage.merge_tail, None))
     else:
         _search_tail(joining, neighbours, meant, tail)
+    for info in [*session.store.list(f"{tail}/")]:  # of this run, or of one that was killed right here
+        if info.key != f"{tail}/{TAIL}":
+            session.store.delete(info.key)
     return recall, tail
 
 
@@ -37,5 +40,3 @@ def _search_tail(joining: SpaceJoin, neighbours: str, meant: int, folder: str) -
     ]
     run_ranges(session, "outlier search", folder, tasks)
     session.run_one("outlier tail", folder, (TAIL,), Task(folder, stage.merge_tail, spec))
-    for key in (f"{folder}/{stage.QUERIES}", *(task.name for task in tasks)):
-        session.store.delete(key)

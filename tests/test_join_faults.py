@@ -1,0 +1,234 @@
+"""Faults in the middle of the search by lists: stops, damaged intermediates, poison, twins and a full disk."""
+
+from __future__ import annotations
+
+import re
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import crashing
+import pytest
+from audited import assert_equal_tables
+from chaos import copy_of, make_features, many_parts, run_all
+from held import environment
+from test_damage import inside_a_page
+
+from pipeline import cluster
+from pipeline.audit import Audit
+from pipeline.errors import ArtifactError, IncompleteError, StorageFull
+from pipeline.progress import SilentReporter
+from pipeline.runner import LocalRunner, restore_threads
+from pipeline.stages import join, merge
+
+IMAGES, SIZE = 1_000, 256
+ORDER = (
+    "annotate", "vocabulary", "exact groups", "moments", "train", "train lists (copy)", "group lists (copy)",
+    "assign copy", "join copy", "merge copy", "clusters", "thin", "pairs", "verify", "stars", "unite", "large groups",
+    "components", "train lists (semantic)", "group lists (semantic)", "assign semantic", "join semantic",
+    "merge semantic", "recall", "outlier queries", "outlier search", "outlier tail", "score", "totals", "edge index",
+    "findings", "summary",
+)  # fmt: skip
+
+
+class Stopped(Exception):
+    """The run ends here."""
+
+
+class StopsAt(SilentReporter):
+    """Remembers the stages that had something to do; ends the run where one begins, or before its record is closed."""
+
+    def __init__(self, stage: str = "", is_done: bool = False) -> None:
+        self.stages: list[str] = []
+        self._at, self._is_done = stage, is_done
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        """Ends the run where it is told to."""
+        if stage == "catalog":
+            return
+        self.stages.append(stage)
+        if stage == self._at and not self._is_done:
+            raise Stopped
+
+    def finish(self, seconds: float) -> None:
+        """Ends the run where it is told to."""
+        if self.stages and self.stages[-1] == self._at and self._is_done:
+            raise Stopped
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_features(tmp_path_factory.mktemp("synthetic") / "features", IMAGES)
+
+
+@pytest.fixture(autouse=True)
+def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    many_parts(monkeypatch.setattr, SIZE)
+    yield
+    restore_threads()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(features: Path) -> Audit:
+    with pytest.MonkeyPatch.context() as patch:
+        many_parts(patch.setattr, SIZE)
+        seen = StopsAt()
+        audit = run_all(copy_of(features, features.with_name("undisturbed")), LocalRunner, seen)
+    assert tuple(seen.stages) == ORDER
+    return audit
+
+
+@pytest.fixture
+def root(features: Path, tmp_path: Path) -> Path:
+    return copy_of(features, tmp_path / "audit")
+
+
+def stop(root: Path, stage: str, is_done: bool = False) -> list[str]:
+    """Runs until a stage begins or ends; the stages that had something to do."""
+    reporter = StopsAt(stage, is_done)
+    with pytest.raises(Stopped):
+        run_all(root, LocalRunner, reporter)
+    return reporter.stages
+
+
+def intermediates(root: Path) -> list[Path]:
+    """Files that go once they were read."""
+    found = [path for name in ("work", "groups/*/work") for path in root.glob(f"{name}/**/*")]
+    found += [path for name in ("tail-", "queries") for path in root.glob(f"neighbours/*/{name}*")]
+    return [path for path in found if path.is_file()]
+
+
+@pytest.mark.parametrize("is_done", [False, True], ids=["begins", "ends"])
+def test_stopped_at_every_stage(undisturbed: Audit, root: Path, is_done: bool) -> None:
+    """One root, stopped as each stage begins, or ends with its record open: each run goes on there, and with nothing
+    that an earlier one had done, though its intermediates are gone.
+    """
+    for number, stage in enumerate(ORDER):
+        resumed = ORDER[max(0, number - 1) : number + 1] if not is_done else (stage,)
+        assert tuple(stop(root, stage, is_done)) == resumed
+    last = StopsAt()
+    audit = run_all(root, LocalRunner, last)
+
+    assert last.stages == ([] if is_done else ["summary"])
+    assert_equal_tables(audit, undisturbed)
+    assert intermediates(root) == []
+
+
+def test_intermediates_that_a_killed_run_left_go(undisturbed: Audit, root: Path) -> None:
+    """Killed after the file that makes them superfluous and before they were deleted: the next run deletes them."""
+    for stage in ("clusters", "pairs", "components", "outlier tail"):
+        stop(root, stage, is_done=True)
+        assert intermediates(root) != []
+    assert_equal_tables(run_all(root, LocalRunner, SilentReporter()), undisturbed)
+
+    assert intermediates(root) == []
+
+
+DAMAGED = [
+    ("join copy", "work/*/visits-*.shuffle"),
+    ("merge copy", "work/*/hits-*.shuffle"),
+    ("clusters", "work/*/saturated-*.parquet"),
+    ("pairs", "work/*/thinned-*.shuffle"),
+    ("unite", "groups/*/work/leaves/*.parquet"),
+    ("join semantic", "work/*/visits-*.shuffle"),
+    ("merge semantic", "work/*/hits-*.shuffle"),
+    ("recall", "neighbours/*/truth-*.parquet"),
+    ("outlier queries", "neighbours/*/furthest-*.parquet"),
+    ("outlier search", "neighbours/*/queries.shuffle"),
+    ("outlier tail", "neighbours/*/tail-*.shuffle"),
+]
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped"])
+def test_damaged_intermediates_are_named_and_made_anew(undisturbed: Audit, root: Path, how: str) -> None:
+    """Each is damaged before its reader: the run names it, and goes on once that file is deleted."""
+    for stage, pattern in DAMAGED:
+        stop(root, stage)
+        path = max(root.glob(pattern), key=lambda path: path.stat().st_size)
+        damage(path, how)
+        with pytest.raises(ArtifactError, match=re.escape(str(path))) as raised:
+            run_all(root, LocalRunner, SilentReporter())
+        assert "Delete that file and run again" in str(raised.value)
+        path.unlink()
+
+    assert_equal_tables(run_all(root, LocalRunner, SilentReporter()), undisturbed)
+    assert intermediates(root) == []
+
+
+def damage(path: Path, how: str) -> None:
+    data = path.read_bytes()
+    at = inside_a_page(path) if path.suffix == ".parquet" else len(data) * 2 // 3
+    path.write_bytes(data[: len(data) // 2] if how == "cut" else data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        "join copy",
+        *(
+            pytest.param(stage, marks=pytest.mark.slow)
+            for stage in ("assign copy", "merge copy", "thin", "pairs", "stars", "join semantic", "outlier search")
+        ),
+    ],
+)
+def test_full_disk(undisturbed: Audit, root: Path, stage: str) -> None:
+    """The kernel refuses files over 200 bytes, as a full disk does: the file is named; with space the run goes on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Fills(SilentReporter):
+        def start(self, name: str, total: int, done: int) -> None:
+            if name == stage:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (200, hard))
+
+    try:
+        with pytest.raises(StorageFull, match=r"write .*Free space") as raised:
+            run_all(root, LocalRunner, Fills())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert raised.value.exit_code == 3
+    assert not list(root.rglob(".image-audit-tmp-*"))
+    assert_equal_tables(run_all(root, LocalRunner, SilentReporter()), undisturbed)
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment().items():
+            patch.setenv(name, value)
+        runner = cluster.start_ray(2)
+        yield
+        runner.close()
+
+
+POISONED = [
+    (join, "join", crashing.poisoned_join, "join copy", "hits-000001-000000.shuffle"),
+    (
+        merge,
+        "merge_semantic",
+        crashing.poisoned_merge,
+        "merge semantic",
+        f"neighbours-{SIZE:012d}-{2 * SIZE:012d}.parquet",
+    ),
+]
+
+
+def test_poison(undisturbed: Audit, root: Path, ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part whose process dies every time is tried twice, then named with the command that resumes; all other parts
+    of its stage are done, and only that one is left for the run without the poison.
+    """
+    for module, name, poisoned, stage, part in POISONED:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, poisoned)
+            with pytest.raises(IncompleteError) as raised:
+                run_all(root, lambda: cluster.start_ray(2), SilentReporter())
+        said = str(raised.value)
+        assert raised.value.exit_code == 4
+        assert re.search(rf"stage {stage}: 1 of \d+ parts failed; the others are kept", said)
+        assert part in said
+        assert "its process died or hung twice" in said
+        assert said.endswith("Resume with: the same command")
+        assert not list(root.rglob(part))
+        assert len(list(root.rglob(part[:4] + "*"))) >= 3
+
+    assert_equal_tables(run_all(root, LocalRunner, SilentReporter()), undisturbed)
