@@ -93,7 +93,7 @@ def run(
     - `storage`: {"region": ..., "endpoint_url": ..., "endpoints": {name: url}}
     - `accept_empty`: whether a source that had images may have none now
     - `max_failed_share` and the tables of limits, see `pipeline.config.AuditConfig`: `measure`, `space`, `threshold`,
-      `verify`, `quality`, `keeper`
+      `verify`, `groups`, `quality`, `keeper`
 
     Does only what is missing. Raises an AuditError whose message says what to do next.
     """
