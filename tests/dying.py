@@ -64,11 +64,12 @@ def outcomes(log: Path) -> Counter[str]:
 
 
 def committed(root: Path) -> dict[str, tuple[int, int, int]]:
-    """Every committed file but records of sessions -> inode, time and size."""
+    """Every committed file but records of sessions, and what goes once it was read -> inode, time and size."""
     found = {}
     for path in _files(root):
         key = path.relative_to(root).as_posix()
-        if not key.startswith(("status/", "sessions/")) and path.name != "run.json" and not path.name.startswith("."):
+        is_kept = not key.startswith(("status/", "sessions/", "work/")) and "/work/" not in key
+        if is_kept and path.name != "run.json" and not path.name.startswith("."):
             status = path.stat()
             found[key] = (status.st_ino, status.st_mtime_ns, status.st_size)
     return found
