@@ -8,6 +8,10 @@ took 308 a query, and takes twice that of twice the rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
 import faiss
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +37,13 @@ _FETCH = 2  # times the rows wanted
 _BLOCK_ROWS = 65_536
 
 
+class Graphs(NamedTuple):
+    """The graphs of a partition, one for each split present, and what they were built for."""
+
+    search: Search
+    by_split: Mapping[int, faiss.IndexHNSWFlat]
+
+
 def join_hnsw(
     db: Database, query_ids: Int64, xq: NDArray[np.floating], query_mask: UInt64, params: JoinParams, m: int
 ) -> Hits:
@@ -41,32 +52,59 @@ def join_hnsw(
     query_ids int64 (n,); xq float (n, d), taken at the database's precision; query_mask uint64 (n,); m 2 to 256.
     Raises UsageError for unequal shapes, zero or NaN queries, m out of range.
     """
+    return join_graphs(build_graphs(db, params, m), query_ids, xq, query_mask)
+
+
+def build_graphs(db: Database, params: JoinParams, m: int) -> Graphs:
+    """Return the graphs of all rows, for any number of `join_graphs`: each holds its rows as float32.
+
+    Raises UsageError for m out of range.
+    """
     if not 2 <= m <= MOST_LINKS:
         raise UsageError(f"hnsw: {m} links a row, want 2 to {MOST_LINKS}")
-    nowhere = np.zeros((len(query_ids), 1), dtype=np.int32)
-    queries = checked_queries(db, query_ids, xq, query_mask, nowhere)
-    if len(query_ids) == 0 or len(db) == 0:
-        return empty_hits()
     search = search_of_everything(db, params)
+    with _one_thread():
+        return Graphs(search, {split: _graph(search, split, m) for split in np.unique(search.split).tolist()})
+
+
+def join_graphs(graphs: Graphs, query_ids: Int64, xq: NDArray[np.floating], query_mask: UInt64) -> Hits:
+    """Return the hits of queries, as `join_hnsw` does. Raises UsageError for unequal shapes, zero or NaN queries."""
+    search = graphs.search
+    nowhere = np.zeros((len(query_ids), 1), dtype=np.int32)
+    queries = checked_queries(search.db, query_ids, xq, query_mask, nowhere)
+    if len(query_ids) == 0 or len(search.db) == 0:
+        return empty_hits()
     found = nothing_found(search, queries)
-    found.crowd = len(db)  # what the graph gives is ranked, however close it is
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # with more, the graph depends on which of them comes first
-    try:
-        for split in np.unique(search.split).tolist():
-            _search_graph(search, queries, found, split, m)
-    finally:
-        faiss.omp_set_num_threads(threads)
+    found.crowd = len(search.db)  # what the graph gives is ranked, however close it is
+    with _one_thread():
+        for split, graph in graphs.by_split.items():
+            _search_graph(graph, search, queries, found, split)
     return by_query(ranked(search, queries, found))
 
 
-def _search_graph(search: Search, queries: Queries, found: Contenders, split: int, m: int) -> None:
-    """Add what the graph of one split gives to the queries that want something of it; changes found."""
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """With more, a graph depends on which of them comes first."""
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def _graph(search: Search, split: int, m: int) -> faiss.IndexHNSWFlat:
     rows = search.row[search.split == split]
     graph = faiss.IndexHNSWFlat(search.db.vectors.shape[1], m, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = _BUILD_BREADTH
     for start in range(0, len(rows), _BLOCK_ROWS):
         graph.add(search.db.unit(rows[start : start + _BLOCK_ROWS]))
+    return graph
+
+
+def _search_graph(graph: faiss.IndexHNSWFlat, search: Search, queries: Queries, found: Contenders, split: int) -> None:
+    """Add what the graph of one split gives to the queries that want something of it; changes found."""
+    rows = search.row[search.split == split]
     limit = found.limit[:, split]
     for wanted in np.unique(limit[limit > 0]).tolist():
         asking = np.flatnonzero(limit == wanted)

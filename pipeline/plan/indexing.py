@@ -16,6 +16,7 @@ from pipeline.runner import Task
 from pipeline.stages import train_lists
 from pipeline.stages.train_lists import ListsSpec, PartitionsSpec
 
+GRAPH_ROWS = 262_144  # vectors of a graph, which holds them as float32, once for each split: 0.4 GB and its links
 LISTS_PER_TASK = 512  # 10 s of one core
 
 
@@ -26,8 +27,9 @@ def choose_index(session: Session, spec: ListsSpec, representatives: int, probes
     is_small = not representatives or (kind == "auto" and choose_nlist(representatives, params.exact_limit) == 1)
     if is_small or kind in ("Flat", "HNSW"):
         links = number if kind == "HNSW" else 0
+        most = min(params.partition_rows, GRAPH_ROWS) if links else params.partition_rows
         metric = "" if spec.space else params.metric
-        return exact_index(max(1, -(-representatives // params.partition_rows)), links, metric)
+        return exact_index(max(1, -(-representatives // most)), links, metric)
     if kind == "IVF":
         nlist = min(number, representatives)
         spec = replace(spec, nlist=nlist, folder=_folder(spec.inputs, spec.space, nlist))

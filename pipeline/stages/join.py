@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ from pipeline.kernels.components import Forest, empty_forest
 from pipeline.kernels.database import DECIMALS, Database, unit_scale, unit_vectors
 from pipeline.kernels.hit_batches import hits_by_range
 from pipeline.kernels.hits import Hits, JoinParams, concatenate_hits, empty_hits, saturated_queries
-from pipeline.kernels.hnsw import join_hnsw
+from pipeline.kernels.hnsw import Graphs, build_graphs, join_graphs
 from pipeline.kernels.join import join_lists, search_everything
 from pipeline.kernels.metrics import nearest_by_metric, similarity_of_distance
 from pipeline.kernels.saturated import saturated_forest
@@ -85,7 +86,8 @@ def _search(spec: JoinSpec, database: Database) -> tuple[Hits, list[Routed]]:
         if spec.metric:
             hits = _by_metric(database, queries, spec)
         elif spec.links:
-            hits = join_hnsw(database, queries.ids, queries.vectors, queries.split_mask, spec.params, spec.links)
+            graphs = partition_graphs(spec.visits, spec.partition, spec.params, spec.links)
+            hits = join_graphs(graphs, queries.ids, queries.vectors, queries.split_mask)
         else:
             hits = join_lists(database, queries.ids, queries.vectors, queries.split_mask, queries.probes, spec.params)
         found.append(hits)
@@ -93,6 +95,12 @@ def _search(spec: JoinSpec, database: Database) -> tuple[Hits, list[Routed]]:
             ids = saturated_queries(hits, spec.params)
             full.append(queries.take(np.flatnonzero(np.isin(queries.ids, ids))))
     return concatenate_hits(found), full
+
+
+@lru_cache(maxsize=1)
+def partition_graphs(visits: Visits, partition: int, params: JoinParams, links: int) -> Graphs:
+    """The graphs of a partition, kept in this process for the next slice of its queries."""
+    return build_graphs(partition_database(visits, partition), params, links)
 
 
 def _by_metric(database: Database, queries: Routed, spec: JoinSpec) -> Hits:
