@@ -261,6 +261,13 @@ def test_a_root_on_an_object_store(audited: tuple[Path, Audit], on_server: str, 
     copies = [path for path in tmp_path.rglob("*") if path.is_file() and path.read_bytes()[:8] == b"IMAUDSH1"]
     assert len(copies) == 1
 
+    asked = new_store(moto_port(), "asked")
+    for name, image in zip(("a/1.jpg", "a/2.jpg"), images, strict=True):
+        asked.put(name, image.read_bytes())
+    found = far.search([f"{asked.uri}/a/2.jpg", f"{asked.uri}/a"], k=1)
+    assert found["query"].to_pylist() == [f"{asked.uri}/a/{name}.jpg" for name in (2, 1, 2)]
+    assert found["is_same_bytes"].to_pylist() == [True, True, True]
+
     served._whole.cache_clear()
     copies[0].write_bytes(copies[0].read_bytes()[:-5000])
     assert far.search(images).equals(audit.search(images))  # copied once more
