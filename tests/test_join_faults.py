@@ -75,6 +75,9 @@ def undisturbed(features: Path) -> Audit:
         seen = StopsAt()
         audit = run_all(copy_of(features, features.with_name("undisturbed")), LocalRunner, seen)
     assert tuple(seen.stages) == ORDER
+    attempts = {stage["stage"]: stage["attempts"] for stage in audit.published.session["stages"]}
+    assert [*attempts] == [stage["stage"] for stage in audit.published.session["stages"]]
+    assert all(attempts[stage] >= 1 for stage in ORDER)
     return audit
 
 

@@ -94,9 +94,8 @@ class SpaceJoin:
         waiting = missing_tasks(self.session, joined.folder, self._join_tasks(joined))
         if waiting:
             self.require_visits()
-        every, name = len(joined.slices) * joined.partitions, f"join {self.name}"
-        if waiting or all(record.stage != name for record in self.session.records):  # asked for twice in a session
-            self.session.run(StageWork(name, joined.folder, waiting, self.snapshot.live, every))
+        every = len(joined.slices) * joined.partitions
+        self.session.run(StageWork(f"join {self.name}", joined.folder, waiting, self.snapshot.live, every))
         return joined
 
     def merge(self, folder: str, tasks: list[Task]) -> None:

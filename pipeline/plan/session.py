@@ -85,6 +85,8 @@ class Session:
         where a damaged file must be dealt with first, IncompleteError where running again may be enough. Where the
         latest parts failed because a store does not answer, the stage ends with StorageUnavailable.
         """
+        if not work.tasks and any(record.stage == work.name for record in self.records):
+            return {}  # another reader of what this session made, or found made: its record stays
         work = self._without_risk(work)
         record = self._begin(work)
         started = time.perf_counter()
