@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,8 +12,10 @@ from pipeline.errors import UsageError
 from pipeline.kernels.visits import (
     Routed,
     asking_batch,
+    by_reference,
     concatenate_routed,
     database_of,
+    resolved,
     visits_by_partition,
     visits_of,
 )
@@ -75,6 +78,19 @@ def test_the_database_of_a_partition_is_what_it_owns() -> None:
         at = int(np.flatnonzero(routed.ids == image_id)[0])
         assert database.list_id[row] == routed.own[at]
         np.testing.assert_array_equal(database.vectors[row], routed.vectors[at])
+
+
+def test_rows_by_reference_are_those_with_their_vectors() -> None:
+    routed, partition_of = _routed(6, 40, 8, 3), np.array([0, 0, 1, 1, 1, 0, 1, 0], np.int32)
+    plain = visits_by_partition(routed, partition_of, 2)
+    short = visits_by_partition(by_reference(routed), partition_of, 2)
+    for number in range(2):
+        assert short[number].nbytes < plain[number].nbytes
+        assert resolved(short[number], routed.vectors).equals(plain[number])
+        some = np.arange(plain[number].num_rows) % 3 == 0
+        kept = short[number].filter(pa.array(some))
+        assert resolved(kept, routed.vectors).equals(plain[number].filter(pa.array(some)))
+    assert resolved(short[0].slice(0, 0), routed.vectors).num_rows == 0
 
 
 def test_a_partition_without_rows_and_a_query_without_lists() -> None:

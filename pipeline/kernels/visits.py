@@ -7,7 +7,7 @@ list owns it: there the row is in the database as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,20 @@ def visits_by_partition(routed: Routed, partition_of: Int32, partitions: int) ->
         _batch(routed, partition_of, number, row[start[lo:hi]], lists[start[lo] : start[hi]], start[lo : hi + 1])
         for number, (lo, hi) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))
     ]
+
+
+def by_reference(routed: Routed) -> Routed:
+    """The same rows with their number, four bytes, in the place of each vector: for readers that can look it up."""
+    numbers = np.arange(len(routed), dtype=np.uint32)
+    return replace(routed, vectors=numbers.view(np.float16).reshape(len(routed), 2))
+
+
+def resolved(batch: pa.RecordBatch, vectors: Float16) -> pa.RecordBatch:
+    """A batch of `by_reference` with the vectors, float16 (n, d), that its numbers stand for."""
+    numbers = np.ascontiguousarray(_vectors(batch, 2)).view(np.uint32).ravel()
+    found = np.ascontiguousarray(vectors[numbers])
+    column = pa.Array.from_buffers(pa.binary(2 * vectors.shape[1]), len(numbers), [None, pa.py_buffer(found)])
+    return pa.record_batch([*batch.columns[:-1], column], schema=visit_schema(vectors.shape[1]))
 
 
 def asking_batch(routed: Routed) -> pa.RecordBatch:

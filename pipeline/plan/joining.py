@@ -15,7 +15,7 @@ from pipeline.layout.indexes import Index
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.parts import cut
 from pipeline.layout.snapshots import Snapshot, live_between
-from pipeline.layout.visits import WORK, Visits, visits_key
+from pipeline.layout.visits import WORK, Visits, vectors_key, visits_key
 from pipeline.plan.session import Session, StageWork
 from pipeline.runner import Counters, Task
 from pipeline.stages import assign, join
@@ -82,9 +82,10 @@ class SpaceJoin:
         visits, inputs = self.visits, self.inputs
         tasks = []
         for lo, hi in self.ranges:
-            spec = assign.AssignSpec(inputs, self.made_of, self.index, self.share, visits.folder, lo, hi)
+            spec = assign.AssignSpec(inputs, self.made_of, self.index, self.share, visits, lo, hi)
             live = live_between(self.session.store, self.snapshot, lo, hi)
-            tasks.append(Task(visits_key(visits.folder, lo, hi), self.assign, spec, live))
+            beside = (vectors_key(visits.folder, lo, hi),) if visits.is_by_reference else ()
+            tasks.append(Task(visits_key(visits.folder, lo, hi), self.assign, spec, live, beside=beside))
         run_ranges(self.session, f"assign {self.name}", visits.folder, tasks)
         return visits
 

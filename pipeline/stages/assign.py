@@ -11,17 +11,17 @@ from pipeline.kernels.components import labels_for
 from pipeline.kernels.database import searchable_rows
 from pipeline.kernels.sampling import stable_sample
 from pipeline.kernels.space import project_copy, project_semantic
-from pipeline.kernels.visits import NOT_OWNED, Routed, asking_batch, visits_by_partition
+from pipeline.kernels.visits import NOT_OWNED, Routed, asking_batch, by_reference, visits_by_partition
 from pipeline.layout.groups import read_forest
 from pipeline.layout.indexes import Index, partition_of, route_vectors
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.shuffle import write_batches
 from pipeline.layout.spaces import read_space
-from pipeline.layout.visits import visits_key
+from pipeline.layout.visits import Visits, vectors_key, visits_key, write_vectors
 from pipeline.runner import Counters
 from pipeline.storage import Store
 
-VERSION = 1
+VERSION = 2
 RECALL_SALT = 3
 ALL_SPLITS = np.uint64(1)
 
@@ -29,14 +29,14 @@ ALL_SPLITS = np.uint64(1)
 @dataclass(frozen=True)
 class AssignSpec:
     """Representatives of offsets [lo, hi), routed in one space. made_of: the copy space's folder, or the groups' that
-    leave one representative each in the semantic database. share: of them that recall is measured with.
+    leave one representative each in the semantic database. share: of them that recall is measured with; visits: where.
     """
 
     inputs: Inputs
     made_of: str
     index: Index
     share: float
-    folder: str
+    visits: Visits
     lo: int
     hi: int
 
@@ -77,7 +77,11 @@ def _route(
 
 def _commit(store: Store, spec: AssignSpec, routed: Routed) -> Counters:
     rows = routed.take(searchable_rows(routed.vectors))
+    folder, bounds = spec.visits.folder, (spec.lo, spec.hi)
+    if spec.visits.is_by_reference:
+        write_vectors(store, vectors_key(folder, *bounds), rows.vectors)
+        rows = by_reference(rows)
     batches = visits_by_partition(rows, partition_of(store, spec.index), spec.index.count)
     sampled = rows.take(stable_sample(rows.ids, spec.share, RECALL_SALT))
-    write_batches(store, visits_key(spec.folder, spec.lo, spec.hi), [*batches, asking_batch(sampled)])
+    write_batches(store, visits_key(folder, *bounds), [*batches, asking_batch(sampled)])
     return {"images": len(rows), "visits": sum(batch.num_rows for batch in batches)}
