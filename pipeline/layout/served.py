@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import ArtifactError, NotFound
-from pipeline.kernels.database import Database, build_database
+from pipeline.kernels.database import Database, ordered_database
 from pipeline.kernels.embed import ModelInput
 from pipeline.kernels.measure import MeasureParams
 from pipeline.layout.audits import audit_folder
@@ -79,13 +79,13 @@ class ServedSpace:
         store, key = self.root.open(), served_key(self.folder, partition)
         every = self.lists_of(partition)
         wanted = every if lists is None else lists
-        batches = [_batch(store, key, int(at)) for at in np.searchsorted(every, wanted)]
+        batches = [_batch(store, key, int(at)) for at in np.searchsorted(every, wanted)]  # by list, and then by id
         own = np.repeat(wanted, [batch.num_rows for batch in batches]).astype(np.int32)
         ids = [batch.column("image_id").to_numpy() for batch in batches]
         vectors = [_vectors(batch, self.dimension) for batch in batches]
         found = np.concatenate([np.empty(0, np.int64), *ids])
         rows = np.concatenate([np.empty((0, self.dimension), np.float16), *vectors])
-        return build_database(found, rows, np.ones(len(found), np.uint64), own)
+        return ordered_database(found, rows, np.ones(len(found), np.uint64), own)
 
 
 @lru_cache(maxsize=2)
