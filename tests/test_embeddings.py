@@ -248,6 +248,7 @@ def test_features_of_another_model(photos: Path, own: Audit, vectors: np.ndarray
         run(root=root, start="features", embeddings=vectors[:, :7])
     with pytest.raises(UsageError, match="nothing is listed"):
         run(root=tmp_path / "audit", start="features")
+    assert not (tmp_path / "audit").exists()
     audit = run(root=root, start="features", embeddings=photos.parent / "own.npy")
     assert_equal_tables(audit, own)
     assert len(list_features(audit.root.open(), read_recipe(audit.root, audit.audit_id).inputs.features).base) >= 1

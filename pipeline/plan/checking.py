@@ -30,6 +30,8 @@ def require_inputs(config: AuditConfig, root: Root) -> None:
         _refuse_twice(root, uris)
     if is_root(root.open()):
         return
+    if config.start == "features":
+        raise UsageError(f"{root.uri}: nothing is listed or extracted there yet: run it from its sources")
     for uri in uris:
         require_source(uri, config.storage)
     if table := config.rule.table:
