@@ -29,9 +29,10 @@ from pipeline.layout.features import list_features
 from pipeline.layout.models import store_model
 from pipeline.layout.parts import shard_size
 from pipeline.layout.root import Root, claim
+from pipeline.layout.served import Recipe, write_recipe
 from pipeline.layout.snapshots import read_snapshot
 from pipeline.plan import annotate_snapshot, choose_space, group_exact, publish, search, summary_of
-from pipeline.plan.preparing import features_folder
+from pipeline.plan.preparing import features_folder, measure_params
 from pipeline.plan.session import Session
 from pipeline.progress import LineReporter
 from pipeline.runner import LocalRunner, Runner, restore_threads
@@ -127,7 +128,13 @@ def _run(session: Session, features: str, sessions: Sessions, options: argparse.
             inputs = group_exact(session, snapshot, stored, annotations, model.dimension)
             space = choose_space(session, inputs, summary_of(session, inputs), model)
             say(f"space: {space.said}\nthreshold: {space.threshold_said}")
-            return publish(session, snapshot, inputs, space, search(session, snapshot, inputs, space))
+            found = search(session, snapshot, inputs, space)
+            published = publish(session, snapshot, inputs, space, found)
+            count = summary_of(session, inputs).representatives
+            measured = measure_params(session, model)
+            recipe = Recipe(inputs, model, measured, space.folder, space.copy, found.semantic, count)
+            write_recipe(session.store, published.audit_id, recipe)
+            return published
         finally:
             session.runner.close()
             restore_threads()
