@@ -124,7 +124,8 @@ def test_status_is_of_the_latest_run(tmp_path: Path) -> None:
     assert "annotate" in first
     run(photos, root=root)
     again = states(root)
-    assert first.keys() - again.keys() == {"train"}  # the space was kept
+    between = {"assign copy", "join copy", "thin", "assign semantic", "join semantic"}  # nobody reads what they make
+    assert first.keys() - again.keys() == {"train"} | between  # the space was kept
     assert again["extract"] == ("done before", 4, 4, first["extract"][3])
     assert {state for stage, (state, *_) in again.items() if stage != "catalog"} == {"done before"}
     (photos / "train" / "a" / "new.jpg").write_bytes(noise_jpeg(3))
