@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import re
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import crashing
+import numpy as np
 import pytest
 from audited import assert_equal_tables
 from chaos import copy_of, make_features, many_parts, run_all
+from dying import PROCESSES, committed
 from held import environment
 from test_damage import inside_a_page
 
 from pipeline import cluster
 from pipeline.audit import Audit
-from pipeline.errors import ArtifactError, IncompleteError, StorageFull
+from pipeline.errors import ArtifactError, AuditError, IncompleteError, StorageFull
 from pipeline.progress import SilentReporter
-from pipeline.runner import LocalRunner, restore_threads
-from pipeline.stages import join, merge
+from pipeline.runner import LocalRunner, Outcome, Task, execute, restore_threads
+from pipeline.stages import assign, join, merge
 
 IMAGES, SIZE = 1_000, 256
 ORDER = (
@@ -235,3 +240,114 @@ def test_poison(undisturbed: Audit, root: Path, ray: None, monkeypatch: pytest.M
         assert len(list(root.rglob(part[:4] + "*"))) >= 3
 
     assert_equal_tables(run_all(root, LocalRunner, SilentReporter()), undisturbed)
+
+
+class Twins(LocalRunner):
+    """Carries every task out twice at the same time; each attempt must end well."""
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """Yields an outcome per task."""
+        for task in tasks:
+            with ThreadPoolExecutor(2) as pool:
+                ended = [*pool.map(lambda task: execute(task.function, task.spec), [task, task])]
+            yield Outcome(task, ended[0].counters, ended[0].error or ended[1].error)
+
+
+def test_twins_that_both_finish(undisturbed: Audit, root: Path) -> None:
+    """Every task of every stage by two workers at once: the tables of one."""
+    assert_equal_tables(run_all(root, Twins, SilentReporter()), undisturbed)
+    assert intermediates(root) == []
+
+
+class Remembers(LocalRunner):
+    """Remembers its tasks."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """Yields an outcome per task."""
+        listed = [*tasks]
+        self.tasks += listed
+        return super().run(listed)
+
+
+def test_stragglers_that_finish_when_all_is_done(undisturbed: Audit, root: Path) -> None:
+    """Every task once more after the audit, the last ones first, so that what they read is gone: no file that counts
+    has other bytes, and what they left goes with the next run.
+    """
+    runner = Remembers()
+    run_all(root, lambda: runner, SilentReporter())
+    before = kept(root)
+    late = [execute(task.function, task.spec).error for task in reversed(runner.tasks)]
+    assert {type(error) for error in late} == {type(None), ArtifactError}
+    assert kept(root) == before
+    assert intermediates(root) != []
+
+    assert_equal_tables(run_all(root, LocalRunner, SilentReporter()), undisturbed)
+    assert intermediates(root) == []
+    assert kept(root) == before
+
+
+def kept(root: Path) -> dict[str, bytes]:
+    """Committed files but intermediates and records of sessions -> their bytes."""
+    gone = {str(path.relative_to(root)) for path in intermediates(root)}
+    return {key: (root / key).read_bytes() for key in committed(root) if key not in gone}
+
+
+def test_attempts_with_other_bits(undisturbed: Audit, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second attempt on a CPU that rounds otherwise, after the first: the first one's vectors and hits stay."""
+    real_project, real_join = assign.project_copy, join.join_lists
+
+    def project(*given: Any) -> Any:
+        return real_project(*given) * np.float32(1 + 1e-3)
+
+    def joined(*given: Any) -> Any:
+        hits = real_join(*given)
+        return replace(hits, similarity=hits.similarity * np.float32(1 - 1e-6))
+
+    class Again(LocalRunner):
+        def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+            for task in tasks:
+                first = execute(task.function, task.spec)
+                if task.function in (assign.assign_copy, join.join):
+                    before = [(root / key).read_bytes() for key in (task.name, *task.beside)]
+                    with monkeypatch.context() as patch:
+                        patch.setattr(assign, "project_copy", project)
+                        patch.setattr(join, "join_lists", joined)
+                        assert execute(task.function, task.spec).error is None
+                    assert [(root / key).read_bytes() for key in (task.name, *task.beside)] == before
+                yield Outcome(task, first.counters, first.error)
+
+    assert_equal_tables(run_all(root, Again, SilentReporter()), undisturbed)
+
+
+def test_two_drivers_on_one_root(undisturbed: Audit, root: Path) -> None:
+    """Started together they do the same tasks and delete what they both read: each ends well, or says what is gone and
+    that running again is the way out; so it is.
+    """
+    for _ in range(6):
+        drivers = [PROCESSES.Process(target=drive, args=(root, ended)) for ended in (root / "../one", root / "../two")]
+        for driver in drivers:
+            driver.start()
+        for driver in drivers:
+            driver.join()
+        if all(driver.exitcode == 0 for driver in drivers):
+            break
+        for ended in (root / "../one", root / "../two"):
+            assert ended.read_text() == "" or re.search(r"gone\. .*Run again", ended.read_text()), ended.read_text()
+        assert any(driver.exitcode == 0 for driver in drivers)
+
+    assert_equal_tables(run_all(root, LocalRunner, SilentReporter()), undisturbed)
+    assert intermediates(root) == []
+
+
+def drive(root: Path, ended: Path) -> None:
+    """A driver in a process of its own; its error goes into a file."""
+    many_parts(size=SIZE)
+    ended.write_text("")
+    try:
+        run_all(root, LocalRunner, SilentReporter())
+    except AuditError as error:
+        ended.write_text(str(error))
+        raise

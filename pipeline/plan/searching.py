@@ -92,7 +92,11 @@ def _join_copy(session: Session, snapshot: Snapshot, inputs: Inputs, space: Chos
         name = f"{folder}/{part_name(CANDIDATES, lo, hi)}"
         tasks.append(Task(name, merge.merge_copy, spec, joining.live(number), beside=beside))
     joining.merge(folder, tasks)
-    collected = clusters.ClustersSpec(session.root, (joining.joined.folder, folder), folder)
+    keys = (
+        *joining.joined.saturated_keys(),
+        *(f"{folder}/{part_name(SATURATED, lo, hi)}" for lo, hi in joining.ranges),
+    )
+    collected = clusters.ClustersSpec(session.root, keys, folder)
     session.run_one("clusters", folder, (CLUSTERS,), Task(folder, clusters.collect_clusters, collected))
     joining.clear()
     return folder

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pipeline.kernels.components import Forest, empty_forest, merge_forests
 from pipeline.layout.edges import each_in_order
-from pipeline.layout.neighbours import CLUSTERS, SATURATED
+from pipeline.layout.neighbours import CLUSTERS
 from pipeline.layout.root import Root
 from pipeline.layout.tables import read_table, write_table
 from pipeline.runner import Counters
@@ -19,19 +19,18 @@ EDGES_AT_ONCE = 4_000_000
 
 @dataclass(frozen=True)
 class ClustersSpec:
-    """Folders with saturated forests, to be merged into a folder."""
+    """Keys of saturated forests, to be merged into a folder: all of them by name, so that none is missing unseen."""
 
     root: Root
-    folders: tuple[str, ...]
+    keys: tuple[str, ...]
     folder: str
 
 
 def collect_clusters(spec: ClustersSpec) -> Counters:
     """Commits the merged forest of saturated queries: 16 bytes per image in a cluster, 64 MB of edges at once."""
     store = spec.root.open()
-    keys = [info.key for folder in spec.folders for info in store.list(f"{folder}/{SATURATED}-")]
     merged, held = empty_forest(), [empty_forest()]
-    for part in each_in_order(store, keys, lambda key: _read(store, key)):
+    for part in each_in_order(store, spec.keys, lambda key: _read(store, key)):
         held.append(part)
         if sum(len(forest.child) for forest in held) > EDGES_AT_ONCE:
             merged, held = merge_forests([merged, *held]), []

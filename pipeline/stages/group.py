@@ -22,7 +22,6 @@ from pipeline.kernels.splitting import GroupParams, Pieces
 from pipeline.layout.edges import each_in_order
 from pipeline.layout.exact import ExactGroups
 from pipeline.layout.groups import (
-    FOREST,
     STARS,
     Int64,
     forest_key,
@@ -128,12 +127,12 @@ def unite_stars(spec: UniteSpec) -> Counters:
 def finish(spec: FinishSpec) -> Counters:
     """Commits a range of the groups: every member -> its smallest id."""
     store = spec.whole.inputs.root.open()
-    parts = list_parts(store, spec.near, FOREST)
-    (mine,) = [part for part in parts if (part.lo, part.hi) == (spec.lo, spec.hi)]
+    parts = [Part(*bounds, 0, forest_key(spec.near, bounds)) for bounds in spec.whole.ranges]
     exact, pieces = spec.whole.inputs.exact_groups(), read_pieces(store, spec.work)
     rows = _copies(exact, spec.lo, spec.hi)
     heads = labels_among(store, parts, exact.representative_id[rows])
-    forest = grouped(read_stars(store, mine.key), Forest(exact.image_id[rows], heads), pieces, exact, rows)
+    near = read_stars(store, forest_key(spec.near, (spec.lo, spec.hi)))
+    forest = grouped(near, Forest(exact.image_id[rows], heads), pieces, exact, rows)
     write_stars(store, forest_key(spec.whole.folder, (spec.lo, spec.hi)), forest)
     return {"joined": len(forest.child)}
 

@@ -29,7 +29,7 @@ from pipeline.layout.root import Root
 from pipeline.layout.shuffle import read_column
 from pipeline.layout.tables import write_table
 from pipeline.runner import Counters
-from pipeline.stages.join import forest_table, hits_key
+from pipeline.stages.join import forest_table, hits_key, saturated_key
 from pipeline.storage import Store
 
 VERSION = 1
@@ -57,6 +57,10 @@ class Joined:
     def true(self, number: int) -> Hits:
         """What a search of everything found for the sampled queries of a range."""
         return self._read(self.slices[0], len(self.ranges) + number)
+
+    def saturated_keys(self) -> list[str]:
+        """Keys of the forests of the queries that are saturated at one partition."""
+        return [saturated_key(self.folder, place, first) for place in range(self.partitions) for first in self.slices]
 
     def _read(self, first: int, number: int) -> Hits:
         keys = [hits_key(self.folder, partition, first) for partition in range(self.partitions)]
