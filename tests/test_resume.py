@@ -72,7 +72,8 @@ def lives_until_done(life: Life) -> int:
         assert {key: now.get(key) for key in before} == before
         before = now
         if code == 0:
-            parts_of = {stage["stage"]: stage["parts"] for stage in pipeline.open(root).published.session["stages"]}
+            parts_of = dict.fromkeys(GONE, RANGES)
+            parts_of |= {stage["stage"]: stage["parts"] for stage in pipeline.open(root).published.session["stages"]}
             assert not {
                 stage: count for stage, count in outcomes(Path(life.log)).items() if count > parts_of.get(stage, 1)
             }
