@@ -13,7 +13,6 @@ import pytest
 from audited import assert_equal_tables, rows, run, small_set, write_files
 
 from benchmarks.edits import decode, edited_jpeg
-from pipeline import plan
 from pipeline.api import status
 from pipeline.audit import Audit
 from pipeline.kernels.hits import rows_of_pairs
@@ -22,6 +21,7 @@ from pipeline.layout.pairs import index_pairs, pairs_key
 from pipeline.layout.parts import part_name
 from pipeline.layout.root import Root, versions
 from pipeline.layout.tables import read_table, write_table
+from pipeline.plan import stored
 from pipeline.plan.session import Session
 from pipeline.schemas import EDGES as EDGES_TABLE
 from pipeline.stages.known import KnownSpec, collect_known
@@ -110,14 +110,14 @@ def test_verdicts_are_of_the_bytes_that_were_extracted(
     before, after = (data.ljust(max(map(len, edits)), b"\0") for data in edits)
     path.write_bytes(before)
     first = run(photos, root=root)
-    real = plan.extract_range
+    real = stored.extract_range
 
     def swapped(session: Session, *rest: Any) -> Any:
         path.write_bytes(after)
         return real(session, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(plan, "extract_range", swapped)
+        patch.setattr(stored, "extract_range", swapped)
         second = run(photos, root=root, measure={"min_side": 3})
     fresh = run(photos, root=tmp_path / "fresh", measure={"min_side": 3})
 
