@@ -12,7 +12,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -208,16 +208,25 @@ def draw(seed: int, workers: int) -> list[Kill]:
 
 
 def sabotage(nodes: Nodes, root: Path, drawn: list[Kill]) -> Account:
-    """Lets one driver after the other work on the root, until one comes to its end, and kills as drawn."""
-    account, waiting = Account(), {kill.stage: kill for kill in drawn}
+    """Lets one driver after the other work on the root, until one comes to its end, and kills as drawn.
+
+    A stage of one short task may end before its worker is seen: then one of a later stage dies.
+    """
+    account, waiting, late = Account(), {kill.stage: kill for kill in drawn}, list[Kill]()
     for _ in range(MOST_LIVES):
         with _driver(nodes, root) as (process, told):
+            latest = ""
             with suppress(EOFError):
                 while True:
                     stage, parts = told.recv()
-                    kill = waiting.get(stage)
+                    if stage != latest and latest in waiting and waiting[latest].what == "worker":
+                        late.append(waiting.pop(latest))
+                    latest, is_late = stage, stage not in waiting
+                    kill = waiting.get(stage, replace(late[0], stage=stage, after=0) if late else None)
                     if kill is not None and parts >= kill.after and _done(nodes, kill, process, told, account):
-                        account.kills.append(waiting.pop(stage))
+                        account.kills.append(kill)
+                        late = late[is_late:]
+                        waiting.pop(stage, None)
             process.join()
             account.codes.append(process.exitcode or 0)
         if account.codes[-1] == 0:
