@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pytest
 from audited import assert_equal_tables, run, small_set, write_files
 from dying import committed
 from held import ended, start, start_held, writer_of
@@ -43,6 +44,7 @@ def assert_whole(audit: Audit) -> None:
     assert len(live) == len(set(live)) == snapshot.live
 
 
+@pytest.mark.slow
 def test_two_audits_of_two_snapshots_at_once(tmp_path: Path) -> None:
     """One is held in extract, files are added, another runs to its end, the first goes on: as one after the other."""
     photos, root = write_files(tmp_path / "photos", small_set(16)), tmp_path / "audit"
@@ -91,6 +93,7 @@ def test_two_audits_started_together(tmp_path: Path) -> None:
     assert_equal_tables(pipeline.open(root), run(photos, root=tmp_path / "other"))
 
 
+@pytest.mark.slow
 def test_two_audits_that_add_a_source_each(tmp_path: Path) -> None:
     """One gets its source in; the other would drop it, and says so, as it would a minute later. The union has both."""
     root, sources = tmp_path / "audit", [write_files(tmp_path / f"photos{i}", batch(i)) for i in range(3)]

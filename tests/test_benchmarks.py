@@ -47,6 +47,7 @@ def run(script: str, target: Path, *arguments: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_intel_counts_what_every_stage_costs_and_finds_the_planted_leak(scenes: Path, tmp_path: Path) -> None:
     found = run("intel.py", tmp_path / "intel.json", "--data", str(scenes), "--floor-images", "20")["results"]
     assert len(found["ours"]) == 2

@@ -77,6 +77,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_image_that_kills_the_driver_is_set_aside_by_the_next_run(tmp_path: Path) -> None:
     """Two images kill the process that decodes them: the first run dies, the second sets both aside, the third lives.
 

@@ -71,6 +71,7 @@ def test_emptied_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert live(root) == 0
 
 
+@pytest.mark.slow
 def test_emptied_source_in_ranges(tmp_path: Path) -> None:
     """The first process of a range accepts it for all that follow, and the printed command finishes the audit."""
     sources, root = two_sources(tmp_path), tmp_path / "audit"

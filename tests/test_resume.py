@@ -82,6 +82,7 @@ def lives_until_done(life: Life) -> int:
     raise AssertionError("no life came to its end")
 
 
+@pytest.mark.slow
 def test_killed_after_each_stage_and_its_first_part(undisturbed: Audit, life: Life) -> None:
     """One root, killed 29 times: each task ends well exactly once over all runs, and every file stays as committed."""
     root, before = Path(life.root), {}
@@ -115,9 +116,8 @@ def test_killed_around_every_fourth_commit(undisturbed: Audit, life: Life, is_af
     assert_equal_tables(pipeline.open(life.root), undisturbed)
 
 
-@pytest.mark.parametrize(
-    ("when", "of_parts"), [("after", 2), pytest.param("before", 1, marks=pytest.mark.slow)], ids=["after", "before"]
-)
+@pytest.mark.parametrize(("when", "of_parts"), [("after", 2), ("before", 1)], ids=["after", "before"])
+@pytest.mark.slow
 def test_worker_killed_in_each_stage(undisturbed: Audit, life: Life, when: str, of_parts: int) -> None:
     """On Ray, kill -9 of a worker in every stage (of many parts): one attempt more there, and the same tables."""
     assert live(replace(life, runner="ray", worker_dies=when, of_parts=of_parts)) == 0
@@ -131,9 +131,8 @@ def test_worker_killed_in_each_stage(undisturbed: Audit, life: Life, when: str, 
     assert_equal_tables(audit, undisturbed)
 
 
-@pytest.mark.parametrize(
-    "stage", [name if name == "extract" else pytest.param(name, marks=pytest.mark.slow) for name in OF_MANY_PARTS]
-)
+@pytest.mark.parametrize("stage", OF_MANY_PARTS)
+@pytest.mark.slow
 def test_driver_killed_on_ray(undisturbed: Audit, life: Life, stage: str) -> None:
     """kill -9 of the driver in the middle of a stage takes its cluster with it; the next run, here, does the rest."""
     killed = replace(life, runner="ray", stage=stage, parts=2)

@@ -292,6 +292,7 @@ def test_image_that_kills_its_process_is_quarantined(
     assert_equal_tables(again, undisturbed)
 
 
+@pytest.mark.slow
 def test_pair_that_kills_its_process_is_judged_without_pixels(
     ray_runner: cluster.RayRunner,
     tmp_path: Path,

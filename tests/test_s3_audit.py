@@ -173,6 +173,7 @@ def test_faults_do_not_show_in_the_tables(photos: Store, on_disk: Audit, proxy: 
     assert {fault.split(":")[0] for fault in injected} == {"status", "reset", "truncate", "flip", "drop_after"}
 
 
+@pytest.mark.slow
 def test_unreadable_objects_end_incomplete_and_are_tried_again(
     photos: Store, on_disk: Audit, proxy: FaultProxy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -61,8 +61,8 @@ CASES = [
     ("local", signal.SIGTERM, 143),
     ("local", signal.SIGKILL, -9),
     ("ray", signal.SIGINT, 130),
-    ("ray", signal.SIGTERM, 143),
-    ("ray", signal.SIGKILL, -9),
+    pytest.param("ray", signal.SIGTERM, 143, marks=pytest.mark.slow),
+    pytest.param("ray", signal.SIGKILL, -9, marks=pytest.mark.slow),
 ]
 
 

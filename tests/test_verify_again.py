@@ -174,6 +174,7 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_pair_that_killed_its_process_is_compared_again(
     undisturbed: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
