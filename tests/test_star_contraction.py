@@ -14,7 +14,7 @@ from s3_servers import moto_port, new_store, quick, use_credentials
 
 from pipeline.kernels.components import Forest, empty_forest, labels_for
 from pipeline.kernels.star_contraction import contract
-from pipeline.layout.groups import FOREST, labels_of, read_forest, read_forest_between
+from pipeline.layout.groups import FOREST, labels_of, read_forest, stars_between
 from pipeline.layout.parts import list_parts
 from pipeline.layout.root import Root
 from pipeline.plan.components import Cuts
@@ -132,10 +132,10 @@ def test_readers_of_a_range_and_of_some_ids(tmp_path: Path) -> None:
         np.testing.assert_array_equal(labels_of(store, folder, ids), expected[ids])
     whole = read_forest(store, folder)
     for lo, hi in ((0, 40_000), (24_990, 25_010), (8_000, 8_001), (5, 5), (39_000, 90_000)):
-        found = read_forest_between(store, folder, lo, hi)
+        found = [*stars_between(store, list_parts(store, folder, FOREST), lo, hi)]
         inside = (whole.child >= lo) & (whole.child < hi)
-        np.testing.assert_array_equal(found.child, whole.child[inside])
-        np.testing.assert_array_equal(found.root, whole.root[inside])
+        assert [child for part in found for child in part.child.tolist()] == whole.child[inside].tolist()
+        assert [root for part in found for root in part.root.tolist()] == whole.root[inside].tolist()
 
 
 def test_an_object_store_gives_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,8 +151,8 @@ def test_an_object_store_gives_the_same_files(tmp_path: Path, monkeypatch: pytes
     assert committed(remote, folder) == committed(local, folder)
     store, expected = remote.root.open(), scipy_labels(150, pairs)
     assert labels_of(store, folder, np.array([149, 3, 60])).tolist() == expected[[149, 3, 60]].tolist()
-    whole = read_forest(store, folder)
-    assert read_forest_between(store, folder, 40, 110).child.tolist() == whole.child[39:109].tolist()
+    [found] = stars_between(store, list_parts(store, folder, FOREST), 40, 110)
+    assert found.child.tolist() == read_forest(store, folder).child[39:109].tolist()
 
 
 def test_a_run_that_is_killed_between_any_two_tasks_goes_on_where_it_was(tmp_path: Path) -> None:

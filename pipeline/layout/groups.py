@@ -19,6 +19,7 @@ from pipeline.errors import ArtifactError, NotFound
 from pipeline.kernels.components import Forest, SpanningRows, empty_forest
 from pipeline.kernels.splitting import Pieces
 from pipeline.layout.parts import Part, list_parts, part_name
+from pipeline.layout.root import kept
 from pipeline.layout.tables import damaged, read_json, read_table, way_out, write_json, write_table
 from pipeline.storage import Store, is_remote, read_ahead
 
@@ -89,7 +90,14 @@ class Splits:
 
 
 def read_forest(store: Store, folder: str) -> Forest:
-    """The star forest of a groups folder, all of it: every member of a group -> its smallest id."""
+    """The star forest of a groups folder, all of it: every member of a group -> its smallest id.
+
+    Read once per process, 16 bytes a member: tasks of a stage would each read it again.
+    """
+    return kept(store, folder, lambda: _read_all(store, folder))
+
+
+def _read_all(store: Store, folder: str) -> Forest:
     parts = list_parts(store, folder, FOREST)
     if not parts:
         raise ArtifactError(f"{store.uri}/{folder}: its forest is gone. {way_out(folder, is_there=False)}")
@@ -99,12 +107,6 @@ def read_forest(store: Store, folder: str) -> Forest:
 def stars_between(store: Store, parts: Sequence[Part], lo: int, hi: int) -> Iterator[Forest]:
     """The rows of each of some forests, whatever they are named by, whose image_id is in [lo, hi)."""
     return _in_order(store, parts, lambda part: _between(store, part.key, lo, hi), hi - lo)
-
-
-def read_forest_between(store: Store, folder: str, lo: int, hi: int) -> Forest:
-    """The rows of a forest whose image_id is in [lo, hi); only the row groups that may hold them are read."""
-    parts = [part for part in list_parts(store, folder, FOREST) if part.lo < hi and part.hi > lo]
-    return _joined([*stars_between(store, parts, lo, hi)])
 
 
 def labels_of(store: Store, folder: str, ids: Int64) -> Int64:

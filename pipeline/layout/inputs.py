@@ -24,7 +24,7 @@ from pipeline.layout.exact import (
 from pipeline.layout.features import FeatureSet
 from pipeline.layout.groups import read_forest
 from pipeline.layout.lookups import read_between, take_rows
-from pipeline.layout.root import Root, kept
+from pipeline.layout.root import Root
 from pipeline.layout.snapshots import Snapshot, read_snapshot, removed_ids
 
 READ_BLOCK = 131_072
@@ -58,9 +58,8 @@ class Inputs:
         return _exact_groups(self)
 
     def forest(self, groups: str) -> Forest:
-        """All groups of a groups folder, 16 bytes per grouped image, read once per process."""
-        store = self.root.open()
-        return kept(store, groups, lambda: read_forest(store, groups))
+        """All groups of a groups folder."""
+        return read_forest(self.root.open(), groups)
 
     def sizes_of(self, ids: NDArray[np.int64]) -> pa.Table:
         """Columns of SIZE_SCHEMA of some ids (any order, repeats allowed), row-aligned."""

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.kernels.components import labels_for
 from pipeline.kernels.database import searchable_rows
 from pipeline.kernels.sampling import stable_sample
 from pipeline.kernels.space import project_copy, project_semantic
 from pipeline.kernels.visits import NOT_OWNED, Routed, asking_batch, by_reference, visits_by_partition
-from pipeline.layout.groups import read_forest
+from pipeline.layout.groups import labels_of
 from pipeline.layout.indexes import Index, partition_of, route_vectors
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.shuffle import write_batches
@@ -58,7 +57,7 @@ def assign_semantic(spec: AssignSpec) -> Counters:
     store = spec.inputs.root.open()
     rows = spec.inputs.population().read(spec.lo, spec.hi)
     own, probes = _route(store, spec, rows.ids, project_semantic(rows.embeddings))
-    is_head = labels_for(rows.ids, read_forest(store, spec.made_of)) == rows.ids
+    is_head = labels_of(store, spec.made_of, rows.ids) == rows.ids
     masks = np.full(len(rows.ids), ALL_SPLITS)
     return _commit(store, spec, Routed(rows.ids, masks, rows.embeddings, np.where(is_head, own, NOT_OWNED), probes))
 
