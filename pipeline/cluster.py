@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import socket
@@ -15,7 +14,6 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -24,8 +22,9 @@ from ray import exceptions
 from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipeline.attempts import HUNG_CUTS, NODES, Attempt, Book, patience, pieces_of
 from pipeline.errors import ClusterError, NotFound, StorageError, UsageError
-from pipeline.runner import ATTEMPTS, Execution, Outcome, Task, TaskError, execute, may_retry, piece_of
+from pipeline.runner import ATTEMPTS, Execution, Outcome, Task, TaskError, execute, may_retry
 from pipeline.sources.folder import is_image_key
 from pipeline.storage import StorageConfig, open_store
 
@@ -48,44 +47,6 @@ PROCESS_LOST = (exceptions.WorkerCrashedError, exceptions.OutOfMemoryError, exce
 NOTES = "image-audit"  # namespace of what workers say, in the cluster's key-value store
 LOOK_SECONDS = 5.0
 CONNECT_SECONDS = 10.0
-STRAGGLER_SECONDS = 600.0
-LAST_SECONDS = 120.0  # of a twin, and of a piece of a task that hung
-STRAGGLER_FACTOR = 6.0
-UNKNOWN_SECONDS = 0.25  # per item while no part of the stage is done: 30 times what an extraction takes
-HUNG_CUTS = 4  # a task that hung is cut in 16 at once: each level costs LAST_SECONDS
-
-
-@dataclass
-class _Attempt:
-    """A try of a task. `begun`: when a worker was first seen to be at it, None while it waits for a core.
-
-    `is_last`: an attempt before it, or the task that it is a piece of, hung; it is given less time, and no twin.
-    """
-
-    task: Task
-    number: int = 1
-    is_last: bool = False
-    key: str = ""
-    submitted: float = 0.0
-    begun: float | None = None
-    twin: _Attempt | None = None
-
-
-@dataclass
-class _Book:
-    """The driver's account of one call of `run`.
-
-    `rates`: seconds per item of the parts that are done; `rate`: their median at the latest look.
-    """
-
-    waiting: deque[_Attempt]
-    name: str = field(default_factory=lambda: uuid.uuid4().hex)
-    submitted: int = 0
-    looked: float = 0.0
-    running: dict[Any, _Attempt] = field(default_factory=dict)
-    finished: set[str] = field(default_factory=set)
-    rates: list[float] = field(default_factory=list)
-    rate: float | None = None
 
 
 def start_ray(workers: int | None = None) -> RayRunner:
@@ -199,7 +160,7 @@ class RayRunner:
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         """Yields an outcome per task as they end; one whose process dies or hangs twice is cut, then quarantined."""
-        book = _Book(deque(_Attempt(task) for task in tasks))
+        book = Book(deque(Attempt(task) for task in tasks))
         try:
             while book.waiting or book.running:
                 self._submit(book)
@@ -209,6 +170,7 @@ class RayRunner:
                 if time.monotonic() - book.looked >= LOOK_SECONDS:
                     book.looked = time.monotonic()
                     self.workers = self._cores()
+                    _say_if_idle(book)
                     yield from self._watch(book)
         finally:
             self._abandon(book)
@@ -263,7 +225,7 @@ class RayRunner:
         remote = ray.remote(_read_token).options(num_cpus=0, scheduling_strategy=strategy)
         return remote.remote(root, storage, key)
 
-    def _submit(self, book: _Book) -> None:
+    def _submit(self, book: Book) -> None:
         """Keeps workers in work and some tasks waiting in Ray: an autoscaler adds nodes for what waits."""
         limit = self._at_most or 2 * self.workers + 2
         while book.waiting and len(book.running) < limit:
@@ -271,7 +233,7 @@ class RayRunner:
             if attempt.task.name not in book.finished:  # else its twin was faster
                 self._start(book, attempt)
 
-    def _start(self, book: _Book, attempt: _Attempt) -> None:
+    def _start(self, book: Book, attempt: Attempt) -> None:
         book.submitted += 1
         attempt.key, attempt.submitted, attempt.begun = f"{book.name}/{book.submitted}", time.monotonic(), None
         reference = self._remote.options(name=attempt.task.name, num_cpus=1, max_retries=0).remote(
@@ -279,15 +241,14 @@ class RayRunner:
         )
         book.running[reference] = attempt
 
-    def _settle(self, book: _Book, reference: Any) -> Iterator[Outcome]:
+    def _settle(self, book: Book, reference: Any) -> Iterator[Outcome]:
         attempt = book.running.pop(reference)
         internal_kv._internal_kv_del(attempt.key, namespace=NOTES)
         task = attempt.task
         try:
             done: Execution = ray.get(reference)
         except NODE_LOST:
-            log.warning("%s: its node died; trying again elsewhere", task.name)
-            book.waiting.append(attempt)
+            yield from self._after_node(book, attempt)
             return
         except PROCESS_LOST as error:
             yield from self._after_crash(book, attempt, error)
@@ -305,40 +266,50 @@ class RayRunner:
             book.rates.append(done.seconds / max(1, task.items))
         yield Outcome(task, done.counters, done.error, done.seconds, done.cpu_seconds, done.peak_bytes, attempt.number)
 
-    def _finish(self, book: _Book, task: Task) -> None:
+    def _finish(self, book: Book, task: Task) -> None:
         """Closes the account of a task; an attempt that still runs is ended, so that a hung one holds nothing up."""
         book.finished.add(task.name)
         for reference, attempt in list(book.running.items()):
             if attempt.task.name == task.name:
                 self._end(book, reference)
 
-    def _end(self, book: _Book, reference: Any) -> None:
+    def _end(self, book: Book, reference: Any) -> None:
         attempt = book.running.pop(reference)
         ray.cancel(reference, force=True)
         internal_kv._internal_kv_del(attempt.key, namespace=NOTES)
 
-    def _abandon(self, book: _Book) -> None:
+    def _abandon(self, book: Book) -> None:
         """Ends what still runs where the caller wants no more outcomes and Ray goes on without this runner."""
         if not self._is_ours and ray.is_initialized():
             for reference in list(book.running):
                 self._end(book, reference)
 
-    def _after_crash(self, book: _Book, attempt: _Attempt, error: exceptions.RayError) -> Iterator[Outcome]:
+    def _after_node(self, book: Book, attempt: Attempt) -> Iterator[Outcome]:
+        attempt.nodes += 1
+        if attempt.nodes < NODES:
+            log.warning("%s: its node died; trying again elsewhere", attempt.task.name)
+            book.waiting.append(attempt)
+            return
+        reason = f"{NODES} nodes died under it"
+        log.warning("%s: %s", attempt.task.name, reason)
+        yield from self._cut(book, attempt, pieces_of(attempt.task, HUNG_CUTS), "crashed", reason)
+
+    def _after_crash(self, book: Book, attempt: Attempt, error: exceptions.RayError) -> Iterator[Outcome]:
         log.warning("%s: its process died (attempt %d)", attempt.task.name, attempt.number)
         if attempt.number < 2:
             attempt.number += 1
             book.waiting.append(attempt)
             return
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        yield from self._cut(book, attempt, _pieces(attempt.task, 1), "crashed", reason)
+        yield from self._cut(book, attempt, pieces_of(attempt.task, 1), "crashed", reason)
 
-    def _cut(self, book: _Book, attempt: _Attempt, pieces: list[Task], cause: str, reason: str) -> Iterator[Outcome]:
+    def _cut(self, book: Book, attempt: Attempt, pieces: list[Task], cause: str, reason: str) -> Iterator[Outcome]:
         """Goes on with the pieces of a task whose process died or hung twice; one that cannot be cut is settled."""
         task = attempt.task
         self._finish(book, task)
         if len(pieces) > 1:
             # a piece may crash twice before it is cut further, but hang only once: that takes LAST_SECONDS
-            book.waiting.extend(_Attempt(piece, is_last=cause == "timeout") for piece in pieces)
+            book.waiting.extend(Attempt(piece, is_last=cause == "timeout") for piece in pieces)
         elif task.quarantine is not None:
             done = execute(task.quarantine, task.spec, cause)
             yield Outcome(task, done.counters, done.error, done.seconds, done.cpu_seconds, done.peak_bytes, 2)
@@ -346,7 +317,7 @@ class RayRunner:
             error = TaskError(f"its process died or hung twice: {reason}")
             yield Outcome(task, error=error, attempts=max(2, attempt.number))
 
-    def _watch(self, book: _Book) -> Iterator[Outcome]:
+    def _watch(self, book: Book) -> Iterator[Outcome]:
         """Starts a twin of a straggler; when the twin is late too, or a piece of what hung is, the task is cut.
 
         Time counts from when a worker began. A twin that finds no core takes that of its straggler.
@@ -355,22 +326,22 @@ class RayRunner:
         book.rate = statistics.median(book.rates) if book.rates else None
         now = time.monotonic()
         for reference, attempt in list(book.running.items()):
-            limit = _patience(book, attempt)
+            limit = patience(book, attempt)
             if reference not in book.running or attempt.begun is None or now - attempt.begun < limit:
                 continue
             name, twin = attempt.task.name, attempt.twin
             if attempt.is_last:
                 log.warning("%s: no answer after %.0f s", name, limit)
                 reason = f"no answer after {limit:.0f} s"
-                yield from self._cut(book, attempt, _pieces(attempt.task, HUNG_CUTS), "timeout", reason)
+                yield from self._cut(book, attempt, pieces_of(attempt.task, HUNG_CUTS), "timeout", reason)
             elif twin is None:
                 log.warning("%s: no answer after %.0f s; starting a twin", name, limit)
-                attempt.twin = _Attempt(attempt.task, attempt.number, is_last=True)
+                attempt.twin = Attempt(attempt.task, attempt.number, is_last=True)
                 self._start(book, attempt.twin)
-            elif twin.begun is None and now - twin.submitted >= _patience(book, twin):
+            elif twin.begun is None and now - twin.submitted >= patience(book, twin):
                 self._end(book, reference)
 
-    def _read_notes(self, book: _Book) -> None:
+    def _read_notes(self, book: Book) -> None:
         waiting = [attempt for attempt in book.running.values() if attempt.begun is None]
         if waiting:
             begun = {key.decode() for key in internal_kv._internal_kv_list(f"{book.name}/", namespace=NOTES)}
@@ -378,22 +349,14 @@ class RayRunner:
                 attempt.begun = time.monotonic() if attempt.key in begun else None
 
 
-def _patience(book: _Book, attempt: _Attempt) -> float:
-    """Seconds that an attempt may take, by what others of its stage took; for ever where nothing is known to compare
-    with and nothing can be cut, such as the one task of a stage over all images.
-    """
-    task = attempt.task
-    if book.rate is None and task.halves is None:
-        return math.inf
-    per_item = UNKNOWN_SECONDS if book.rate is None else STRAGGLER_FACTOR * book.rate
-    return (LAST_SECONDS if attempt.is_last else STRAGGLER_SECONDS) + per_item * task.items
-
-
-def _pieces(task: Task, cuts: int) -> list[Task]:
-    """The task cut in halves so many times, as far as it can be cut."""
-    if task.halves is None:
-        return [task]
-    specs = [task.spec]
-    for _ in range(cuts):
-        specs = [half for spec in specs for half in task.halves(spec)]
-    return [piece_of(task, specs, index) for index in range(len(specs))]
+def _say_if_idle(book: Book) -> None:
+    """Says once that no node is left to work, and once that one is there again."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    is_idle = not resources.get("CPU")
+    if is_idle != book.is_idle:
+        count = len(book.waiting) + len(book.running)
+        said = (
+            f"no node is left to work: {count:,} parts wait for one to join" if is_idle else "a node joined: going on"
+        )
+        log.warning(said)
+        book.is_idle = is_idle

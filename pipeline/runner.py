@@ -15,7 +15,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.errors import (
@@ -27,6 +29,7 @@ from pipeline.errors import (
     TaskBug,
     UsageError,
 )
+from pipeline.layout.root import forget_kept
 
 Counters = Mapping[str, float]
 
@@ -94,7 +97,7 @@ class TaskError(AuditError):
 
 @dataclass(frozen=True)
 class Execution:
-    """What one call of a task's function gave and cost: seconds, CPU seconds, peak resident bytes of the process."""
+    """What one call of a task's function gave and cost: seconds, CPU seconds, peak resident bytes of its process."""
 
     counters: Counters
     error: AuditError | None
@@ -106,6 +109,7 @@ class Execution:
 def execute(function: Callable[..., Counters], *arguments: Any) -> Execution:
     """Calls a task's function on one thread per library and measures it. Errors are returned, never raised."""
     single_thread()
+    _begin(function)
     started, cpu_started = time.perf_counter(), time.process_time()
     counters: Counters = {}
     error: AuditError | None = None
@@ -124,8 +128,21 @@ def execute(function: Callable[..., Counters], *arguments: Any) -> Execution:
     )
 
 
+def _begin(function: Callable[..., Counters]) -> None:
+    """Lets go of what tasks of another stage kept in this process, and counts the peak of memory from here on."""
+    if function not in _LATEST:
+        _LATEST[:] = [function]
+        forget_kept()
+    with suppress(OSError):  # Linux alone has it
+        Path("/proc/self/clear_refs").write_bytes(b"5")
+
+
+_LATEST: list[Callable[..., Counters]] = []
+"""The function of the latest task in this process."""
+
+
 def peak_resident_bytes() -> int:
-    """Largest resident size of this process so far, in bytes."""
+    """Largest resident size of this process since its latest task began, in bytes; elsewhere than on Linux ever."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
 

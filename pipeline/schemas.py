@@ -176,9 +176,10 @@ GROUPS = Table(
     "of training data), then more pixels, larger file, shorter uri, smaller image_id. `keeper_reason` is one of "
     "`split first`, `more pixels`, `larger file`, `shorter uri`, `smaller id` for a keeper, and one of `split later`, "
     "`fewer pixels`, `smaller file`, `longer uri`, `larger id` for the others. Images with the same bytes or pixels "
-    "count once when the medoid is chosen. A component of over 1,000 different images, a tenth of them .1 under the "
-    "threshold to its medoid, is split: near-duplicate pairs are cut, weakest first, until each piece is smaller or "
-    "compact. Exact duplicates are never cut, and pairs between pieces stay in `duplicates`.",
+    "count once when the medoid is chosen. A component of over 1,000 different images, of which more than a tenth have "
+    "a similarity to the medoid over .1 below the threshold, is split: near-duplicate pairs are cut, weakest first, "
+    "until each piece is smaller or compact. Exact duplicates are never cut, and pairs between pieces stay in "
+    "`duplicates`.",
 )
 
 LEAKS = Table(

@@ -48,6 +48,15 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def takes_its_node(spec: Spec) -> Counters:
+    """Item 2 kills the raylet that this process works for."""
+    _, lo, hi = spec
+    if lo <= 2 < hi:
+        os.kill(os.getppid(), signal.SIGKILL)
+        wait_for_ever(spec)
+    return commit(spec)
+
+
 def dies_once(spec: tuple[str, str, Task]) -> Counters:
     """A task of a stage whose first process dies right before it or, once it has committed, right after it."""
     folder, when, task = spec

@@ -17,8 +17,12 @@ from test_embeddings import named
 from pipeline.audit import FINDINGS, Audit
 from pipeline.errors import UsageError
 from pipeline.layout.exact import MAX_SPLITS
+from pipeline.layout.served import read_recipe
 
-LISTS = {"exact_limit": 0, "copy_probes": 4, "semantic_probes": 4}
+LISTS = {"index": "IVF4", "copy_probes": 4, "semantic_probes": 4}
+Search = dict[str, Any]
+SEARCHED: tuple[Search, ...] = ({}, LISTS)
+SEARCHES = [pytest.param(search, id=name) for search, name in zip(SEARCHED, ("exact", "lists"), strict=True)]
 PLAIN = {"mean": [0, 0, 0], "std": [1, 1, 1], "scale": 1, "channel_order": "RGB"}
 Vectors = np.ndarray[Any, Any]
 
@@ -42,7 +46,9 @@ def of_vectors(folder: Path, uris: list[str], vectors: Vectors, **config: Any) -
     path = folder / "own.parquet"
     if not path.exists():
         pq.write_table(named(uris, vectors), path)
-    return run(root=folder / f"audit-{len([*folder.iterdir()])}", embeddings=path, **config)
+    audit = run(root=folder / f"audit-{len([*folder.iterdir()])}", embeddings=path, **config)
+    assert bool(read_recipe(audit.root, audit.audit_id).copy.folder) == ("index" in config.get("neighbours", {}))
+    return audit
 
 
 def assert_nearest(audit: Audit, vectors: Vectors) -> None:
@@ -104,22 +110,22 @@ def test_lists_and_partitions_without_a_row(tmp_path: Path, rows_each: int) -> N
     assert_nearest(audit, vectors)
 
 
-@pytest.mark.parametrize("limit", [100_000, 0], ids=["exact", "lists"])
-def test_all_vectors_identical(tmp_path: Path, limit: int) -> None:
+@pytest.mark.parametrize("search", SEARCHES)
+def test_all_vectors_identical(tmp_path: Path, search: Search) -> None:
     """One group of everything, every image leaks into both other splits, nobody has a neighbour outside."""
-    audit = of_vectors(tmp_path, names(900), np.ones((900, 8), np.float32), neighbours={"exact_limit": limit})
+    audit = of_vectors(tmp_path, names(900), np.ones((900, 8), np.float32), neighbours=search)
 
     assert {row["group_id"] for row in rows(audit, "images")} == {0}
     assert audit.table("leaks").num_rows == 2 * 900
     assert {row["nearest_id"] for row in rows(audit, "outliers")} == {None}
 
 
-@pytest.mark.parametrize("limit", [100_000, 0], ids=["exact", "lists"])
-def test_vectors_of_zeros(tmp_path: Path, limit: int) -> None:
+@pytest.mark.parametrize("search", SEARCHES)
+def test_vectors_of_zeros(tmp_path: Path, search: Search) -> None:
     """They resemble nothing: in no pair, no group and no list; the others find what they find without them."""
     vectors = clouds(60)
     vectors[::7] = 0
-    audit = of_vectors(tmp_path, names(60), vectors, neighbours={**LISTS, "exact_limit": limit})
+    audit = of_vectors(tmp_path, names(60), vectors, neighbours=search)
     zeros = {*range(0, 60, 7)}
 
     assert not zeros & {row[side] for row in rows(audit, "duplicates") for side in ("image_id", "match_id")}
@@ -127,9 +133,9 @@ def test_vectors_of_zeros(tmp_path: Path, limit: int) -> None:
     assert_nearest(audit, vectors)
 
 
-@pytest.mark.parametrize("limit", [100_000, 0], ids=["exact", "lists"])
-def test_nothing_but_zeros(tmp_path: Path, limit: int) -> None:
-    audit = of_vectors(tmp_path, names(30), np.zeros((30, 8), np.float32), neighbours={"exact_limit": limit})
+@pytest.mark.parametrize("search", SEARCHES)
+def test_nothing_but_zeros(tmp_path: Path, search: Search) -> None:
+    audit = of_vectors(tmp_path, names(30), np.zeros((30, 8), np.float32), neighbours=search)
 
     assert audit.table("images").num_rows == 30
     assert audit.table("duplicates").num_rows == audit.table("leaks").num_rows == audit.table("groups").num_rows == 0
@@ -156,8 +162,8 @@ def test_a_model_that_gives_zeros_or_nan_for_some(tmp_path: Path) -> None:
     photos = write_files(tmp_path / "photos", files)
     for name in ("zeros", "nan"):
         given = {"path": str(tmp_path / f"{name}.onnx"), "input": PLAIN}
-        for limit in (0, 100_000):
-            audit = run(photos, root=tmp_path / name, model=given, neighbours={"exact_limit": limit})
+        for search in SEARCHED:
+            audit = run(photos, root=tmp_path / name, model=given, neighbours=search)
             black = {row["uri"] for row in rows(audit, "invalid") if "NaN, infinity or zeros" in row["message"]}
             assert black == {"train/b/black.png", "val/b/black.png"}
             listed = {row[side] for row in rows(audit, "duplicates") for side in ("uri", "match_uri")}
@@ -169,24 +175,22 @@ def png(colour: tuple[int, int, int], side: int) -> bytes:
     return jpeg(Image.new("RGB", (side, side), colour))
 
 
-@pytest.mark.parametrize("limit", [100_000, 0], ids=["exact", "lists"])
-def test_one_split(tmp_path: Path, limit: int) -> None:
+@pytest.mark.parametrize("search", SEARCHES)
+def test_one_split(tmp_path: Path, search: Search) -> None:
     vectors = clouds(50)
-    audit = of_vectors(tmp_path, names(50, ("train",)), vectors, neighbours={**LISTS, "exact_limit": limit})
+    audit = of_vectors(tmp_path, names(50, ("train",)), vectors, neighbours=search)
 
     assert audit.table("leaks").num_rows == 0
     assert len({row["group_id"] for row in rows(audit, "groups")}) == 5
 
 
-@pytest.mark.parametrize("limit", [100_000, 0], ids=["exact", "lists"])
+@pytest.mark.parametrize("search", SEARCHES)
 @pytest.mark.parametrize("splits", [40, MAX_SPLITS])
-def test_many_splits(tmp_path: Path, splits: int, limit: int) -> None:
+def test_many_splits(tmp_path: Path, splits: int, search: Search) -> None:
     """Copies in every split: each image leaks into each of the others."""
     uris = [f"part{at:02}/a/{number}" for at in range(splits) for number in range(2)]
     vectors = np.tile(clouds(12)[:2], (splits, 1))
-    audit = of_vectors(
-        tmp_path, uris, vectors, rule={"pattern": "(?P<split>[^/]+)/"}, neighbours={**LISTS, "exact_limit": limit}
-    )
+    audit = of_vectors(tmp_path, uris, vectors, rule={"pattern": "(?P<split>[^/]+)/"}, neighbours=search)
 
     leaks = Counter(row["image_id"] for row in rows(audit, "leaks"))
     assert leaks == dict.fromkeys(range(2 * splits), splits - 1)
@@ -202,13 +206,13 @@ def test_too_many_splits(tmp_path: Path) -> None:
     assert not [*tmp_path.rglob("moments")]
 
 
-@pytest.mark.parametrize("limit", [100_000, 0], ids=["exact", "lists"])
-def test_a_threshold_that_joins_everything(tmp_path: Path, limit: int) -> None:
+@pytest.mark.parametrize("search", SEARCHES)
+def test_a_threshold_that_joins_everything(tmp_path: Path, search: Search) -> None:
     """Every pair is a near-duplicate: all images are held together, by groups of the size that may be or said so."""
     vectors = np.abs(clouds(80)) + 1
     audit = of_vectors(
         tmp_path, names(80), vectors, verify={"near_similarity": 0.0},
-        neighbours={**LISTS, "exact_limit": limit, "threshold": 1e-9},
+        neighbours={**search, "threshold": 1e-9},
     )  # fmt: skip
     similar = rows(audit, "duplicates")
 

@@ -65,6 +65,37 @@ def test_tasks_of_a_dead_node_run_elsewhere(nodes: Any, tmp_path: Path, monkeypa
     assert all(outcome.error is None and outcome.attempts == 1 for outcome in outcomes)
 
 
+def test_task_that_takes_its_nodes_along_is_cut_and_quarantined(
+    nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Item 2 of 4 kills every node it runs on, of which there is one at a time: the others are done, it is settled."""
+    add(nodes)
+    runner = cluster.join_ray(nodes.address)
+    os.mkfifo(tmp_path / "pipe")
+    say = cluster._say_if_idle
+
+    def say_and_add(book: Any) -> None:
+        say(book)
+        if book.is_idle:
+            add(nodes)
+
+    monkeypatch.setattr(cluster, "_say_if_idle", say_and_add)
+    monkeypatch.setattr(cluster, "NODES", 2)
+    monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.2)
+    spec = (str(tmp_path), 0, 4)
+    task = Task("task", crashing.takes_its_node, spec, 4, crashing.halves, crashing.quarantine)
+    outcomes = {outcome.task.spec[1:]: outcome for outcome in runner.run([task])}
+    runner.close()
+
+    assert sorted(outcomes) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+    assert [path.name for path in tmp_path.glob("crashed-*")] == ["crashed-2-3"]
+    assert [outcomes[at, at + 1].counters.get("items", 0) for at in range(4)] == [1, 1, 0, 1]
+    said = [record.getMessage() for record in caplog.records]
+    assert said.count("task: 2 nodes died under it") == 1
+    assert any("no node is left to work: " in line for line in said)
+    assert "a node joined: going on" in said
+
+
 def test_nodes_that_come_later_get_work(nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Joined without a core: tasks wait in Ray, as an autoscaler needs it; with the nodes come more, up to twice their
     cores and two.

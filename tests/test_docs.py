@@ -14,7 +14,10 @@ from pipeline.sources.folder import IMAGE_SUFFIXES
 from pipeline.sources.splits import SPLIT_NAMES
 
 ROOT = Path(__file__).parents[1]
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "infra/README.md"]
+PAGES = [
+    "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "infra/README.md",
+    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").glob("*.md"))),
+]  # fmt: skip
 
 
 def text(page: str) -> str:

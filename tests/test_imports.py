@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.audit", "pipeline.demo", "pipeline.table_page", "pipeline.printing"),
     ("pipeline.plan", "pipeline.cluster"),
     ("pipeline.stages", "pipeline.report"),
+    ("pipeline.attempts",),
     ("pipeline.runner", "pipeline.progress"),
     ("pipeline.layout",),
     ("pipeline.config",),
@@ -58,6 +59,7 @@ MAY_TOUCH_BYTES = {
         "mkdtemp",
     ): "the demo's own folder where none is named: always a new one",
     ("pipeline.demo", "read_bytes"): "the photographs inside the package, through importlib.resources",
+    ("pipeline.runner", "write_bytes"): "asks the kernel to count the peak of memory anew",
     ("pipeline.models", "read_bytes"): "the default model and its moments inside the package, likewise",
 }
 """(place, call) that may stand outside storage, and why."""

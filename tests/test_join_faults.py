@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import resource
+import sys
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,9 +23,14 @@ from test_damage import inside_a_page
 from pipeline import cluster
 from pipeline.audit import Audit
 from pipeline.errors import ArtifactError, AuditError, IncompleteError, StorageFull
+from pipeline.layout.joined import Joined
+from pipeline.layout.parts import cut
+from pipeline.layout.root import Root
+from pipeline.plan import joining
 from pipeline.progress import SilentReporter
 from pipeline.runner import LocalRunner, Outcome, Task, execute, restore_threads
 from pipeline.stages import assign, join, merge
+from pipeline.storage import StorageConfig
 
 IMAGES, SIZE = 1_000, 256
 ORDER = (
@@ -210,7 +216,7 @@ def ray() -> Iterator[None]:
 
 
 POISONED = [
-    (join, "join", crashing.poisoned_join, "join copy", "hits-000001-000000.shuffle"),
+    (join, "join", crashing.poisoned_join, "join copy", "hits-000001-000000-000001.shuffle"),
     (
         merge,
         "merge_semantic",
@@ -240,6 +246,64 @@ def test_poison(undisturbed: Audit, root: Path, ray: None, monkeypatch: pytest.M
         assert len(list(root.rglob(part[:4] + "*"))) >= 3
 
     assert_equal_tables(run_all(root, LocalRunner, SilentReporter()), undisturbed)
+
+
+def test_poisoned_queries_are_cut_down_to_their_range(
+    undisturbed: Audit, root: Path, ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All queries of a partition in one part, of which range 0 kills its process: only that one is left to do."""
+    monkeypatch.setattr(joining, "LEAST_JOIN_TASKS", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(join, "join", crashing.poisoned_join)
+        with pytest.raises(IncompleteError, match="stage join copy: 1 of "):
+            run_all(root, lambda: cluster.start_ray(2), SilentReporter())
+    runner = Remembers()
+    audit = run_all(root, lambda: runner, SilentReporter())
+
+    left = [task.name for task in runner.tasks if "/hits-" in task.name]
+    assert [name.rpartition("/")[2] for name in left[:1]] == ["hits-000001-000000-000001.shuffle"]
+    assert len({name.rpartition("/")[0] for name in left[1:]}) == 1  # the other space's
+    assert left[0].rpartition("/")[0] != left[1].rpartition("/")[0]
+    assert_equal_tables(audit, undisturbed)
+
+
+def test_queries_that_were_joined_whole_and_cut(
+    undisturbed: Audit, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole part that ends after its halves were made: each hit counts once."""
+    monkeypatch.setattr(joining, "LEAST_JOIN_TASKS", 1)
+    runner = Remembers()
+    with pytest.raises(Stopped):
+        run_all(root, lambda: runner, StopsAt("merge copy"))
+    specs = [task.spec for task in runner.tasks if task.function is join.join]
+    assert {(spec.first, spec.last) for spec in specs} == {(0, 4)}
+    assert len(specs) > 1
+    for half in (half for spec in specs for half in join.halves(spec)):
+        assert execute(join.join, half).error is None
+    assert len(list(root.glob("work/*/hits-*"))) == 3 * len(specs)
+
+    assert_equal_tables(run_all(root, LocalRunner, SilentReporter()), undisturbed)
+
+
+def test_lost_hits_are_named(root: Path) -> None:
+    """Hits that go between the join and the merge: none is missing unseen."""
+    stop(root, "merge copy", is_done=False)
+    joined = _joined_of(root)
+    lost = max(root.glob("work/*/hits-000001-*"))
+    lost.unlink()
+
+    with pytest.raises(ArtifactError, match=re.escape(lost.name)):
+        joined.saturated_keys()
+    last = len(joined.ranges) - 1
+    with pytest.raises(ArtifactError, match=r"it is gone\. Run again to make it anew"):
+        joined.found(last)
+
+
+def _joined_of(root: Path) -> Joined:
+    (folder,) = {path.parent for path in root.glob("work/*/hits-*")}
+    ranges = tuple(cut(0, IMAGES, SIZE))
+    partitions = 1 + max(int(path.name.split("-")[1]) for path in folder.glob("hits-*"))
+    return Joined(Root(str(root), StorageConfig()), str(folder.relative_to(root)), ranges, partitions)
 
 
 class Twins(LocalRunner):
@@ -322,32 +386,52 @@ def test_attempts_with_other_bits(undisturbed: Audit, root: Path, monkeypatch: p
     assert_equal_tables(run_all(root, Again, SilentReporter()), undisturbed)
 
 
-def test_two_drivers_on_one_root(undisturbed: Audit, root: Path) -> None:
-    """Started together they do the same tasks and delete what they both read: each ends well, or says what is gone and
-    that running again is the way out; so it is.
-    """
-    for _ in range(6):
-        drivers = [PROCESSES.Process(target=drive, args=(root, ended)) for ended in (root / "../one", root / "../two")]
-        for driver in drivers:
-            driver.start()
-        for driver in drivers:
-            driver.join()
-        if all(driver.exitcode == 0 for driver in drivers):
-            break
-        for ended in (root / "../one", root / "../two"):
-            assert ended.read_text() == "" or re.search(r"gone\. .*Run again", ended.read_text()), ended.read_text()
-        assert any(driver.exitcode == 0 for driver in drivers)
+class Overtaken(SilentReporter):
+    """As a stage begins another driver does the whole audit."""
 
+    def __init__(self, stage: str, root: Path) -> None:
+        self._stage, self._root = stage, root
+        self.exitcode: int | None = None
+
+    def start(self, stage: str, total: int, done: int) -> None:
+        """Waits for the other driver."""
+        if stage == self._stage and self.exitcode is None:
+            other = PROCESSES.Process(target=drive, args=(self._root,))
+            other.start()
+            other.join()
+            self.exitcode = other.exitcode
+
+
+@pytest.mark.parametrize("stage", ["join copy", "merge semantic"])
+def test_a_driver_that_another_overtakes(undisturbed: Audit, root: Path, stage: str) -> None:
+    """What it is about to read is gone: it says so and that running again is the way out; so it is."""
+    overtaken = Overtaken(stage, root)
+    with pytest.raises(ArtifactError, match=r"gone\. Run again") as raised:
+        run_all(root, LocalRunner, overtaken)
+
+    assert overtaken.exitcode == 0
+    assert str(raised.value).endswith("Resume with: the same command")
     assert_equal_tables(run_all(root, LocalRunner, SilentReporter()), undisturbed)
     assert intermediates(root) == []
 
 
-def drive(root: Path, ended: Path) -> None:
-    """A driver in a process of its own; its error goes into a file."""
+def test_two_drivers_started_together(undisturbed: Audit, root: Path) -> None:
+    """Whoever is ahead: each ends well or as one that was overtaken, and the tables are those of one."""
+    drivers = [PROCESSES.Process(target=drive, args=(root,)) for _ in range(2)]
+    for driver in drivers:
+        driver.start()
+    for driver in drivers:
+        driver.join()
+
+    assert {driver.exitcode for driver in drivers} <= {0, ArtifactError.exit_code}
+    assert_equal_tables(run_all(root, LocalRunner, SilentReporter()), undisturbed)
+    assert intermediates(root) == []
+
+
+def drive(root: Path) -> None:
+    """A driver in a process of its own, which ends as the command does."""
     many_parts(size=SIZE)
-    ended.write_text("")
     try:
         run_all(root, LocalRunner, SilentReporter())
     except AuditError as error:
-        ended.write_text(str(error))
-        raise
+        sys.exit(error.exit_code)

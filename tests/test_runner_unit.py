@@ -18,6 +18,7 @@ from dying import committed
 import pipeline
 from pipeline import cluster
 from pipeline.api import Where
+from pipeline.attempts import Attempt, Book, patience
 from pipeline.audit import Audit
 from pipeline.config import config_from
 from pipeline.errors import (
@@ -182,7 +183,7 @@ def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     os.mkfifo(tmp_path / "pipe")
 
-    def patience(book: Any, attempt: Any) -> float:
+    def soon(book: Any, attempt: Any) -> float:
         if attempt.begun is None:
             return math.inf
         _, lo, hi = attempt.task.spec
@@ -191,7 +192,7 @@ def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         begun = [other for other in tries if other.begun is not None]
         return 0.0 if sum(map(psutil.pid_exists, pids)) >= len(begun) else math.inf
 
-    monkeypatch.setattr(cluster, "_patience", patience)
+    monkeypatch.setattr(cluster, "patience", soon)
     monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.1)
 
 
@@ -229,8 +230,8 @@ def test_what_waits_for_a_core_is_not_late(
     ray_runner: cluster.RayRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both cores hang: their twins find none, so they take those of their stragglers; what waited behind is done."""
-    patience = cluster._patience
-    monkeypatch.setattr(cluster, "_patience", lambda book, it: 0.0 if it.begun is None else patience(book, it))
+    soon = cluster.patience
+    monkeypatch.setattr(cluster, "patience", lambda book, it: 0.0 if it.begun is None else soon(book, it))
     folder, settled = str(tmp_path), {"quarantine": crashing.quarantine}
     found = ended(
         ray_runner,
@@ -247,13 +248,13 @@ def test_what_waits_for_a_core_is_not_late(
 def test_patience_follows_what_others_took() -> None:
     """Items of 0.01 s: ten minutes or, after a hang, two, and six times as long as the others; at first a guess."""
     many, one = Task("a", crashing.commit, ("", 0, 1000), 1000, crashing.halves), Task("b", crashing.commit, None)
-    known, unknown = cluster._Book(deque(), rate=0.01), cluster._Book(deque())
-    whole, piece = cluster._Attempt(many), cluster._Attempt(many, is_last=True)
+    known, unknown = Book(deque(), rate=0.01), Book(deque())
+    whole, piece = Attempt(many), Attempt(many, is_last=True)
 
-    assert [round(cluster._patience(known, attempt)) for attempt in (whole, piece)] == [660, 180]
-    assert [round(cluster._patience(unknown, attempt)) for attempt in (whole, piece)] == [850, 370]
-    assert cluster._patience(unknown, cluster._Attempt(one)) == math.inf
-    assert round(cluster._patience(known, cluster._Attempt(one))) == 600
+    assert [round(patience(known, attempt)) for attempt in (whole, piece)] == [660, 180]
+    assert [round(patience(unknown, attempt)) for attempt in (whole, piece)] == [850, 370]
+    assert patience(unknown, Attempt(one)) == math.inf
+    assert round(patience(known, Attempt(one))) == 600
 
 
 @pytest.mark.usefixtures("impatient")

@@ -22,8 +22,8 @@ class Contenders:
     """What was found: limit int64 (n, splits), the rows wanted in each slot (0: none); floor float32 of that shape.
 
     crowded bool (n, splits) marks the slots that are given up: float32 leaves over `crowd` times the rows needed in
-    question; parts hold
-    (slot int64, row int32, similarity float32), slot = query x splits + split.
+    question. parts hold (slot int64, row int32, similarity float32), slot = query x splits + split; count: their rows,
+    kept: those that the latest compaction left.
     """
 
     limit: Int64
@@ -32,6 +32,7 @@ class Contenders:
     crowded: Mask
     parts: list[tuple[Int64, Int32, Float32]] = field(default_factory=list)
     count: int = 0
+    kept: int = 0
 
 
 def no_contenders(limit: Int64, params: JoinParams) -> Contenders:
@@ -72,7 +73,7 @@ def add(found: Contenders, slot: Int64, row: Int32, similarity: Float32) -> None
     """Add rows to slots as they are, all (m,); changes found."""
     found.parts.append((slot, row, similarity))
     found.count += len(slot)
-    if found.count > _COMPACT_ROWS:
+    if found.count > max(_COMPACT_ROWS, 2 * found.kept):  # 65,536 queries that want 62 rows each keep 4.1M
         compact(found)
 
 
@@ -99,7 +100,7 @@ def compact(found: Contenders) -> tuple[Int64, Int32]:
     found.crowded.reshape(-1)[slot[first[is_crowd]]] = True
     keep &= ~is_crowd[run]
     found.parts = [(slot[keep], row[keep], values[keep])]
-    found.count = int(keep.sum())
+    found.count = found.kept = int(keep.sum())
     return slot[keep], row[keep]
 
 

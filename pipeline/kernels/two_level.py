@@ -26,6 +26,11 @@ class Sublists(NamedTuple):
     rows: Int64
 
 
+def super_rows(nlist: int) -> int:
+    """Return how many rows of a sample the super lists of nlist lists are trained on at most."""
+    return _ROWS_PER_SUPER * min(nlist, _SUPERS_PER_ROOT * math.isqrt(nlist))
+
+
 def train_super(xt: NDArray[np.floating], nlist: int, seed: int) -> Float32:
     """Return the unit centroids float32 (s, d) of the super lists of nlist lists, s = about sqrt(nlist).
 
@@ -35,7 +40,7 @@ def train_super(xt: NDArray[np.floating], nlist: int, seed: int) -> Float32:
     if nlist < 1 or len(xt) == 0:
         raise UsageError(f"routing: super lists of {nlist} lists from {len(xt)} training vectors, want at least 1")
     count = min(len(xt), nlist, _SUPERS_PER_ROOT * math.isqrt(nlist))
-    used = xt[:: max(1, len(xt) // (_ROWS_PER_SUPER * count))][: _ROWS_PER_SUPER * count]
+    used = xt[:: max(1, len(xt) // super_rows(nlist))][: super_rows(nlist)]
     return train_centroids(used, count, seed)
 
 

@@ -12,20 +12,23 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.errors import NotFound
 from pipeline.kernels.sorted_ids import distinct, ranges_of
 from pipeline.layout.edges import edge_tables
 from pipeline.layout.lookups import lookup_name, open_lookup, take_rows, write_lookup
+from pipeline.layout.parts import cut
+from pipeline.layout.tables import read_json, write_json
 from pipeline.schemas import EDGES
 from pipeline.storage import Store
 
-ENDS = "ends.arrow"
+ENDS, INDEXED = "ends.arrow", "indexed.json"
 ROWS = "indexed"
 ROWS_PER_FILE = 131_072  # 10 MB
 END_SCHEMA = pa.schema([pa.field("end", pa.int64()), pa.field("row", pa.int64())])
 
 
 def write_edge_index(store: Store, folder: str) -> int:
-    """Commits the index of a folder of edges, `ends.arrow` last; returns their number. It holds 80 bytes of each."""
+    """Commits the index of a folder of edges, its count last; returns that. It holds 96 bytes of each edge."""
     sides: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
     count = 0
     for table in _in_files(edge_tables(store, folder)):
@@ -33,9 +36,23 @@ def write_edge_index(store: Store, folder: str) -> int:
         sides.append((table["image_id"].to_numpy(), table["match_id"].to_numpy()))
         count += table.num_rows
     ends = np.concatenate([*(a for a, _ in sides), *(b for _, b in sides), np.empty(0, np.int64)])
+    sides.clear()
     order = np.argsort(ends, kind="stable")
-    write_lookup(store, f"{folder}/{ENDS}", pa.table([ends[order], order % max(count, 1)], schema=END_SCHEMA))
+    ends = ends[order]
+    order %= max(count, 1)
+    write_lookup(store, f"{folder}/{ENDS}", pa.table([ends, order], schema=END_SCHEMA))
+    write_json(store, f"{folder}/{INDEXED}", {"edges": count})
     return count
+
+
+def index_files(store: Store, folder: str) -> list[str]:
+    """Names of the files that the index of a folder consists of; of one that is not whole the last alone."""
+    try:
+        count = read_json(store, f"{folder}/{INDEXED}")["edges"]
+    except NotFound:
+        return [INDEXED]
+    rows = [lookup_name(ROWS, *bounds) for bounds in cut(0, count, ROWS_PER_FILE)]
+    return [*rows, ENDS, INDEXED]
 
 
 def edges_at(store: Store, folder: str, ids: NDArray[np.int64]) -> pa.Table:

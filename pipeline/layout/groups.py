@@ -6,7 +6,7 @@ image_id, and `split.json`. Nothing but a reader of everything reads more of it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -152,6 +152,11 @@ def forest_key(folder: str, bounds: tuple[int, int]) -> str:
     return f"{folder}/{part_name(FOREST, *bounds)}"
 
 
+def forest_parts(folder: str, ranges: Iterable[tuple[int, int]]) -> list[Part]:
+    """The parts of a forest by name, so that none is missing unseen."""
+    return [Part(*bounds, 0, forest_key(folder, bounds)) for bounds in ranges]
+
+
 def write_stars(store: Store, key: str, forest: Forest) -> None:
     """Commits a forest, or one range of it."""
     write_table(store, key, pa.table([forest.child, forest.root], schema=STAR_SCHEMA))
@@ -206,8 +211,7 @@ def write_split(store: Store, folder: str, splits: Splits, sizes: Int64, left: i
     that stay whole.
     """
     components, owner = np.unique(splits.component_id, return_inverse=True)
-    if len(components):
-        write_table(store, f"{folder}/{SPLITS}", pa.table([*vars(splits).values()], schema=SPLIT_SCHEMA))
+    write_table(store, f"{folder}/{SPLITS}", pa.table([*vars(splits).values()], schema=SPLIT_SCHEMA))
     summary = {
         "components": len(components),
         "different_images": int(sizes.sum()),

@@ -7,12 +7,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from pipeline.errors import UsageError
 from pipeline.storage import StorageConfig, Store, canonical_uri, open_store, remove_leftovers
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,23 @@ def kept(store: Store, key: str, load: Callable[[], T]) -> T:
     _KEPT.move_to_end(name)
     found: T = _KEPT[name]
     return found
+
+
+def one_kept(load: Callable[P, T]) -> Callable[P, T]:
+    """Keeps the latest result of `load` in this process, until another stage begins."""
+    cached = lru_cache(maxsize=1)(load)
+    _CLEAR.append(cached.cache_clear)
+    return cast("Callable[P, T]", cached)
+
+
+def forget_kept() -> None:
+    """Lets go of what is kept in this process for the next task of a stage: the partition of a join is 1 GB."""
+    _KEPT.clear()
+    for clear in _CLEAR:
+        clear()
+
+
+_CLEAR: list[Callable[[], None]] = []
 
 
 @lru_cache(maxsize=1)

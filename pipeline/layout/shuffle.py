@@ -17,12 +17,12 @@ import pyarrow as pa
 
 from pipeline.errors import ArtifactError, NotFound
 from pipeline.layout.tables import damaged, way_out
-from pipeline.storage import Store, read_ahead
+from pipeline.storage import Store, is_remote, read_ahead
 
 MAGIC = b"IMAUDSH1"
 _LENGTH = 8
 _FIRST_READ = 65_536  # holds the index of about a thousand batches: a batch then costs two reads
-_SHUFFLED_AHEAD = 2**20  # taken as the size of a batch that is read ahead
+_SHUFFLED_AHEAD = 2**22  # taken as the size of a batch that is read ahead: eight are
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,12 @@ def read_batch(store: Store, key: str, number: int) -> pa.RecordBatch:
 
 
 def read_column(store: Store, keys: Sequence[str], number: int) -> Iterator[pa.RecordBatch]:
-    """The batches of one reader from several shuffle files, in the order of the files; some are read ahead."""
-    return read_ahead(keys, lambda key: read_batch(store, key, number), lambda _: _SHUFFLED_AHEAD)
+    """The batches of one reader from several shuffle files, in the order of the files; objects are read ahead."""
+
+    def read(key: str) -> pa.RecordBatch:
+        return read_batch(store, key, number)
+
+    return read_ahead(keys, read, lambda _: _SHUFFLED_AHEAD) if is_remote(store.uri) else map(read, keys)
 
 
 class _Mapped:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.kernels.database import Database
 from pipeline.kernels.visits import Routed, concatenate_routed, database_of, resolved, visits_of
 from pipeline.layout.lookups import lookup_name, open_lookup, write_lookup
-from pipeline.layout.root import Root
+from pipeline.layout.root import Root, one_kept
 from pipeline.layout.shuffle import read_batch, read_column
 from pipeline.storage import Store
 
@@ -84,7 +83,7 @@ def visits_key(folder: str, lo: int, hi: int) -> str:
     return f"{folder}/visits-{lo:012d}-{hi:012d}.shuffle"
 
 
-@lru_cache(maxsize=1)
+@one_kept
 def partition_database(visits: Visits, partition: int) -> Database:
     """The database of a partition, kept in this process for the next slice of its queries."""
     return database_of(lambda: visits.owned(partition), visits.dimension)

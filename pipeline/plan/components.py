@@ -14,6 +14,7 @@ from pipeline.layout.groups import (
     PIECES,
     SPANS,
     SPLIT,
+    SPLITS,
     STARS,
     forest_key,
     forest_ranges,
@@ -24,7 +25,8 @@ from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import EDGES
 from pipeline.layout.parts import Part, list_parts, part_name
 from pipeline.layout.tables import count_rows
-from pipeline.plan.session import Session, StageWork
+from pipeline.plan.joining import delete_folder, run_ranges
+from pipeline.plan.session import Session
 from pipeline.plan.spaces import ChosenSpace
 from pipeline.runner import Task
 from pipeline.stages import contract, group, split
@@ -74,7 +76,7 @@ def components(
     ranges = tuple(forest_ranges(inputs.opened_snapshot().total, cuts.ids))
     spec = group.GroupSpec(inputs, edges, space.folder, space.threshold, params, folder, ranges)
     pairs = max((part.hi for part in list_parts(session.store, edges, EDGES)), default=0)
-    files = [SPLIT, *(part_name(FOREST, *bounds) for bounds in ranges)]
+    files = [SPLIT, SPLITS, *(part_name(FOREST, *bounds) for bounds in ranges)]
     if pairs <= cuts.pairs:
         session.run_one("components", folder, files, Task(folder, split.group, spec))
     else:
@@ -107,9 +109,8 @@ def _in_stages(work: _Work, files: Sequence[str]) -> None:
         for lo, hi in spec.ranges:
             part = group.FinishSpec(spec, near, work.folder, lo, hi)
             tasks.append(Task(forest_key(spec.folder, (lo, hi)), group.finish, part))
-    _run(session, "components", spec.folder, tasks)
-    for info in [*session.store.list(f"{work.folder}/")]:
-        session.store.delete(info.key)
+    run_ranges(session, "components", spec.folder, tasks)
+    delete_folder(session.store, work.folder)
 
 
 def _stars(work: _Work) -> list[Part]:
@@ -119,7 +120,7 @@ def _stars(work: _Work) -> list[Part]:
     tasks = [
         Task(part.key, group.reduce_edges, spec, part.hi - part.lo) for part, spec in zip(parts, specs, strict=True)
     ]
-    _run(work.session, "stars", folder, tasks)
+    run_ranges(work.session, "stars", folder, tasks)
     return parts
 
 
@@ -138,7 +139,7 @@ def _merged(work: _Work, parts: list[Part]) -> list[Part]:
             merged.append(Part(batch[0].lo, batch[-1].hi, 0, f"{folder}/{name}"))
             spec = replace(_unite_spec(work, batch, folder), name=name)
             tasks.append(Task(merged[-1].key, group.merge_stars, spec, batch[-1].hi - batch[0].lo))
-        _run(work.session, f"merge stars {level}", folder, tasks)
+        run_ranges(work.session, f"merge stars {level}", folder, tasks)
         parts = merged
     return parts
 
@@ -193,10 +194,9 @@ def _in_rounds(work: _Work, parts: list[Part]) -> str:
             )
             beside = (contract.strays_key(folder, bounds),)
             tasks.append(Task(forest_key(folder, bounds), contract.contract_range, spec, beside=beside))
-        _run(work.session, f"contract {last + 1}", folder, tasks)
+        run_ranges(work.session, f"contract {last + 1}", folder, tasks)
         last += 1
-        for info in [*store.list(f"{_round_folder(work, last - 2)}/")]:
-            store.delete(info.key)
+        delete_folder(store, _round_folder(work, last - 2))
     return _round_folder(work, last)
 
 
@@ -231,13 +231,6 @@ def _split(work: _Work, near: str) -> None:
     for lo, hi in work.pair_ranges():
         key = f"{work.folder}/{part_name(SPANS, lo, hi)}"
         tasks.append(Task(key, split.reduce_spans, split.SpanSpec(spec, near, work.folder, lo, hi), hi - lo))
-    _run(session, "spans", work.folder, tasks)
+    run_ranges(session, "spans", work.folder, tasks)
     task = Task(work.folder, split.split_groups, whole, work.pairs)
     session.run_one("split groups", work.folder, (PIECES,), task)
-
-
-def _run(session: Session, name: str, folder: str, tasks: Sequence[Task]) -> None:
-    """Carries those tasks of a stage out whose files are not all there."""
-    have = {info.key for info in session.store.list(f"{folder}/")}
-    waiting = [task for task in tasks if not have.issuperset((task.name, *task.beside))]
-    session.run(StageWork(name, folder, waiting, sum(task.items for task in tasks), len(tasks)))

@@ -13,13 +13,13 @@ from pipeline.kernels.hits import JoinParams
 from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.indexes import Index
 from pipeline.layout.inputs import Inputs
+from pipeline.layout.joined import Joined
 from pipeline.layout.parts import cut
 from pipeline.layout.snapshots import Snapshot, live_between
 from pipeline.layout.visits import WORK, Visits, vectors_key, visits_key
 from pipeline.plan.session import Session, StageWork
 from pipeline.runner import Counters, Task
 from pipeline.stages import assign, join
-from pipeline.stages.merge import Joined
 from pipeline.storage import Store
 
 JOIN_ROWS = 8192  # queries per range: 14,000 images make two, a million 123
@@ -66,16 +66,15 @@ class SpaceJoin:
         """Where the visits are, or will be."""
         name = fingerprint(
             "visits", assign.VERSION, of=self.of, made_of=self.made_of, index=self.index, ranges=self.ranges,
-            share=self.share,
+            share=self.share, is_by_reference=self.session.store.local_path(WORK) is not None,
         )  # fmt: skip
         return Visits(self.session.root, f"{WORK}/{name}", self.ranges, self.index.count, self.dimension)
 
     @property
     def joined(self) -> Joined:
         """Where the hits are, or will be."""
-        slices = tuple(range(0, len(self.ranges), self._ranges_per_task()))
-        name = fingerprint("hits", join.VERSION, visits=self.visits.folder, params=self.params, slices=slices)
-        return Joined(self.session.root, f"{WORK}/{name}", self.ranges, self.index.count, slices)
+        name = fingerprint("hits", join.VERSION, visits=self.visits.folder, params=self.params)
+        return Joined(self.session.root, f"{WORK}/{name}", self.ranges, self.index.count)
 
     def require_visits(self) -> Visits:
         """The visits, made where they are not there."""
@@ -92,10 +91,10 @@ class SpaceJoin:
     def require_hits(self) -> Joined:
         """The hits, made where they are not all there; so are the visits then."""
         joined = self.joined
-        waiting = missing_tasks(self.session, joined.folder, self._join_tasks(joined))
+        waiting = self._join_tasks(joined)
         if waiting:
             self.require_visits()
-        every = len(joined.slices) * joined.partitions
+        every = sum(len(parts) for parts in joined.committed()) + len(waiting)
         self.session.run(StageWork(f"join {self.name}", joined.folder, waiting, self.snapshot.live, every))
         return joined
 
@@ -112,7 +111,9 @@ class SpaceJoin:
         return live_between(self.session.store, self.snapshot, *self.ranges[number])
 
     def clear(self) -> None:
-        """Deletes visits and hits: every reader of them is committed, and no attempt of one is in flight."""
+        """Deletes visits and hits: every reader of them is committed. What an attempt adds that Ray could not end in
+        time goes with a later run.
+        """
         for folder in (self.joined.folder, self.visits.folder):
             delete_folder(self.session.store, folder)
 
@@ -127,27 +128,18 @@ class SpaceJoin:
         return max(1, -(-len(self.ranges) // slices))
 
     def _join_tasks(self, joined: Joined) -> list[Task]:
+        """Those of what is not committed, cut at multiples of the ranges per task."""
+        visits, index = self.visits, self.index
+        per_range = self.snapshot.live / max(1, len(self.ranges) * index.count)
         tasks = []
-        per_task, index = self._ranges_per_task(), self.index
-        items = self.snapshot.live // max(1, len(joined.slices) * joined.partitions)
-        for partition in range(joined.partitions):
-            for first in joined.slices:
-                last = min(first + per_task, len(self.ranges))
-                is_measured = bool(self.share) and first == joined.slices[0]
+        for partition, start, stop in joined.gaps():
+            for first, last in cut(start, stop, self._ranges_per_task()):
+                is_measured = bool(self.share) and first == 0
                 spec = join.JoinSpec(
-                    self.visits,
-                    self.params,
-                    joined.folder,
-                    partition,
-                    first,
-                    last,
-                    is_measured,
-                    index.links,
-                    index.metric,
+                    visits, joined, self.params, partition, first, last, is_measured, index.links, index.metric
                 )
-                beside = (join.saturated_key(joined.folder, partition, first),)
-                key = join.hits_key(joined.folder, partition, first)
-                tasks.append(Task(key, join.join, spec, items, beside=beside))
+                name, items = joined.hits_key(partition, first, last), int(per_range * (last - first))
+                tasks.append(Task(name, join.join, spec, items, join.halves))
         return tasks
 
 

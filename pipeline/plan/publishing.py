@@ -14,7 +14,7 @@ from pipeline.kernels.labels import LabelRule
 from pipeline.kernels.outliers import OutlierRule
 from pipeline.layout.annotations import read_vocabulary
 from pipeline.layout.audits import FORMAT, Published, audit_folder, publish_audit
-from pipeline.layout.edge_index import ENDS
+from pipeline.layout.edge_index import index_files
 from pipeline.layout.fingerprint import fingerprint, plain
 from pipeline.layout.groups import read_split_summary
 from pipeline.layout.inputs import Inputs
@@ -99,7 +99,12 @@ def _score(session: Session, snapshot: Snapshot, inputs: Inputs, found: Found, r
 
 def _tables(session: Session, snapshot: Snapshot, whole: FindingsSpec) -> None:
     indexed = edge_index.EdgeIndexSpec(session.root, whole.edges)
-    session.run_one("edge index", whole.edges, (ENDS,), Task(whole.edges, edge_index.index_edges, indexed))
+    session.run_one(
+        "edge index",
+        whole.edges,
+        index_files(session.store, whole.edges),
+        Task(whole.edges, edge_index.index_edges, indexed),
+    )
     ranges = query_ranges(snapshot.total) if snapshot.total < 4 * TABLE_ROWS else cut(0, snapshot.total, TABLE_ROWS)
     tasks = []
     for lo, hi in ranges:

@@ -19,14 +19,16 @@ from pipeline.layout.spaces import read_space
 from pipeline.layout.visits import WORK
 from pipeline.plan.certifying import certify
 from pipeline.plan.components import components
-from pipeline.plan.indexing import choose_index, lists_of_space
+from pipeline.plan.indexing import Searched, choose_index
 from pipeline.plan.joining import SpaceJoin, delete_folder, lists_of, missing_tasks, query_ranges, run_ranges
 from pipeline.plan.session import Session
 from pipeline.plan.spaces import ChosenSpace
 from pipeline.plan.verifying import verify_pairs
 from pipeline.runner import Task
-from pipeline.stages import assign, clusters, limit_pairs, merge, pairs
+from pipeline.stages import assign, clusters, join, limit_pairs, merge, pairs
 
+MADE_BY = (assign.VERSION, join.VERSION, clusters.VERSION)
+"""Versions of what else makes candidates and neighbours: a folder of them is named by all."""
 LEAST_LIMIT = 100_000  # pairs: 10 minutes of one core
 ROUNDING = 5e-4
 """How far the similarity of searched (float16) vectors may lie from the canonical one; seen: 1.5e-4."""
@@ -61,8 +63,8 @@ def search(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSp
     found_pairs = _limited(session, snapshot, _collect_pairs(session, snapshot, inputs, space, candidates))
     edges = verify_pairs(session, inputs, found_pairs)
     groups = components(session, inputs, edges, key, space)
-    lists = lists_of_space(inputs, space.record, groups)
-    semantic = choose_index(session, lists, summary.representatives, session.config.neighbours.semantic_probes)
+    searched = Searched(inputs, space.record, groups, summary.digest, summary.representatives)
+    semantic = choose_index(session, searched, session.config.neighbours.semantic_probes)
     neighbours, recall, tail = _join_semantic(session, snapshot, inputs, semantic, candidates, groups)
     return Found(candidates, found_pairs, edges, groups, neighbours, recall, tail, semantic)
 
@@ -80,8 +82,8 @@ def _join_copy(session: Session, snapshot: Snapshot, inputs: Inputs, space: Chos
         representatives, config.recall_sample, of,
     )  # fmt: skip
     folder = "neighbours/" + fingerprint(
-        "join copy", merge.VERSION, space=space.folder, index=lists_of(space.copy), params=params, of=of,
-        ranges=joining.ranges, share=joining.share,
+        "join copy", merge.VERSION, made_by=MADE_BY, space=space.folder, index=lists_of(space.copy), params=params,
+        of=of, ranges=joining.ranges, share=joining.share,
     )  # fmt: skip
     if not session.store.exists(f"{folder}/{CLUSTERS}"):
         joining.require_hits()
@@ -92,14 +94,19 @@ def _join_copy(session: Session, snapshot: Snapshot, inputs: Inputs, space: Chos
         name = f"{folder}/{part_name(CANDIDATES, lo, hi)}"
         tasks.append(Task(name, merge.merge_copy, spec, joining.live(number), beside=beside))
     joining.merge(folder, tasks)
-    keys = (
-        *joining.joined.saturated_keys(),
-        *(f"{folder}/{part_name(SATURATED, lo, hi)}" for lo, hi in joining.ranges),
-    )
-    collected = clusters.ClustersSpec(session.root, keys, folder)
-    session.run_one("clusters", folder, (CLUSTERS,), Task(folder, clusters.collect_clusters, collected))
+    _collect_clusters(session, joining, folder)
     joining.clear()
     return folder
+
+
+def _collect_clusters(session: Session, joining: SpaceJoin, folder: str) -> None:
+    """One forest of all saturated queries, in the folder of the candidates."""
+    keys: tuple[str, ...] = ()
+    if not session.store.exists(f"{folder}/{CLUSTERS}"):
+        merged = (f"{folder}/{part_name(SATURATED, lo, hi)}" for lo, hi in joining.ranges)
+        keys = (*joining.joined.saturated_keys(), *merged)
+    collected = clusters.ClustersSpec(session.root, keys, folder)
+    session.run_one("clusters", folder, (CLUSTERS,), Task(folder, clusters.collect_clusters, collected))
 
 
 def _collect_pairs(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSpace, candidates: str) -> str:
@@ -160,7 +167,7 @@ def _join_semantic(
         JoinParams(k=config.semantic_k + 1, k_cross=0), representatives, config.recall_sample, {"groups": groups},
     )  # fmt: skip
     folder = "neighbours/" + fingerprint(
-        "join semantic", merge.VERSION, groups=groups, index=lists_of(semantic), k=config.semantic_k,
+        "join semantic", merge.VERSION, made_by=MADE_BY, groups=groups, index=lists_of(semantic), k=config.semantic_k,
         ranges=joining.ranges, share=joining.share, meant=meant,
     )  # fmt: skip
     tasks = []

@@ -21,12 +21,11 @@ from pipeline.layout.spaces import (
     read_space_record,
 )
 from pipeline.models.prior import copy_prior
-from pipeline.plan.indexing import choose_index, lists_of_space
+from pipeline.plan.indexing import GROWTH, Searched, choose_index
 from pipeline.plan.session import Session
 from pipeline.runner import Task
 from pipeline.stages import train
 
-GROWTH = 4
 GROWTH_MATTERS_BELOW = 100_000
 SPREAD_RATIO = 1.5
 
@@ -69,12 +68,12 @@ def choose_space(session: Session, inputs: Inputs, summary: ExactSummary, model:
         given = f"copy similarity {fixed} on, as given; the rule says {rule.value:.3f}"
         text = f"{how} from {given}"
         rule = replace(rule, value=fixed, expected_misses={} if curve is None else curve.misses_at(fixed))
-    probes = session.config.neighbours.copy_probes
+    searched = Searched(inputs, record, "", summary.digest, summary.representatives)
     return ChosenSpace(
         folder=record.folder,
         threshold=rule.value,
         misses=rule.expected_misses,
-        copy=choose_index(session, lists_of_space(inputs, record, None), summary.representatives, probes),
+        copy=choose_index(session, searched, session.config.neighbours.copy_probes),
         record=record,
         said=said,
         threshold_said=text,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline.kernels.components import Forest, empty_forest, merge_forests
 from pipeline.layout.edges import each_in_order
 from pipeline.layout.neighbours import CLUSTERS
-from pipeline.layout.root import Root
+from pipeline.layout.root import Root, kept
 from pipeline.layout.tables import read_table, write_table
 from pipeline.runner import Counters
 from pipeline.stages.join import forest_table
@@ -40,8 +40,9 @@ def collect_clusters(spec: ClustersSpec) -> Counters:
 
 
 def read_clusters(store: Store, folder: str) -> Forest:
-    """The forest of saturated queries of a folder."""
-    return _read(store, f"{folder}/{CLUSTERS}")
+    """The forest of saturated queries of a folder, read once per process."""
+    key = f"{folder}/{CLUSTERS}"
+    return kept(store, key, lambda: _read(store, key))
 
 
 def _read(store: Store, key: str) -> Forest:

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from pipeline.kernels.components import Forest, Int64, empty_forest
 from pipeline.kernels.star_contraction import contract
-from pipeline.layout.groups import FOREST, STAR_SCHEMA, forest_key, labels_among, read_stars, stars_between
-from pipeline.layout.parts import Part, list_parts, part_name
+from pipeline.layout.groups import STAR_SCHEMA, forest_key, forest_parts, labels_among, read_stars, stars_between
+from pipeline.layout.parts import Part, part_name
 from pipeline.layout.root import Root
 from pipeline.layout.shuffle import read_column, write_batches
 from pipeline.layout.tables import read_metadata, write_table
@@ -38,7 +38,7 @@ def contract_range(spec: RoundSpec) -> Counters:
     """Commits the edges that go to other ranges, then the forest of this one, which says whether anything changed."""
     store = spec.root.open()
     lo, hi = spec.ranges[spec.number]
-    parts = list_parts(store, spec.before, FOREST) if spec.before else []
+    parts = forest_parts(spec.before, spec.ranges) if spec.before else []
 
     def above(roots: Int64) -> Int64:
         return labels_among(store, parts, roots)

@@ -25,6 +25,7 @@ from pipeline.layout.groups import (
     STARS,
     Int64,
     forest_key,
+    forest_parts,
     labels_among,
     read_pieces,
     read_stars,
@@ -127,7 +128,7 @@ def unite_stars(spec: UniteSpec) -> Counters:
 def finish(spec: FinishSpec) -> Counters:
     """Commits a range of the groups: every member -> its smallest id."""
     store = spec.whole.inputs.root.open()
-    parts = [Part(*bounds, 0, forest_key(spec.near, bounds)) for bounds in spec.whole.ranges]
+    parts = forest_parts(spec.near, spec.whole.ranges)
     exact, pieces = spec.whole.inputs.exact_groups(), read_pieces(store, spec.work)
     rows = _copies(exact, spec.lo, spec.hi)
     heads = labels_among(store, parts, exact.representative_id[rows])

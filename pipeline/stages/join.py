@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -17,14 +16,14 @@ from pipeline.kernels.join import join_lists, search_everything
 from pipeline.kernels.metrics import nearest_by_metric, similarity_of_distance
 from pipeline.kernels.saturated import saturated_forest
 from pipeline.kernels.visits import Routed, concatenate_routed
-from pipeline.layout.neighbours import SATURATED
+from pipeline.layout.joined import Joined
+from pipeline.layout.root import one_kept
 from pipeline.layout.shuffle import write_batches
 from pipeline.layout.tables import write_table
 from pipeline.layout.visits import Visits, partition_database
 from pipeline.runner import Counters
 
-VERSION = 2
-HITS = "hits"
+VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class JoinSpec:
     """
 
     visits: Visits
+    joined: Joined
     params: JoinParams
-    folder: str
     partition: int
     first: int
     last: int
@@ -56,21 +55,20 @@ def join(spec: JoinSpec) -> Counters:
     database = partition_database(spec.visits, spec.partition)
     found, full = _search(spec, database)
     forest = _saturated(spec, database, full)
-    write_table(store, saturated_key(spec.folder, spec.partition, spec.first), forest_table(forest))
+    where = (spec.partition, spec.first, spec.last)
+    write_table(store, spec.joined.saturated_key(*where), forest_table(forest))
     exact = _measured(spec, database)
     batches = [*hits_by_range(found, spec.visits.ranges), *hits_by_range(exact, spec.visits.ranges)]
-    write_batches(store, hits_key(spec.folder, spec.partition, spec.first), batches, "zstd")
+    write_batches(store, spec.joined.hits_key(*where), batches, "zstd")
     return {"hits": len(found), "saturated": sum(map(len, full))}
 
 
-def hits_key(folder: str, partition: int, first: int) -> str:
-    """Key of the hits of a slice of queries at a partition."""
-    return f"{folder}/{HITS}-{partition:06d}-{first:06d}.shuffle"
-
-
-def saturated_key(folder: str, partition: int, first: int) -> str:
-    """Key of the forest of a slice of queries at a partition."""
-    return f"{folder}/{SATURATED}-{partition:06d}-{first:06d}.parquet"
+def halves(spec: JoinSpec) -> list[JoinSpec]:
+    """The spec cut in two; itself where it holds one range. The first half has the sampled queries."""
+    middle = (spec.first + spec.last) // 2
+    if middle == spec.first:
+        return [spec]
+    return [replace(spec, last=middle), replace(spec, first=middle, is_measured=False)]
 
 
 def forest_table(forest: Forest) -> pa.Table:
@@ -97,7 +95,7 @@ def _search(spec: JoinSpec, database: Database) -> tuple[Hits, list[Routed]]:
     return concatenate_hits(found), full
 
 
-@lru_cache(maxsize=1)
+@one_kept
 def partition_graphs(visits: Visits, partition: int, params: JoinParams, links: int) -> Graphs:
     """The graphs of a partition, kept in this process for the next slice of its queries."""
     return build_graphs(partition_database(visits, partition), params, links)

@@ -16,7 +16,7 @@ from pipeline.layout.tables import json_bytes, read_json, read_table, write_tabl
 from pipeline.runner import Counters
 from pipeline.storage import Store
 
-VERSION = 1
+VERSION = 2
 BINS = 1 << 20
 """Of similarity from -1 to 1: 2e-6 each, and similarities are rounded to 1e-6."""
 
@@ -47,8 +47,8 @@ def decide(spec: LimitSpec) -> Counters:
         at = ((part["similarity"].to_numpy() + 1) / 2 * BINS).astype(np.int64)
         counts += np.bincount(np.clip(at, 0, BINS - 1), minlength=BINS)
     kept = np.cumsum(counts[::-1])
-    bins = int(np.searchsorted(kept, spec.most, "right"))
-    found = {"least": 1 - 2 * bins / BINS, "left_out": int(kept[-1] - (kept[bins - 1] if bins else 0))}
+    bins = max(1, int(np.searchsorted(kept, spec.most, "right")))  # equal pairs stay together, however many
+    found = {"least": 1 - 2 * bins / BINS, "left_out": int(kept[-1] - kept[bins - 1])}
     store.put_if_absent(limit_key(spec.folder), json_bytes(found))
     return {"left_out": found["left_out"]}
 

@@ -9,10 +9,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.kernels.components import Forest, labels_for, star_forest
-from pipeline.kernels.hit_batches import hits_of
 from pipeline.kernels.hits import Hits, JoinParams, merge_hits, rows_of_pairs, saturated_queries, stored_threshold
 from pipeline.kernels.outliers import nearest_means
 from pipeline.layout.groups import read_forest
+from pipeline.layout.joined import Joined
 from pipeline.layout.neighbours import (
     CANDIDATES,
     DIRECTED_SCHEMA,
@@ -25,46 +25,14 @@ from pipeline.layout.neighbours import (
     TRUTH_SCHEMA,
 )
 from pipeline.layout.parts import part_name
-from pipeline.layout.root import Root
-from pipeline.layout.shuffle import read_column
 from pipeline.layout.tables import write_table
 from pipeline.runner import Counters
-from pipeline.stages.join import forest_table, hits_key, saturated_key
+from pipeline.stages.join import forest_table
 from pipeline.storage import Store
 
 VERSION = 1
 TAIL_MOST = 10_000
 """Images that are searched again exactly, at most; so many of a range may be among them."""
-
-
-@dataclass(frozen=True)
-class Joined:
-    """What the join of one space committed: its folder, ranges of queries, partitions, and the first range of every
-    slice of queries.
-    """
-
-    root: Root
-    folder: str
-    ranges: tuple[tuple[int, int], ...]
-    partitions: int
-    slices: tuple[int, ...]
-
-    def found(self, number: int) -> Hits:
-        """What all partitions found for the queries of a range."""
-        first = max(start for start in self.slices if start <= number)
-        return self._read(first, number)
-
-    def true(self, number: int) -> Hits:
-        """What a search of everything found for the sampled queries of a range."""
-        return self._read(self.slices[0], len(self.ranges) + number)
-
-    def saturated_keys(self) -> list[str]:
-        """Keys of the forests of the queries that are saturated at one partition."""
-        return [saturated_key(self.folder, place, first) for place in range(self.partitions) for first in self.slices]
-
-    def _read(self, first: int, number: int) -> Hits:
-        keys = [hits_key(self.folder, partition, first) for partition in range(self.partitions)]
-        return hits_of(read_column(self.root.open(), keys, number))
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from pipeline.kernels.components import Forest, GroupSizes, SpanningRows, labels
 from pipeline.kernels.space import project_copy
 from pipeline.kernels.splitting import Float64, Pieces, Widths, far_shares, is_sampled, split_wide
 from pipeline.layout.groups import (
-    FOREST,
     SPANS,
     Int64,
     Large,
     Splits,
+    forest_parts,
     labels_among,
     read_large,
     read_spans,
@@ -26,7 +26,7 @@ from pipeline.layout.groups import (
     write_spans,
     write_split,
 )
-from pipeline.layout.parts import list_parts, part_name
+from pipeline.layout.parts import part_name
 from pipeline.layout.spaces import read_space
 from pipeline.runner import Counters
 from pipeline.stages.group import GroupSpec, commit_groups, joining_edges
@@ -73,7 +73,7 @@ def group(spec: GroupSpec) -> Counters:
 def find_large(spec: LargeSpec) -> Counters:
     """Commits the components over the limit of size, and whether each is too wide as well."""
     store = spec.whole.inputs.root.open()
-    large = _large(spec.whole, star_files(store, list_parts(store, spec.near, FOREST)))
+    large = _large(spec.whole, star_files(store, forest_parts(spec.near, spec.whole.ranges)))
     if not large.is_split.any():
         _commit_split(spec.whole, _no_pieces(), np.empty(0, np.int64), large)
         write_pieces(store, spec.work, _no_pieces())
@@ -85,7 +85,7 @@ def reduce_spans(spec: SpanSpec) -> Counters:
     """Commits the pairs that hold wide components together at each level of similarity."""
     store = spec.whole.inputs.root.open()
     edges = joining_edges(store, spec.whole.edges, spec.lo, spec.hi)
-    labels = labels_among(store, list_parts(store, spec.near, FOREST), edges["image_id"].to_numpy())
+    labels = labels_among(store, forest_parts(spec.near, spec.whole.ranges), edges["image_id"].to_numpy())
     rows = spanning_rows(_inside(spec.whole, edges, labels, read_large(store, spec.work)))
     write_spans(store, f"{spec.work}/{part_name(SPANS, spec.lo, spec.hi)}", rows)
     return {"pairs": len(rows.a)}

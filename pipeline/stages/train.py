@@ -113,13 +113,18 @@ def train_space(spec: SpaceSpec) -> Counters:
 
 def sample(inputs: Inputs, limit: int, salt: int, forest: Forest | None = None) -> Representatives:
     """A stable sample of representatives: the ids of smallest hash, whatever the shards; heads of a forest's groups."""
+    return inputs.population().take(sample_ids(inputs, limit, salt, forest))
+
+
+def sample_ids(inputs: Inputs, limit: int, salt: int, forest: Forest | None = None) -> NDArray[np.int64]:
+    """The ids of a sample, ascending."""
     population = inputs.population()
     total = inputs.opened_snapshot().total
     ids = [population.ids(lo, min(lo + READ_BLOCK, total)) for lo in range(0, max(total, 1), READ_BLOCK)]
     every = np.concatenate(ids)
     if forest is not None:
         every = every[labels_for(every, forest) == every]
-    return population.take(every[stable_sample_limit(every, limit, salt)])
+    return np.asarray(every[stable_sample_limit(every, limit, salt)])
 
 
 def spread(space: CopySpace, moments: Moments) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.layout.edge_index import ENDS, write_edge_index
+from pipeline.layout.edge_index import index_files, write_edge_index
 from pipeline.layout.root import Root
 from pipeline.runner import Counters
 from pipeline.storage import Store
@@ -25,5 +25,5 @@ def index_edges(spec: EdgeIndexSpec) -> Counters:
 
 def require_edge_index(store: Store, edges: str) -> None:
     """Makes the index where nobody did."""
-    if not store.exists(f"{edges}/{ENDS}"):
+    if not all(store.exists(f"{edges}/{name}") for name in index_files(store, edges)):
         write_edge_index(store, edges)
