@@ -129,6 +129,19 @@ class Dying(LocalRunner):
                 yield outcome
 
 
+class Remembers(LocalRunner):
+    """Remembers its tasks."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+
+    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """Yields an outcome per task."""
+        listed = [*tasks]
+        self.tasks += listed
+        return super().run(listed)
+
+
 @dataclass
 class Graph:
     """A root with the verified pairs of a graph."""

@@ -43,7 +43,7 @@ CASES = [
     ("exact/*/sizes-*.arrow", ("exact/*/summary.json", *ORDER[3:])),
     ("exact/*/representatives-*.arrow", ORDER[3:]),
     ("scores/*/heads.arrow", ("scores/*/totals.npz",)),
-    ("edges/*/*/*/ends.arrow", ()),
+    ("edges/*/*/*/ends-*.arrow", ()),
     ("edges/*/*/*/indexed-*.arrow", ()),
     ("edges/*/*/*/indexed.json", ()),
 ]

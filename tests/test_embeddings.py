@@ -24,7 +24,8 @@ from pipeline.errors import UsageError
 from pipeline.kernels import hnsw, metrics
 from pipeline.layout.features import list_features, read_features
 from pipeline.layout.served import read_recipe
-from pipeline.sources.vectors import stored_vectors
+from pipeline.sources import vectors as sources_vectors
+from pipeline.sources.vectors import NameIndex, stored_vectors
 
 QUIET = ["--runner", "local", "--quiet"]
 
@@ -307,6 +308,22 @@ def test_neighbours_by_another_distance(distance: str, photos: Path, tmp_path: P
     for at, image_id in enumerate(ids.tolist()):
         if sum(value == group[image_id] for value in group.values()) == 1:
             assert abs(listed[image_id]["nearest_similarity"] - 1 / (1 + far[at].min())) < 1e-5
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(max_size=3), unique=True, max_size=30), st.lists(st.text(max_size=3), max_size=30), st.data())
+def test_rows_of_names_are_those_of_a_dict(names: list[str], wanted: list[str], data: st.DataObject) -> None:
+    """Also where many names have one hash."""
+    wanted += data.draw(st.lists(st.sampled_from(names), max_size=10)) if names else []
+    hashes = data.draw(st.integers(1, 2**60))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            sources_vectors, "_hashes", lambda found: np.array([hash(name) % hashes for name in found], np.int64)
+        )
+        found = NameIndex(pa.array(names, pa.string())).rows_of(wanted)
+
+    expected = {name: row for row, name in enumerate(names)}
+    assert found.tolist() == [expected.get(name, -1) for name in wanted]
 
 
 def test_what_a_distance_cannot_compare(photos: Path, vectors: np.ndarray[Any, Any], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.kernels.labels import Confidence
 from pipeline.kernels.outliers import LabelCounts
 from pipeline.layout import edge_index
-from pipeline.layout.edge_index import ENDS, edges_at
+from pipeline.layout.edge_index import edges_at, index_files
 from pipeline.layout.exact import ExactGroups
 from pipeline.layout.parts import cut, part_name
 from pipeline.layout.root import Root
@@ -60,6 +60,8 @@ def test_edges_by_either_end(
 ) -> None:
     """Each edge once, in the folder's order, with all of its columns; whatever the sizes of parts and files."""
     monkeypatch.setattr(edge_index, "ROWS_PER_FILE", file_rows)
+    monkeypatch.setattr(edge_index, "ENDS_PER_FILE", 2 * file_rows)
+    monkeypatch.setattr(edge_index, "IDS_PER_BIN", 1 + file_rows // 2)
     folder = f"edges/how/features/{abs(hash((frozenset(pairs), part_rows, file_rows)))}"
     root, listed = Root(str(tmp_path), StorageConfig()), sorted(pairs)
     store, table = root.open(), edge_table(listed)
@@ -67,7 +69,9 @@ def test_edges_by_either_end(
         write_table(store, f"{folder}/{part_name('edges', lo, hi)}", table.slice(lo, hi - lo))
     Path(tmp_path, folder).mkdir(parents=True, exist_ok=True)
     index_edges(EdgeIndexSpec(root, folder))
-    assert store.exists(f"{folder}/{ENDS}")
+    names = index_files(store, folder)
+    assert {info.key for info in store.list(f"{folder}/")} >= {f"{folder}/{name}" for name in names}
+    assert sum(name.startswith("indexed-") for name in names) == -(-len(listed) // file_rows)
 
     found = edges_at(store, folder, np.array(ids, np.int64))
     expected = [at for at, pair in enumerate(listed) if not set(pair).isdisjoint(ids)]

@@ -198,6 +198,26 @@ def test_forgetting_along_the_way_and_crowds_change_nothing(compact_rows, overfe
     assert rows_of(hits) == brute_force((ids, x, mask), (ids, x, mask), params)
 
 
+def test_what_must_stay_is_not_sorted_with_every_block(monkeypatch):
+    """40 queries that want 6 rows each keep 280, over the limit of 50: sorted again when as many more have come."""
+    compact, calls = contenders.compact, []
+    monkeypatch.setattr(contenders, "_COMPACT_ROWS", 50)
+    monkeypatch.setattr(contenders, "compact", lambda found: calls.append(found.count) or compact(found))
+    found = contenders.no_contenders(np.full((40, 1), 6), JoinParams(k=6, k_cross=0))
+    rng = np.random.default_rng(0)
+    slots, rows = np.arange(40), 200
+    similarity = rng.random((rows, 40), dtype=np.float32)
+    for row in range(rows):
+        contenders.add(found, slots, np.full(40, row, np.int32), similarity[row])
+    slot, row = compact(found)
+
+    kept = {(int(s), int(r)) for s, r in zip(slot, row, strict=True)}
+    best = np.argsort(-similarity, axis=0)[:7]
+    assert kept >= {(s, int(r)) for s in range(40) for r in best[:, s]}
+    assert len(kept) <= 40 * 10
+    assert 3 < len(calls) < 40
+
+
 def test_float16_is_widened_as_it_is():
     every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
     finite = every[np.isfinite(every)].reshape(-1, 8)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,6 +19,7 @@ import pytest
 from audited import assert_equal_tables
 from chaos import copy_of, make_features, many_parts, run_all
 from dying import PROCESSES, committed
+from graphs import Remembers
 from held import environment
 from test_damage import inside_a_page
 
@@ -25,7 +28,7 @@ from pipeline.audit import Audit
 from pipeline.errors import ArtifactError, AuditError, IncompleteError, StorageFull
 from pipeline.layout.joined import Joined
 from pipeline.layout.parts import cut
-from pipeline.layout.root import Root
+from pipeline.layout.root import Root, claim
 from pipeline.plan import joining
 from pipeline.progress import SilentReporter
 from pipeline.runner import LocalRunner, Outcome, Task, execute, restore_threads
@@ -136,6 +139,23 @@ def test_intermediates_that_a_killed_run_left_go(undisturbed: Audit, root: Path)
     assert_equal_tables(run_all(root, LocalRunner, SilentReporter()), undisturbed)
 
     assert intermediates(root) == []
+
+
+def test_intermediates_that_nobody_needs_go_after_a_week(root: Path) -> None:
+    """A folder stays as long as anything in it is younger."""
+    stop(root, "merge copy")
+    left = sorted(root.glob("work/*"))
+    assert len(left) == 2
+    old = time.time() - 8 * 24 * 3600
+    for folder in left:
+        for path in folder.iterdir():
+            os.utime(path, (old, old))
+    young = max(left[1].iterdir())
+    os.utime(young)
+    claim(Root(str(root), StorageConfig()))
+
+    assert not [*left[0].iterdir()]
+    assert len([*left[1].iterdir()]) > 1
 
 
 DAMAGED = [
@@ -321,19 +341,6 @@ def test_twins_that_both_finish(undisturbed: Audit, root: Path) -> None:
     """Every task of every stage by two workers at once: the tables of one."""
     assert_equal_tables(run_all(root, Twins, SilentReporter()), undisturbed)
     assert intermediates(root) == []
-
-
-class Remembers(LocalRunner):
-    """Remembers its tasks."""
-
-    def __init__(self) -> None:
-        self.tasks: list[Task] = []
-
-    def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        """Yields an outcome per task."""
-        listed = [*tasks]
-        self.tasks += listed
-        return super().run(listed)
 
 
 def test_stragglers_that_finish_when_all_is_done(undisturbed: Audit, root: Path) -> None:

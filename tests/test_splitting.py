@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from graphs import LATENT, THRESHOLD, Dying, Graph, features, space, unit, write_graph
+from graphs import LATENT, THRESHOLD, Dying, Graph, Remembers, features, space, unit, write_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import UsageError
+from pipeline.errors import ArtifactError, UsageError
 from pipeline.kernels.components import SpanningRows, labels_for, spanning_rows, star_forest
 from pipeline.kernels.space import project_copy
 from pipeline.kernels.splitting import UNCUT, GroupParams, far_shares, is_sampled, split_wide
 from pipeline.layout.groups import read_forest, read_split_summary, read_splits
 from pipeline.plan.components import Cuts
+from pipeline.runner import execute
 from pipeline.schemas import Kind
 
 EDGES = st.lists(st.tuples(st.integers(0, 25), st.integers(0, 25), st.integers(0, 5)), max_size=50)
@@ -223,6 +225,21 @@ def test_a_killed_split_goes_on(tmp_path: Path) -> None:
     assert done == made
     assert {task.split()[0] for task in made} >= {"find_large", "reduce_spans", "split_groups", "finish"}
     np.testing.assert_array_equal(labels(whole, folder), labels(graph, folder))
+
+
+@pytest.mark.parametrize("memory", [2**30, 1])
+def test_attempts_that_end_when_all_is_done_change_nothing(memory: int, tmp_path: Path) -> None:
+    """What they read is gone: they fail, instead of committing that nothing was split or joined."""
+    graph, _ = planted(tmp_path / "root")
+    runner = Remembers()
+    folder = graph.group(CUTS[2], runner, memory_bytes=memory, **LIMITS)
+    place = tmp_path / "root" / folder
+    before = {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}
+    assert json.loads(before["split.json"])["components"] == 1
+
+    late = {task.function.__name__: execute(task.function, task.spec).error for task in reversed(runner.tasks)}
+    assert {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()} == before
+    assert {name for name, error in late.items() if isinstance(error, ArtifactError)} >= {"find_large", "finish"}
 
 
 def test_exact_duplicates_are_never_cut(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ MAX_SPLITS = 64
 DECIMALS = 6
 # How far the float32 similarity of unit vectors may lie from the exact one, with room to spare; see the tests.
 FLOAT32_ERROR = 5e-6
+# The same of vectors of the copy space that were stored as float16; seen: 1.5e-4.
+FLOAT16_ERROR = 5e-4
 _CHUNK_ROWS = 65_536
 _HALF_EXPONENT = np.int16(0x7C00)
 _HALF_BITS = np.int32(-0x70002000)  # the sign and, 13 bits up, the exponent and fraction of a float16

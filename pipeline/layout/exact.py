@@ -234,8 +234,3 @@ def no_representatives(dimension: int) -> Representatives:
         np.empty(0, np.uint64),
         np.empty(0, np.int32),
     )
-
-
-def concatenate(pieces: list[Representatives]) -> Representatives:
-    """Representatives of several ranges as one."""
-    return Representatives(*(np.concatenate([getattr(piece, name) for piece in pieces]) for name in FIELDS))

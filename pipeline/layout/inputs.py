@@ -16,8 +16,6 @@ from pipeline.layout.exact import (
     SIZES,
     ExactGroups,
     Population,
-    Representatives,
-    concatenate,
     read_exact,
     read_pinned_features,
 )
@@ -94,14 +92,6 @@ class Inputs:
     def catalog_rows_of(self, ids: NDArray[np.int64], columns: Sequence[str] | None = None) -> pa.Table:
         """Columns of CATALOG_ROWS, image_id excepted, of some ids (any order, repeats allowed), row-aligned."""
         return take_rows(self.root.open(), self.annotations, NAMES, ids, columns)
-
-    def representatives(self) -> Representatives:
-        """All representatives: the whole of one partition."""
-        total = self.opened_snapshot().total
-        population = self.population()
-        return concatenate(
-            [population.read(lo, min(lo + READ_BLOCK, total)) for lo in range(0, max(total, 1), READ_BLOCK)]
-        )
 
 
 @lru_cache(maxsize=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,10 +30,13 @@ class Root:
 
 
 MARKER = "root.json"
+WORK = "work"
+"""Folder of what is deleted once its readers are done."""
+ABANDONED_NS = 7 * 24 * 3600 * 10**9
 FORMAT = 1
 FOLDERS = (
     "catalog", "annotations", "features", "exact", "moments", "spaces", "indexes", "neighbours", "pairs", "edges",
-    "groups", "scores", "audits", "sessions", "status", "models", "tokens", "work",
+    "groups", "scores", "audits", "sessions", "status", "models", "tokens", WORK,
 )  # fmt: skip
 """Everything under a root. What lies beside these is not ours: a source may."""
 
@@ -49,6 +53,21 @@ def claim(root: Root) -> None:
             "is something else. Choose another --root."
         )
     remove_leftovers(store, FOLDERS)
+    _remove_abandoned(store)
+
+
+def _remove_abandoned(store: Store) -> None:
+    """Removes intermediates to which nobody added anything for a week: of a run that was killed, after which there were
+    other images or parameters. 7 GB at 11.6 million images.
+    """
+    newest: dict[str, int] = {}
+    keys = [(info.key.split("/")[1], info.key, info.mtime_ns) for info in store.list(f"{WORK}/")]
+    for folder, _, mtime_ns in keys:
+        newest[folder] = max(newest.get(folder, 0), mtime_ns)
+    oldest = time.time_ns() - ABANDONED_NS
+    for folder, key, _ in keys:
+        if newest[folder] < oldest:
+            store.delete(key)
 
 
 def is_own(key: str) -> bool:

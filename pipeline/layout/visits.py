@@ -16,8 +16,6 @@ from pipeline.layout.root import Root, one_kept
 from pipeline.layout.shuffle import read_batch, read_column
 from pipeline.storage import Store
 
-WORK = "work"
-"""Folder of what is deleted once its readers are done."""
 QUERIES_AT_ONCE = 65_536  # 84 MB of 320-d vectors and as much again as unit float32
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.config import MOST_BY_DISTANCE, AuditConfig
@@ -17,7 +15,7 @@ from pipeline.layout.parts import cut
 from pipeline.layout.snapshots import Snapshot, catalog_rows, removed_ids
 from pipeline.plan.session import Session
 from pipeline.sources.folder import own_name
-from pipeline.sources.vectors import VectorFile, open_vectors
+from pipeline.sources.vectors import NameIndex, VectorFile, open_vectors
 from pipeline.storage import canonical_uri, open_store
 
 NAMED_ROWS = 131_072
@@ -90,6 +88,7 @@ def _rows_by_name(session: Session, snapshot: Snapshot, file: VectorFile) -> NDA
     gone = removed_ids(session.store, snapshot)
     rows = np.full(snapshot.total, -1, np.int64)
     missing, first = 0, ""
+    names_of_file = NameIndex(file.names)
     for lo, hi in cut(0, snapshot.total, NAMED_ROWS):
         catalog = catalog_rows(session.store, snapshot, lo, hi)
         names = [
@@ -99,8 +98,8 @@ def _rows_by_name(session: Session, snapshot: Snapshot, file: VectorFile) -> NDA
             f"{snapshot.sources[source].uri.rstrip('/')}/{name}"
             for source, name in zip(catalog["source"].to_pylist(), names, strict=True)
         ]
-        found = _look_up(names, file)
-        found = np.where(found < 0, _look_up(paths, file), found)
+        found = names_of_file.rows_of(names)
+        found = np.where(found < 0, names_of_file.rows_of(paths), found)
         found[np.isin(np.arange(lo, hi), gone)] = -1
         is_missing = (found < 0) & ~np.isin(np.arange(lo, hi), gone)
         missing += int(is_missing.sum())
@@ -112,8 +111,3 @@ def _rows_by_name(session: Session, snapshot: Snapshot, file: VectorFile) -> NDA
             f"no row, such as {first!r}: names must be the uris (relative to the source) or paths of the images"
         )
     return rows
-
-
-def _look_up(names: list[str], file: VectorFile) -> NDArray[np.int64]:
-    found = pc.index_in(pa.array(names, pa.string()), value_set=file.names)
-    return np.asarray(found.fill_null(-1).to_numpy(), np.int64)

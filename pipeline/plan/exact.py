@@ -35,6 +35,8 @@ def group_exact(session: Session, snapshot: Snapshot, features: FeatureSet, anno
         _group_by_buckets(session, snapshot, features, folder)
     listed = [lookup_name(REPRESENTATIVES, lo, hi) for lo, hi in ranges or [(0, 0)]]
     session.run_one("exact groups", folder, (FEATURES, *sizes, *listed, MEMBERS, SUMMARY), task)
+    for info in [*session.store.list(f"{folder}/{exact_groups.HASHES}-")]:
+        session.store.delete(info.key)  # 48 bytes an image; the forests of the buckets stay
     return Inputs(session.root, snapshot.number, features.folder, annotations, folder, dimension)
 
 

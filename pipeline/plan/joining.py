@@ -15,8 +15,9 @@ from pipeline.layout.indexes import Index
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.joined import Joined
 from pipeline.layout.parts import cut
+from pipeline.layout.root import WORK
 from pipeline.layout.snapshots import Snapshot, live_between
-from pipeline.layout.visits import WORK, Visits, vectors_key, visits_key
+from pipeline.layout.visits import Visits, vectors_key, visits_key
 from pipeline.plan.session import Session, StageWork
 from pipeline.runner import Counters, Task
 from pipeline.stages import assign, join
@@ -27,7 +28,7 @@ MOST_RANGES = 128  # up to 16.8 million images: each is a file that every partit
 MOST_RANGE_ROWS = 131_072  # 0.4 GB of visits
 LEAST_JOIN_TASKS = 16
 MOST_TASK_QUERIES = 262_144
-VISITED = 3  # partitions that a vector visits, of many
+VISITED = 3  # partitions that a vector visits, of many; without lists all of them
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,8 @@ class SpaceJoin:
 
         16 tasks at least, of 262,144 queries at most; fewer queries convert the lists to float32 more often.
         """
-        visits = self.snapshot.total * min(self.index.count, VISITED)
+        visited = min(self.index.count, VISITED) if self.index.folder else self.index.count
+        visits = self.snapshot.total * visited
         tasks = max(LEAST_JOIN_TASKS, -(-visits // MOST_TASK_QUERIES))
         slices = max(1, min(len(self.ranges), -(-tasks // self.index.count)))
         return max(1, -(-len(self.ranges) // slices))

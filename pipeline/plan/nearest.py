@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
-from pipeline.kernels.database import searchable_rows
+from pipeline.kernels.database import FLOAT16_ERROR, searchable_rows
 from pipeline.kernels.hits import MOST_NEIGHBOURS, Hits, JoinParams, concatenate_hits, merge_hits
 from pipeline.kernels.join import join_lists
 from pipeline.kernels.metrics import nearest_by_metric
@@ -47,8 +47,6 @@ NEAREST = pa.schema(
 BLOCK = 256
 """Queries at once: the rows that they find are 1.6 kB each."""
 SPARE = 8
-ROUNDING = 5e-4
-"""How far the similarity of searched (float16) vectors may lie from the canonical one; seen: 1.5e-4."""
 NAMES = ("uri", "raw_key", "source")
 
 
@@ -111,7 +109,7 @@ class _Found:
             last[at[order][rank == k - 1]] = ranks[order][rank == k - 1]
             floor = np.full(len(self.rows), np.inf)
             np.minimum.at(floor, at, hits.similarity.astype(np.float64))
-            is_open = (counts >= want) & (floor + ROUNDING >= last) & (want < MOST_NEIGHBOURS)
+            is_open = (counts >= want) & (floor + FLOAT16_ERROR >= last) & (want < MOST_NEIGHBOURS)
             chosen = order[is_near & ~is_open[at[order]]]
             pieces.append((at[chosen], hits.match_id[chosen], [values[chosen] for values in compared]))
             waiting, want = waiting[is_open[waiting]], min(4 * want, MOST_NEIGHBOURS)

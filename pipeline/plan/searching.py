@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from pipeline.kernels.database import FLOAT16_ERROR
 from pipeline.kernels.hits import JoinParams
 from pipeline.kernels.outliers import OutlierRule
 from pipeline.layout.annotations import read_vocabulary
@@ -14,9 +15,9 @@ from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import CANDIDATES, CLUSTERS, FURTHEST, NEIGHBOURS, SATURATED, TRUTH
 from pipeline.layout.pairs import count_pairs, index_pairs, pairs_key
 from pipeline.layout.parts import part_name
+from pipeline.layout.root import WORK
 from pipeline.layout.snapshots import Snapshot, live_between
 from pipeline.layout.spaces import read_space
-from pipeline.layout.visits import WORK
 from pipeline.plan.certifying import certify
 from pipeline.plan.components import components
 from pipeline.plan.indexing import Searched, choose_index
@@ -30,8 +31,6 @@ from pipeline.stages import assign, clusters, join, limit_pairs, merge, pairs
 MADE_BY = (assign.VERSION, join.VERSION, clusters.VERSION)
 """Versions of what else makes candidates and neighbours: a folder of them is named by all."""
 LEAST_LIMIT = 100_000  # pairs: 10 minutes of one core
-ROUNDING = 5e-4
-"""How far the similarity of searched (float16) vectors may lie from the canonical one; seen: 1.5e-4."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ def search(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSp
 def _join_copy(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSpace, key: dict[str, str]) -> str:
     """Folder of the candidates and of the clusters that the saturated queries are in."""
     config = session.config.neighbours
-    params = replace(config.copy, threshold=space.threshold, least=space.threshold - ROUNDING)
+    params = replace(config.copy, threshold=space.threshold, least=space.threshold - FLOAT16_ERROR)
     splits = read_vocabulary(session.store, inputs.annotations).split_digest
     of = {**key, "splits": splits}
     representatives = summary_of(session, inputs).representatives

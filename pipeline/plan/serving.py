@@ -12,12 +12,12 @@ from pipeline.layout.annotations import read_vocabulary
 from pipeline.layout.exact import read_summary
 from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.indexes import Index, exact_index, read_partitions
-from pipeline.layout.root import Root
+from pipeline.layout.root import WORK, Root
 from pipeline.layout.served import SERVED, Recipe, ServedSpace, served_key
 from pipeline.layout.snapshots import live_between
 from pipeline.layout.spaces import read_space
 from pipeline.layout.tables import json_bytes, read_json
-from pipeline.layout.visits import WORK, visits_key
+from pipeline.layout.visits import visits_key
 from pipeline.plan.joining import delete_folder, missing_tasks, query_ranges, run_ranges
 from pipeline.plan.session import STATUS_FOLDER, Session, StageWork
 from pipeline.progress import Reporter

@@ -18,6 +18,7 @@ from pipeline.storage import Store
 
 HEADER_BYTES = 4096
 BLOCK_BYTES = 2**26
+NAMES_AT_ONCE = 131_072
 LEAST_DIMENSION = 2
 LARGEST = 15  # the largest number of a vector is stored as 2^14 to 2^15: small ones keep all of their bits
 SHOWN = 5
@@ -119,6 +120,7 @@ def _open_parquet(store: Store, key: str, address: str) -> VectorFile:
             dimension = 0 if first is None else len(first.column(0)[0].as_py() or ())
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"vectors {address}: not a Parquet file ({error}); {_WANTED}") from error
+    listed = pc.if_else(pc.starts_with(listed, "./"), pc.utf8_slice_codeunits(listed, 2), listed)
     if listed.null_count or len(pc.unique(listed)) < count:
         counts = pc.value_counts(listed).to_pylist()
         twice = [item["values"] for item in counts if item["counts"] > 1 or item["values"] is None]
@@ -126,8 +128,45 @@ def _open_parquet(store: Store, key: str, address: str) -> VectorFile:
     if dimension < LEAST_DIMENSION:
         raise UsageError(f"vectors {address}: {count:,} rows of {dimension} numbers; {_WANTED}")
     dtype = schema.field(column).type.value_type.to_pandas_dtype()
-    names_at = pa.array([name.removeprefix("./") for name in listed.to_pylist()], pa.string())
-    return VectorFile(store, key, address, count, dimension, np.dtype(dtype), 0, column, names_at)
+    return VectorFile(store, key, address, count, dimension, np.dtype(dtype), 0, column, listed)
+
+
+class NameIndex:
+    """The row of each name: 16 bytes a name and the names, where a dict of 11.6 million takes 1.6 GB."""
+
+    def __init__(self, names: pa.StringArray | None) -> None:
+        self._names = pa.array([], pa.string()) if names is None else names
+        blocks = range(0, len(self._names), NAMES_AT_ONCE)
+        hashes = [_hashes(self._names.slice(at, NAMES_AT_ONCE).to_pylist()) for at in blocks]
+        whole = np.concatenate([np.empty(0, np.int64), *hashes])
+        self._order = np.argsort(whole, kind="stable")
+        self._sorted = whole[self._order]
+
+    def rows_of(self, wanted: list[str]) -> NDArray[np.int64]:
+        """Row of each name, -1 for one that is not there; int64 (n,)."""
+        rows = np.full(len(wanted), -1, np.int64)
+        hashes = _hashes(wanted)
+        at = np.searchsorted(self._sorted, hashes)
+        left = np.flatnonzero(self._holds(at, hashes))
+        names = pa.array(wanted, pa.string())
+        while len(left):  # twice where two names have one hash
+            found = self._order[at[left]]
+            is_equal = pc.equal(self._names.take(pa.array(found)), names.take(pa.array(left))).to_numpy(False)
+            rows[left[is_equal]] = found[is_equal]
+            left = left[~is_equal]
+            at[left] += 1
+            left = left[self._holds(at[left], hashes[left])]
+        return rows
+
+    def _holds(self, at: NDArray[np.int64], hashes: NDArray[np.int64]) -> NDArray[np.bool_]:
+        is_there = at < len(self._sorted)
+        is_there[is_there] = self._sorted[at[is_there]] == hashes[is_there]
+        return is_there
+
+
+def _hashes(names: list[str]) -> NDArray[np.int64]:
+    """Python's own hash, which is another in every process."""
+    return np.fromiter(map(hash, names), np.int64, len(names))
 
 
 def _only(schema: pa.Schema, is_wanted: Any, what: str, address: str) -> str:
