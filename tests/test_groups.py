@@ -11,7 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.kernels.groups import (
     LOSES,
     WINS,
-    Contenders,
+    GroupMembers,
     KeeperPolicy,
     chained,
     choose_keepers,
@@ -23,8 +23,8 @@ from pipeline.schemas import TABLES
 from pipeline.sources.splits import SPLIT_NAMES
 
 
-def contenders(rows: list[tuple[int, int, int, int, int, int]]) -> Contenders:
-    return Contenders(*np.array(rows, np.int64).reshape(-1, 6).T)
+def contenders(rows: list[tuple[int, int, int, int, int, int]]) -> GroupMembers:
+    return GroupMembers(*np.array(rows, np.int64).reshape(-1, 6).T)
 
 
 def reasons(rows: list[tuple[int, int, int, int, int, int]]) -> list[str]:

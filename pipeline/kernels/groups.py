@@ -43,7 +43,7 @@ class KeeperPolicy:
 
 
 @dataclass(frozen=True)
-class Contenders:
+class GroupMembers:
     """The members of whole groups, in any order, (n,) each: ids int64, split_rank int (smaller is kept), pixels =
     width * height, size_bytes and uri_length (characters) int64.
     """
@@ -58,7 +58,7 @@ class Contenders:
 
 @dataclass(frozen=True)
 class Keepers:
-    """Per contender: is_keeper bool and reason int8, an index into WINS for keepers and into LOSES for the others.
+    """Per member: is_keeper bool and reason int8, an index into WINS for keepers and into LOSES for the others.
 
     The only image of a group is its keeper, with reason -1.
     """
@@ -67,7 +67,7 @@ class Keepers:
     reason: Array
 
 
-def choose_keepers(members: Contenders) -> Keepers:
+def choose_keepers(members: GroupMembers) -> Keepers:
     """One keeper per group: by split, then most pixels, largest file, shortest uri, smallest image_id."""
     rules = np.stack(
         [members.split_rank, -members.pixels, -members.size_bytes, members.uri_length, members.image_id], axis=1

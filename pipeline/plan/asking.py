@@ -17,7 +17,7 @@ from pipeline.plan.nearest import BLOCK, NEAREST, nearest, require_k
 from pipeline.plan.serving import SPACES
 from pipeline.sources.folder import LeftOut, encode_key, escape_bytes, image_objects
 from pipeline.sources.vectors import stored_vectors
-from pipeline.stages.queries import Queries, QueryImage, image_queries, vector_queries
+from pipeline.stages.queries import QueryImage, SearchedFor, image_queries, vector_queries
 from pipeline.storage import StorageConfig, canonical_uri
 
 Image: TypeAlias = str | bytes | os.PathLike[str]
@@ -83,7 +83,7 @@ def ask_vectors(
     stored = stored_vectors(np.asarray(vectors), 0, "the vectors")
     index = served()
     for start in range(0, len(stored), BLOCK):
-        queries: Queries = vector_queries(names[start : start + BLOCK], stored[start : start + BLOCK])
+        queries: SearchedFor = vector_queries(names[start : start + BLOCK], stored[start : start + BLOCK])
         yield nearest(recipe, index, queries, k)
 
 

@@ -23,7 +23,7 @@ from pipeline.layout.inputs import Inputs
 from pipeline.layout.served import Recipe, ServedSpace
 from pipeline.layout.spaces import read_space
 from pipeline.schemas import Status
-from pipeline.stages.queries import Queries
+from pipeline.stages.queries import SearchedFor
 
 NEAREST = pa.schema(
     [
@@ -56,7 +56,7 @@ def require_k(k: int) -> None:
         raise UsageError(f"k {k}, want 1 to {MOST_NEIGHBOURS}")
 
 
-def nearest(recipe: Recipe, served: ServedSpace, queries: Queries, k: int) -> pa.Table:
+def nearest(recipe: Recipe, served: ServedSpace, queries: SearchedFor, k: int) -> pa.Table:
     """The k nearest representatives of each query, nearest first: rows of NEAREST, one without a match where none is.
 
     Ranked by the similarity that tables carry, ties to the smaller id; all there are where they are fewer than k.
@@ -78,7 +78,7 @@ class _Best:
 class _Found:
     """A search that is widened until nothing that was not compared exactly can be among the nearest."""
 
-    def __init__(self, recipe: Recipe, served: ServedSpace, queries: Queries, rows: NDArray[np.int64]) -> None:
+    def __init__(self, recipe: Recipe, served: ServedSpace, queries: SearchedFor, rows: NDArray[np.int64]) -> None:
         store = recipe.inputs.root.open()
         self.recipe, self.served, self.rows = recipe, served, rows
         self.embeddings, self.signatures = queries.embeddings[rows], queries.signatures[rows]
@@ -153,7 +153,7 @@ class _Found:
         return list(compare_rows(self.exact, theirs, at, place.ravel()))
 
 
-def _table(recipe: Recipe, queries: Queries, best: _Best, has_signatures: bool) -> pa.Table:
+def _table(recipe: Recipe, queries: SearchedFor, best: _Best, has_signatures: bool) -> pa.Table:
     """Rows of NEAREST: the neighbours of each query in order; a query without one has a row of nulls."""
     count = len(queries.names)
     alone = np.setdiff1d(np.arange(count), best.row)
@@ -172,7 +172,7 @@ def _table(recipe: Recipe, queries: Queries, best: _Best, has_signatures: bool) 
     return pa.table({name: columns[name] for name in NEAREST.names}).cast(NEAREST)
 
 
-def _matched(recipe: Recipe, queries: Queries, best: _Best, has_signatures: bool) -> pa.Table:
+def _matched(recipe: Recipe, queries: SearchedFor, best: _Best, has_signatures: bool) -> pa.Table:
     inputs = recipe.inputs
     names = inputs.catalog_rows_of(best.ids, NAMES)
     codes, vocabulary = inputs.codes_for(best.ids), inputs.vocabulary()
@@ -203,7 +203,7 @@ def copies_of(inputs: Inputs, ids: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.asarray(np.maximum(found, 1), np.int64)
 
 
-def _same_bytes(recipe: Recipe, queries: Queries, best: _Best) -> pa.Array:
+def _same_bytes(recipe: Recipe, queries: SearchedFor, best: _Best) -> pa.Array:
     """Whether a match has the bytes of the query; null where the query is a vector. Only near-equal ones are read."""
     store, features = recipe.inputs.root.open(), recipe.inputs.feature_set()
     same: list[bool | None] = []

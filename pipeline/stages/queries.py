@@ -37,7 +37,7 @@ class QueryImage:
 
 
 @dataclass(frozen=True)
-class Queries:
+class SearchedFor:
     """What is searched for, (n,) each: names, statuses and messages; content hashes, None for what is no file.
 
     embeddings float16 (n, d), signatures uint8 (n, 256): zeros where the status is not ok, and signatures too where
@@ -52,7 +52,7 @@ class Queries:
     signatures: NDArray[np.uint8]
 
 
-def image_queries(recipe: Recipe, images: Sequence[QueryImage]) -> Queries:
+def image_queries(recipe: Recipe, images: Sequence[QueryImage]) -> SearchedFor:
     """The features of some images, read, decoded and embedded as the audit's own were."""
     root = recipe.inputs.root
     read = partial(_measured, recipe, root.storage)
@@ -73,7 +73,7 @@ def image_queries(recipe: Recipe, images: Sequence[QueryImage]) -> Queries:
             else:
                 why = "the model's output holds NaN, infinity or zeros only"
                 found[number] = Measured(Status.UNREADABLE, why, content_hash=found[number].content_hash)
-    return Queries(
+    return SearchedFor(
         tuple(item.name for item in images),
         tuple(item.status for item in found),
         tuple(item.message for item in found),
@@ -83,11 +83,11 @@ def image_queries(recipe: Recipe, images: Sequence[QueryImage]) -> Queries:
     )
 
 
-def vector_queries(names: Sequence[str], vectors: NDArray[np.float16]) -> Queries:
+def vector_queries(names: Sequence[str], vectors: NDArray[np.float16]) -> SearchedFor:
     """Given embeddings as queries; one of zeros has no direction and finds nothing."""
     count = len(vectors)
     has_direction = [bool(row.any()) for row in vectors]
-    return Queries(
+    return SearchedFor(
         tuple(names),
         (Status.OK,) * count,
         tuple("" if there else "a vector of zeros is similar to nothing" for there in has_direction),

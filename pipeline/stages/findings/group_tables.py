@@ -14,7 +14,7 @@ from pipeline.kernels.conflicts import label_conflicts
 from pipeline.kernels.groups import (
     LOSES,
     WINS,
-    Contenders,
+    GroupMembers,
     Keepers,
     chained,
     choose_keepers,
@@ -107,10 +107,10 @@ def _keepers(found: Range, members: GroupImages) -> Keepers:
     rows = pa.table({name: rows[name].fill_null(0) for name in ("width", "height", "size_bytes")})  # names alone
     pixels = rows["width"].to_numpy().astype(np.int64) * rows["height"].to_numpy()
     lengths = pc.utf8_length(members.subjects["uri"]).to_numpy().astype(np.int64)
-    contenders = Contenders(
-        members.groups, members.ids, ranks[members.codes.split], pixels, rows["size_bytes"].to_numpy(), lengths
+    ranks_of = ranks[members.codes.split]
+    return choose_keepers(
+        GroupMembers(members.groups, members.ids, ranks_of, pixels, rows["size_bytes"].to_numpy(), lengths)
     )
-    return choose_keepers(contenders)
 
 
 def _medoids(found: Range, members: GroupImages) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
