@@ -64,13 +64,13 @@ def test_readme_is_short_and_begins_with_two_commands() -> None:
     assert len(text("README.md").splitlines()) <= 150
     assert len(demo.splitlines()) == len(tests.splitlines()) == 1
     assert demo.rstrip().endswith("image-audit demo")
-    assert tests.rstrip().endswith("-m pytest")
+    assert tests.rstrip().endswith("-m pytest -n 2 --dist loadfile")
 
 
 def test_ci_runs_what_the_readme_says() -> None:
     """The README's test command, and the extra that it installs, are those of .ci/run, which the workflow calls."""
     command = commands()[1]
-    extra, run = re.findall(r"pip install -e (\S+) && \.venv/bin/python (-m pytest)", command)[0]
+    extra, run = re.findall(r"pip install -e (\S+) && \.venv/bin/python (-m pytest .*)", command)[0]
 
     assert f"pip install --quiet --editable {extra}" in text(".ci/run")
     assert f'/bin/python" {run}' in text(".ci/run")
