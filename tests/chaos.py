@@ -44,12 +44,14 @@ MOST_LIVES = 12
 STAGES = (
     "annotate", "exact groups", "moments", "train", "train lists (copy)", "assign copy", "join copy", "merge copy",
     "clusters", "thin", "pairs", "verify", "stars", "unite", "components", "train lists (semantic)",
-    "assign semantic", "join semantic", "merge semantic", "recall", "outlier queries", "outlier search",
+    "assign semantic", "join semantic", "join semantic (further)", "merge semantic", "recall", "outlier queries",
+    "outlier search",
     "outlier tail", "score", "totals", "findings", "summary",
 )  # fmt: skip
 OF_MANY_PARTS = (
     "annotate", "assign copy", "join copy", "merge copy", "thin", "pairs", "verify", "stars", "components",
-    "assign semantic", "join semantic", "merge semantic", "outlier search", "score", "findings",
+    "assign semantic", "join semantic", "join semantic (further)", "merge semantic", "outlier search", "score",
+    "findings",
 )  # fmt: skip
 
 

@@ -208,7 +208,7 @@ def held_extract(spec: ExtractSpec) -> Counters:
 
 def poisoned_join(spec: JoinSpec) -> Counters:
     """Join, but the first slice of queries at partition 1 kills its process."""
-    if (spec.partition, spec.first) == (1, 0):
+    if (spec.column, spec.first) == (1, 0):
         die()
     return real_join(spec)
 

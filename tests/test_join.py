@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import fields, replace
 
 import numpy as np
@@ -14,11 +15,13 @@ from pipeline.kernels import contenders
 from pipeline.kernels import hits as hits_module
 from pipeline.kernels import join as join_module
 from pipeline.kernels.database import FLOAT32_ERROR, widened
-from pipeline.kernels.hits import Hits, concatenate_hits, empty_hits, stored_threshold, wilson
+from pipeline.kernels.hits import Hits, concatenate_hits, empty_hits, floors_of, stored_threshold, wilson
 from pipeline.kernels.join import (
     JoinParams,
     build_database,
+    checked_queries,
     join_lists,
+    join_queries,
     merge_hits,
     saturated_queries,
     search_everything,
@@ -196,6 +199,34 @@ def test_forgetting_along_the_way_and_crowds_change_nothing(compact_rows, overfe
     params = JoinParams(k=6, k_cross=2, overfetch=overfetch)
     hits = join_lists(build_database(ids, x, mask, own), ids, x, mask, everywhere, params)
     assert rows_of(hits) == brute_force((ids, x, mask), (ids, x, mask), params)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 12), st.floats(0, 1))
+def test_two_rounds_find_what_one_does(seed, k, known):
+    """Some lists first, the others over the floors that this gives; queries that found too little have none."""
+    rng = np.random.default_rng(seed)
+    x = (rng.standard_normal((5, 12))[rng.integers(0, 5, 300)] + 0.3 * rng.standard_normal((300, 12))).astype(
+        np.float16
+    )
+    ids, mask = rng.permutation(900)[:300].astype(np.int64), np.ones(300, np.uint64)
+    lists = rng.integers(0, 8, 300).astype(np.int32)
+    db, params = build_database(ids, x, mask, lists), JoinParams(k=k, k_cross=0)
+    probes = np.tile(np.arange(8, dtype=np.int32), (300, 1))
+    near = np.where(probes == lists[:, None], probes, -1)
+    first = join_lists(db, ids, x, mask, near, params)
+    asked, floor = floors_of(first, k)
+    assert asked.tolist() == sorted(q for q, n in Counter(first.query_id.tolist()).items() if n == k)
+    keep = rng.random(len(asked)) < known  # a floor may be missing
+    queries = checked_queries(db, ids, x, mask, np.where(near < 0, probes, -1))
+    place = {int(image): at for at, image in enumerate(ids)}
+    queries.floor[[place[int(image)] for image in asked[keep]]] = floor[keep]
+    further = join_queries(db, queries, params)
+
+    assert rows_of(merge_hits([first, further], params)) == rows_of(join_lists(db, ids, x, mask, probes, params))
+    under = {int(image): float(f) for image, f in zip(asked[keep], floor[keep], strict=True)}
+    pairs = zip(further.query_id.tolist(), further.similarity.tolist(), strict=True)
+    assert all(similarity >= under.get(query, -2) - 2e-5 for query, similarity in pairs)
 
 
 def test_what_must_stay_is_not_sorted_with_every_block(monkeypatch):

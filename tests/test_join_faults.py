@@ -40,6 +40,7 @@ ORDER = (
     "annotate", "vocabulary", "exact groups", "moments", "train", "train lists (copy)", "group lists (copy)",
     "assign copy", "join copy", "merge copy", "clusters", "thin", "pairs", "verify", "stars", "unite", "large groups",
     "components", "train lists (semantic)", "group lists (semantic)", "assign semantic", "join semantic",
+    "join semantic (further)",
     "merge semantic", "recall", "outlier queries", "outlier search", "outlier tail", "score", "totals", "edge index",
     "findings", "summary",
 )  # fmt: skip
@@ -165,6 +166,7 @@ DAMAGED = [
     ("pairs", "work/*/thinned-*.shuffle"),
     ("unite", "groups/*/work/leaves/*.parquet"),
     ("join semantic", "work/*/visits-*.shuffle"),
+    ("join semantic (further)", "work/*/floors-*.shuffle"),
     ("merge semantic", "work/*/hits-*.shuffle"),
     ("recall", "neighbours/*/truth-*.parquet"),
     ("outlier queries", "neighbours/*/furthest-*.parquet"),
@@ -190,9 +192,15 @@ def test_damaged_intermediates_are_named_and_made_anew(undisturbed: Audit, root:
 
 
 def damage(path: Path, how: str) -> None:
-    data = path.read_bytes()
-    at = inside_a_page(path) if path.suffix == ".parquet" else len(data) * 2 // 3
-    path.write_bytes(data[: len(data) // 2] if how == "cut" else data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
+    """Cuts a file in half, or flips a byte of a page, or bytes all over a shuffle file: some batches nobody reads."""
+    data = bytearray(path.read_bytes())
+    if how == "cut":
+        data = data[: len(data) // 2]
+    elif path.suffix == ".parquet":
+        data[inside_a_page(path)] ^= 0xFF
+    else:
+        data[len(data) // 3 :: 16] = bytes(byte ^ 0xFF for byte in data[len(data) // 3 :: 16])
+    path.write_bytes(data)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from pipeline.kernels.visits import (
     database_of,
     resolved,
     visits_by_partition,
+    visits_in_rounds,
     visits_of,
 )
 
@@ -34,6 +35,26 @@ def _routed(seed: int, count: int, lists: int, width: int) -> Routed:
         own,
         probes,
     )
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.integers(0, 30), st.integers(1, 12), st.integers(1, 5))
+def test_two_rounds_are_the_visits_of_one(seed: int, count: int, lists: int, partitions: int) -> None:
+    """The first has each vector once, where its nearest list is, and all that is owned; the second the others."""
+    routed = _routed(seed, count, lists, min(lists, 4))
+    partition_of = np.random.default_rng(seed).integers(0, partitions, lists).astype(np.int32)
+    once = visits_by_partition(routed, partition_of, partitions)
+    twice = visits_in_rounds(routed, partition_of, partitions)
+
+    assert len(twice) == 2 * partitions
+    for number, batch in enumerate(once):
+        rows = twice[number].to_pylist() + twice[partitions + number].to_pylist()
+        assert sorted(rows, key=lambda row: row["image_id"]) == sorted(
+            batch.to_pylist(), key=lambda row: row["image_id"]
+        )
+        nearest = routed.ids[partition_of[routed.probes[:, 0]] == number] if count else routed.ids
+        assert sorted(twice[number].column("image_id").to_pylist()) == sorted(nearest.tolist())
+        assert set(twice[partitions + number].column("own").to_pylist()) <= {-1}
 
 
 @settings(max_examples=40, deadline=None)

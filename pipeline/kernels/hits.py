@@ -201,6 +201,15 @@ def saturated_queries(hits: Hits, params: JoinParams) -> Int64:
     return np.asarray(np.unique(hits.query_id[is_saturated]), dtype=np.int64)
 
 
+def floors_of(hits: Hits, k: int) -> tuple[Int64, NDArray[np.float32]]:
+    """Return the queries with k hits, ascending int64 (m,), and the similarity of their last, float32 (m,).
+
+    hits of one split, as `merge_hits` returns them: no further one can be among the k nearest that is under that.
+    """
+    is_last = _rank_in_list(hits) == k - 1
+    return np.asarray(hits.query_id[is_last]), np.asarray(hits.similarity[is_last])
+
+
 def wilson(found: int, total: int) -> tuple[float, float]:
     """Return the Wilson 95% interval of a share, found of total; 0 to 1 where total is 0.
 

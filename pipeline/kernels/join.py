@@ -22,6 +22,7 @@ from pipeline.errors import UsageError
 from pipeline.kernels.contenders import Contenders, collect, compact, no_contenders
 from pipeline.kernels.database import (
     DECIMALS,
+    FLOAT32_ERROR,
     Cells,
     Database,
     Float32,
@@ -54,7 +55,9 @@ __all__ = [
     "Hits",
     "JoinParams",
     "build_database",
+    "checked_queries",
     "join_lists",
+    "join_queries",
     "merge_hits",
     "saturated_queries",
     "search_everything",
@@ -63,6 +66,8 @@ __all__ = [
 ]
 
 _QUERY_ROWS = 65_536
+_FLOORED_ROWS = 262_144  # of which little is kept: their vectors are 0.5 GB
+_OPEN_SHARE = 1 / 16  # of queries without a floor among those that count as floored
 _BLOCK_QUERIES = 1024
 _BLOCK_ROWS = 4096
 _PAIRS = 256
@@ -73,16 +78,26 @@ _NOTHING = np.iinfo(np.int64).max
 
 
 class Queries(NamedTuple):
-    """Checked queries: vectors as the database stores them, scale = 1 / norm."""
+    """Checked queries: vectors as the database stores them, scale = 1 / norm.
+
+    floor float32 (n,): a rounded similarity under which nothing is wanted, of a search elsewhere; -inf where all is.
+    """
 
     ids: Int64
     vectors: NDArray[np.floating]
     scale: Float64
     mask: UInt64
     probes: Int32
+    floor: Float32
 
     def take(self, rows: Int64) -> Queries:
-        return Queries(self.ids[rows], self.vectors[rows], self.scale[rows], self.mask[rows], self.probes[rows])
+        picked = (self.ids[rows], self.vectors[rows], self.scale[rows], self.mask[rows], self.probes[rows])
+        return Queries(*picked, self.floor[rows])
+
+    @property
+    def is_floored(self) -> bool:
+        """Whether little is kept of nearly all of them."""
+        return bool(np.isneginf(self.floor).mean() < _OPEN_SHARE)
 
 
 class Search(NamedTuple):
@@ -115,8 +130,12 @@ def join_lists(
     list and nprobe 1. One list over all splits is a mask of 1 everywhere and k_cross 0. Order, blocks and partitions of
     either side do not change the result. Raises UsageError for unequal shapes, zero or NaN queries.
     """
-    queries = checked_queries(db, query_ids, xq, query_mask, probes)
-    if len(query_ids) == 0 or len(db) == 0:
+    return join_queries(db, checked_queries(db, query_ids, xq, query_mask, probes), params)
+
+
+def join_queries(db: Database, queries: Queries, params: JoinParams) -> Hits:
+    """Return `join_lists` of checked queries: at least those hits that are not under the floor of their query."""
+    if len(queries.ids) == 0 or len(db) == 0:
         return empty_hits()
     return _join(_search_by_list(db, params), queries)
 
@@ -155,10 +174,8 @@ def _search_by_list(db: Database, params: JoinParams) -> Search:
 
 def _join(search: Search, queries: Queries) -> Hits:
     nearby = np.argsort(queries.probes[:, 0], kind="stable")  # neighbours in one chunk share lists: longer products
-    parts = [
-        _join_chunk(search, queries.take(nearby[start : start + _QUERY_ROWS]))
-        for start in range(0, len(nearby), _QUERY_ROWS)
-    ]
+    rows = _FLOORED_ROWS if queries.is_floored else _QUERY_ROWS
+    parts = [_join_chunk(search, queries.take(nearby[start : start + rows])) for start in range(0, len(nearby), rows)]
     return by_query(concatenate_hits(parts))
 
 
@@ -170,7 +187,8 @@ def checked_queries(db: Database, ids: Int64, xq: NDArray[np.floating], mask: UI
     if len(ids) and len(db) and xq.shape[1] != db.vectors.shape[1]:
         raise UsageError(f"join: queries have {xq.shape[1]} dimensions and the database {db.vectors.shape[1]}")
     stored = xq.astype(db.vectors.dtype)
-    return Queries(np.asarray(ids, dtype=np.int64), stored, unit_scale(stored, "join queries"), mask, probes)
+    floor = np.full(len(ids), -np.inf, np.float32)
+    return Queries(np.asarray(ids, dtype=np.int64), stored, unit_scale(stored, "join queries"), mask, probes, floor)
 
 
 def _join_chunk(search: Search, queries: Queries) -> Hits:
@@ -178,7 +196,8 @@ def _join_chunk(search: Search, queries: Queries) -> Hits:
     params = search.params
     found = nothing_found(search, queries)
     unit = unit_vectors(queries.vectors, queries.scale)
-    for probes in _own_first(queries.probes) if params.least is None else [queries.probes]:
+    is_floored = params.least is not None or queries.is_floored
+    for probes in [queries.probes] if is_floored else _own_first(queries.probes):
         for entries, _, visitors in visits(search.lists, probes):
             for start in range(0, len(entries), _BLOCK_ROWS):
                 _compare(search, found, entries[start : start + _BLOCK_ROWS], unit, visitors)
@@ -189,7 +208,10 @@ def nothing_found(search: Search, queries: Queries) -> Contenders:
     """Return the start of a search: what is wanted of each query in each split."""
     splits = np.arange(int(search.split.max()) + 1, dtype=np.uint64)
     is_own = (queries.mask[:, None] >> splits) & np.uint64(1) == 1
-    return no_contenders(np.where(is_own, search.params.k, search.params.k_cross), search.params)
+    found = no_contenders(np.where(is_own, search.params.k, search.params.k_cross), search.params)
+    # both sides of the comparison are rounded, or off by what float32 errs
+    np.maximum(found.floor, queries.floor[:, None] - np.float32(2 * FLOAT32_ERROR), out=found.floor)
+    return found
 
 
 def _own_first(probes: Int32) -> list[Int32]:

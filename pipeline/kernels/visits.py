@@ -63,19 +63,33 @@ def visits_by_partition(routed: Routed, partition_of: Int32, partitions: int) ->
 
     Raises UsageError for a list that has no partition.
     """
-    count, width = routed.probes.shape
     if len(partition_of) and not 0 <= int(partition_of.min()) <= int(partition_of.max()) < partitions:
         raise UsageError(
             f"visits: lists are in partitions up to {int(partition_of.max())}, want less than {partitions}"
         )
-    visited = partition_of[routed.probes].ravel()
+    return _visits(routed, partition_of, partition_of[routed.probes], partitions)
+
+
+def visits_in_rounds(routed: Routed, partition_of: Int32, partitions: int) -> list[pa.RecordBatch]:
+    """One batch per partition with the vectors whose nearest list is there, then one each with the others.
+
+    Where every vector was searched among its nearest first, the others need not return what is further.
+    """
+    place = partition_of[routed.probes]
+    return _visits(routed, partition_of, np.where(place == place[:, :1], place, place + partitions), 2 * partitions)
+
+
+def _visits(routed: Routed, partition_of: Int32, place: Int32, places: int) -> list[pa.RecordBatch]:
+    """One batch per place; place int32 (n, nprobe), that of each probe."""
+    count, width = routed.probes.shape
+    visited = place.ravel()
     row = np.repeat(np.arange(count), width)
     order = np.argsort(visited, kind="stable")
     visited, row, lists = visited[order], row[order], routed.probes.ravel()[order]
     is_first = np.ones(len(row), dtype=bool)
     is_first[1:] = (visited[1:] != visited[:-1]) | (row[1:] != row[:-1])
     start = np.append(np.flatnonzero(is_first), len(row))
-    bounds = np.searchsorted(visited[start[:-1]], np.arange(partitions + 1))
+    bounds = np.searchsorted(visited[start[:-1]], np.arange(places + 1))
     return [
         _batch(routed, partition_of, number, row[start[lo:hi]], lists[start[lo] : start[hi]], start[lo : hi + 1])
         for number, (lo, hi) in enumerate(zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True))

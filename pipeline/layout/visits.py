@@ -21,13 +21,23 @@ QUERIES_AT_ONCE = 65_536  # 84 MB of 320-d vectors and as much again as unit flo
 
 @dataclass(frozen=True)
 class Visits:
-    """The visits of one space: their folder, the ranges of offsets that they came from, partitions, dimension."""
+    """The visits of one space: their folder, the ranges of offsets that they came from, partitions, dimension.
+
+    is_in_rounds: each partition has two columns, the visits of the vectors that are nearest to it and, `partitions`
+    further on, all others.
+    """
 
     root: Root
     folder: str
     ranges: tuple[tuple[int, int], ...]
     partitions: int
     dimension: int
+    is_in_rounds: bool = False
+
+    @property
+    def columns(self) -> int:
+        """Batches of a file before that of the sampled queries."""
+        return self.partitions * (2 if self.is_in_rounds else 1)
 
     @property
     def is_by_reference(self) -> bool:
@@ -44,11 +54,11 @@ class Visits:
 
     def sampled(self) -> Routed:
         """The queries that recall is measured with."""
-        return visits_of(self.batches(self.partitions), self.dimension)
+        return visits_of(self.batches(self.columns), self.dimension)
 
-    def batches(self, partition: int) -> Iterator[pa.RecordBatch]:
-        """The batches of a partition with their vectors, range by range."""
-        found = read_column(self.root.open(), self.keys(), partition)
+    def batches(self, column: int) -> Iterator[pa.RecordBatch]:
+        """The batches of a column with their vectors, range by range."""
+        found = read_column(self.root.open(), self.keys(), column)
         return (self._resolved(batch, *bounds) for batch, bounds in zip(found, self.ranges, strict=True))
 
     def owned(self, partition: int) -> Iterator[pa.RecordBatch]:
@@ -62,14 +72,17 @@ class Visits:
             return batch
         return resolved(batch, read_vectors(self, lo, hi))
 
-    def queries(self, partition: int, first: int, last: int) -> Iterator[Routed]:
-        """The queries of ranges [first, last) at a partition, about 65,536 at a time, whole ranges together."""
+    def queries(self, column: int, first: int, last: int) -> Iterator[Routed]:
+        """The queries of ranges [first, last) in a column, about 65,536 at a time (in the second round, which keeps
+        less of each, 196,608), whole ranges together.
+        """
+        at_once = QUERIES_AT_ONCE * (1 if column < self.partitions else 3)
         store = self.root.open()
         held: list[Routed] = []
         for lo, hi in self.ranges[first:last]:
-            batch = read_batch(store, visits_key(self.folder, lo, hi), partition)
+            batch = read_batch(store, visits_key(self.folder, lo, hi), column)
             held.append(visits_of([self._resolved(batch, lo, hi)], self.dimension))
-            if sum(map(len, held)) >= QUERIES_AT_ONCE:
+            if sum(map(len, held)) >= at_once:
                 yield concatenate_routed(held)
                 held = []
         if held:

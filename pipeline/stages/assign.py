@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipeline.kernels.database import searchable_rows
 from pipeline.kernels.sampling import stable_sample
 from pipeline.kernels.space import project_copy, project_semantic
-from pipeline.kernels.visits import NOT_OWNED, Routed, asking_batch, by_reference, visits_by_partition
+from pipeline.kernels.visits import NOT_OWNED, Routed, asking_batch, by_reference, visits_by_partition, visits_in_rounds
 from pipeline.layout.groups import labels_of
 from pipeline.layout.indexes import Index, partition_of, route_vectors
 from pipeline.layout.inputs import Inputs
@@ -80,7 +80,8 @@ def _commit(store: Store, spec: AssignSpec, routed: Routed) -> Counters:
     if spec.visits.is_by_reference:
         write_vectors(store, vectors_key(folder, *bounds), rows.vectors)
         rows = by_reference(rows)
-    batches = visits_by_partition(rows, partition_of(store, spec.index), spec.index.count)
+    deal = visits_in_rounds if spec.visits.is_in_rounds else visits_by_partition
+    batches = deal(rows, partition_of(store, spec.index), spec.index.count)
     sampled = rows.take(stable_sample(rows.ids, spec.share, RECALL_SALT))
     write_batches(store, visits_key(folder, *bounds), [*batches, asking_batch(sampled)])
     return {"images": len(rows), "visits": sum(batch.num_rows for batch in batches)}
