@@ -48,11 +48,10 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def takes_its_node(spec: Spec) -> Counters:
-    """Item 2 kills the raylet that this process works for."""
+def waits_at_two(spec: Spec) -> Counters:
+    """Item 2 waits for ever."""
     _, lo, hi = spec
     if lo <= 2 < hi:
-        os.kill(os.getppid(), signal.SIGKILL)
         wait_for_ever(spec)
     return commit(spec)
 

@@ -68,25 +68,33 @@ def test_tasks_of_a_dead_node_run_elsewhere(nodes: Any, tmp_path: Path, monkeypa
 def test_task_that_takes_its_nodes_along_is_cut_and_quarantined(
     nodes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Item 2 of 4 kills every node it runs on, of which there is one at a time: the others are done, it is settled."""
-    add(nodes)
+    """Every node that item 2 of 4 runs on dies, of which there is one at a time: the others are done, it is settled."""
+    working, killed = [add(nodes)], [0]
     runner = cluster.join_ray(nodes.address)
     os.mkfifo(tmp_path / "pipe")
-    say = cluster._say_if_idle
+    watch, say = cluster.RayRunner._watch, cluster._say_if_idle
+
+    def watch_and_kill(self: cluster.RayRunner, book: Any) -> Iterator[Outcome]:
+        if len(list(tmp_path.glob("waiting-*"))) > killed[0]:
+            killed[0] += 1
+            nodes.remove_node(working.pop(), allow_graceful=False)
+        return watch(self, book)
 
     def say_and_add(book: Any) -> None:
         say(book)
-        if book.is_idle:
-            add(nodes)
+        if book.is_idle and not working:
+            working.append(add(nodes))
 
+    monkeypatch.setattr(cluster.RayRunner, "_watch", watch_and_kill)
     monkeypatch.setattr(cluster, "_say_if_idle", say_and_add)
     monkeypatch.setattr(cluster, "NODES", 2)
     monkeypatch.setattr(cluster, "LOOK_SECONDS", 0.2)
     spec = (str(tmp_path), 0, 4)
-    task = Task("task", crashing.takes_its_node, spec, 4, crashing.halves, crashing.quarantine)
+    task = Task("task", crashing.waits_at_two, spec, 4, crashing.halves, crashing.quarantine)
     outcomes = {outcome.task.spec[1:]: outcome for outcome in runner.run([task])}
     runner.close()
 
+    assert killed == [4]
     assert sorted(outcomes) == [(0, 1), (1, 2), (2, 3), (3, 4)]
     assert [path.name for path in tmp_path.glob("crashed-*")] == ["crashed-2-3"]
     assert [outcomes[at, at + 1].counters.get("items", 0) for at in range(4)] == [1, 1, 0, 1]

@@ -28,7 +28,7 @@ CASES = [
     ("spaces/*/copy_space.npz", ORDER[5:]),
     ("spaces/*/space.json", ORDER[5:]),
     ("neighbours/*/candidates-*.parquet", ORDER[6:]),
-    ("neighbours/*/saturated-*.parquet", ORDER[6:]),
+    ("neighbours/*/saturated-*.parquet", ("neighbours/*/clusters.parquet", *ORDER[6:])),
     ("neighbours/*/clusters.parquet", ORDER[6:]),
     ("pairs/*/pairs-*.parquet", ORDER[7:]),
     ("pairs/*/pairs.json", ORDER[7:]),
