@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ Flags = NDArray[np.bool_]
 
 EXACT = (Role.SAME_BYTES, Role.SAME_PIXELS)
 NEAR = (Role.CLUSTER, Role.FRAME, Role.PAIR, Role.BURST)
+SMALL = (Role.PAIR, Role.BURST)
+"""Sets of which any two members may lie under the threshold though both are over it to their source."""
 BLOCK = 4096
 
 
@@ -40,16 +43,35 @@ class Stars:
     similarity: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Stored:
+    """Stored features of some sorted ids, and the space in which pairs of them are compared."""
+
+    ids: Int64
+    embeddings: NDArray[np.float16]
+    signatures: NDArray[np.uint8]
+    space: CopySpace
+
+    def similarity(self, one: Int64, other: Int64) -> NDArray[np.float64]:
+        """Copy similarities of pairs of ids, as the tables would give them."""
+        found = np.empty(len(one))
+        for at in range(0, len(one), BLOCK):
+            i, j = (np.searchsorted(self.ids, side[at : at + BLOCK]) for side in (one, other))
+            sides = (self.embeddings[i], self.signatures[i], self.embeddings[j], self.signatures[j])
+            found[at : at + BLOCK] = pair_similarities(self.space, *sides).copy
+        return found
+
+
 def check(audit: Audit, world: World, features: str) -> dict[str, Any]:
     """Counts of what was planted over the threshold and of what the tables hold of it, in all and by role."""
     store, truth = audit.root.open(), read_truth(audit.root)
     facts = audit.summary()
     space = read_space(store, facts["space"]["folder"])
-    stars = measure(store, list_features(store, features), truth, space)
-    over = stars.similarity >= facts["threshold"]["value"]
-    over |= np.isin(stars.role, EXACT)
+    stored = stored_near(store, list_features(store, features), truth, space)
+    stars = measure(stored, truth)
+    over = are_over(stars, facts["threshold"]["value"])
     found = are_found(audit, stars)
-    wanted = planted_leaks(world, truth, stars, over)
+    wanted = planted_leaks(world, truth, stored, facts["threshold"]["value"])
     listed = _listed_leaks(audit)
     is_leak_listed = np.isin(wanted, listed)
     return {
@@ -65,22 +87,26 @@ def check(audit: Audit, world: World, features: str) -> dict[str, Any]:
     }
 
 
-def measure(store: Store, features: FeatureSet, truth: Truth, space: CopySpace) -> Stars:
-    """The similarity of each planted member to the source of its set, from the stored features."""
+def stored_near(store: Store, features: FeatureSet, truth: Truth, space: CopySpace) -> Stored:
+    """The stored features of all planted near-duplicates."""
+    ids = np.unique(truth.image_id[np.isin(truth.role, NEAR)])
+    return Stored(ids, *_take(store, features, ids), space)
+
+
+def measure(stored: Stored, truth: Truth) -> Stars:
+    """The similarity of each planted member to the source of its set."""
     near = np.isin(truth.role, (*EXACT, *NEAR))
     chosen = np.flatnonzero(near & (truth.image_id != truth.source_id))
     role, source, member = truth.role[chosen], truth.source_id[chosen], truth.image_id[chosen]
     similarity = np.ones(len(chosen))
     asked = np.flatnonzero(np.isin(role, NEAR))
-    ids = np.union1d(source[asked], member[asked])
-    embeddings, signatures = _take(store, features, ids)
-    for at in range(0, len(asked), BLOCK):
-        rows = asked[at : at + BLOCK]
-        i, j = np.searchsorted(ids, source[rows]), np.searchsorted(ids, member[rows])
-        similarity[rows] = pair_similarities(
-            space, embeddings[i], signatures[i], embeddings[j], signatures[j]
-        ).copy  # fmt: skip
+    similarity[asked] = stored.similarity(source[asked], member[asked])
     return Stars(role, source, member, similarity)
+
+
+def are_over(stars: Stars, threshold: float) -> Flags:
+    """Which members are copies of their source: by the threshold, or exactly."""
+    return np.asarray((stars.similarity >= threshold) | np.isin(stars.role, EXACT))
 
 
 def _take(store: Store, features: FeatureSet, ids: Int64) -> tuple[NDArray[np.float16], NDArray[np.uint8]]:
@@ -114,20 +140,36 @@ def are_found(audit: Audit, stars: Stars) -> Flags:
     return found
 
 
-def planted_leaks(world: World, truth: Truth, stars: Stars, over: Flags) -> Int64:
+def planted_leaks(world: World, truth: Truth, stored: Stored, threshold: float) -> Int64:
     """Key of each (image, other split) that a planted set makes a leak, sorted; see `leak_key`.
 
-    Of a set those images count whose similarity to the source is over the threshold, and the source if any is.
+    Of a small set those pairs are leaks that are over the threshold. Of exact copies, clusters and frames every image
+    is one whose similarity to the source is, with the source if any is: they are joined, however far two of them are.
     """
-    sets = dict(zip(truth.image_id.tolist(), truth.set_id.tolist(), strict=True))
-    ids = np.r_[stars.member_id[over], np.unique(stars.source_id[over])]
-    groups = np.array([sets[image_id] for image_id in ids.tolist()], np.int64)
+    stars = measure(stored, truth)
+    is_joined = are_over(stars, threshold) & ~np.isin(stars.role, SMALL)
+    sources = np.unique(stars.source_id[is_joined])
+    ids, sets = np.r_[stars.member_id[is_joined], sources], np.r_[stars.source_id[is_joined], sources]
     split, _, _ = world.cells(ids)
-    keys = [np.empty(0, np.int64)]
+    keys = [_leaking_pairs(world, truth, stored, threshold)]
     for other in range(len(SPLITS)):
-        has_other = np.isin(groups, groups[split == other])
+        has_other = np.isin(sets, sets[split == other])
         keys.append(leak_key(ids[has_other & (split != other)], np.int64(other)))
     return np.unique(np.concatenate(keys))
+
+
+def _leaking_pairs(world: World, truth: Truth, stored: Stored, threshold: float) -> Int64:
+    """Keys of the pairs of the small sets that are over the threshold and in two splits, once for each side."""
+    rows = np.flatnonzero(np.isin(truth.role, SMALL))
+    rows = rows[np.argsort(truth.source_id[rows], kind="stable")]
+    _, first = np.unique(truth.source_id[rows], return_index=True)
+    members = [ids.tolist() for ids in np.split(truth.image_id[rows], first[1:])]
+    pairs = np.array([pair for ids in members for pair in combinations(ids, 2)], np.int64).reshape(-1, 2)
+    split = world.cells(pairs.ravel())[0].reshape(-1, 2)
+    is_across = split[:, 0] != split[:, 1]
+    pairs, split = pairs[is_across], split[is_across]
+    is_over = stored.similarity(pairs[:, 0], pairs[:, 1]) >= threshold
+    return leak_key(pairs[is_over].ravel(), split[is_over][:, ::-1].ravel())
 
 
 def leak_key(image_id: Int64, split: Int64 | np.int64) -> Int64:

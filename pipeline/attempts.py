@@ -15,6 +15,7 @@ LAST_SECONDS = 120.0  # of a twin, and of a piece of a task that hung
 STRAGGLER_FACTOR = 6.0
 UNKNOWN_SECONDS = 0.25  # per item while no part of the stage is done: 30 times what an extraction takes
 NODES = 5  # that may die under a task before it is taken for the cause; a spot fleet loses some for its own reasons
+FAILURES = 5  # of Ray itself to carry a task out, such as a node that comes or goes and cannot set a worker up
 HUNG_CUTS = 4  # a task that hung is cut in 16 at once: each level costs LAST_SECONDS
 
 
@@ -23,12 +24,13 @@ class Attempt:
     """A try of a task. `begun`: when a worker was first seen to be at it, None while it waits for a core.
 
     `is_last`: an attempt before it, or the task that it is a piece of, hung; it is given less time, and no twin.
-    `nodes`: that died under it.
+    `nodes`: that died under it; `failures`: of Ray to carry it out.
     """
 
     task: Task
     number: int = 1
     nodes: int = 0
+    failures: int = 0
     is_last: bool = False
     key: str = ""
     submitted: float = 0.0
@@ -40,11 +42,12 @@ class Attempt:
 class Book:
     """The driver's account of one call of `run`.
 
-    `rates`: seconds per item of the parts that are done; `rate`: their median at the latest look. `is_idle`: no node
-    was left to work then.
+    `resting`: attempts that are tried again from the next look on. `rates`: seconds per item of the parts that are
+    done; `rate`: their median at the latest look. `is_idle`: no node was left to work then.
     """
 
     waiting: deque[Attempt]
+    resting: list[Attempt] = field(default_factory=list)
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
     submitted: int = 0
     looked: float = 0.0

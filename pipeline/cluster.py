@@ -22,7 +22,7 @@ from ray import exceptions
 from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.attempts import HUNG_CUTS, NODES, Attempt, Book, patience, pieces_of
+from pipeline.attempts import FAILURES, HUNG_CUTS, NODES, Attempt, Book, patience, pieces_of
 from pipeline.errors import ClusterError, NotFound, StorageError, UsageError
 from pipeline.runner import ATTEMPTS, Execution, Outcome, Task, TaskError, execute, may_retry
 from pipeline.sources.folder import is_image_key
@@ -162,14 +162,15 @@ class RayRunner:
         """Yields an outcome per task as they end; one whose process dies or hangs twice is cut, then quarantined."""
         book = Book(deque(Attempt(task) for task in tasks))
         try:
-            while book.waiting or book.running:
+            while book.waiting or book.running or book.resting:
                 self._submit(book)
-                waited = ray.wait(list(book.running), num_returns=1, timeout=LOOK_SECONDS) if book.running else ([],)
-                for reference in waited[0]:
+                for reference in _ended(book):
                     yield from self._settle(book, reference)
                 if time.monotonic() - book.looked >= LOOK_SECONDS:
                     book.looked = time.monotonic()
                     self.workers = self._cores()
+                    book.waiting.extend(book.resting)
+                    book.resting.clear()
                     _say_if_idle(book)
                     yield from self._watch(book)
         finally:
@@ -254,8 +255,7 @@ class RayRunner:
             yield from self._after_crash(book, attempt, error)
             return
         except exceptions.RayError as error:
-            self._finish(book, task)
-            yield Outcome(task, error=TaskError(str(error)), attempts=attempt.number)
+            yield from self._after_failure(book, attempt, error)
             return
         if done.error is not None and may_retry(done.error) and attempt.number < ATTEMPTS:
             attempt.number += 1
@@ -294,14 +294,23 @@ class RayRunner:
         log.warning("%s: %s", attempt.task.name, reason)
         yield from self._cut(book, attempt, pieces_of(attempt.task, HUNG_CUTS), "crashed", reason)
 
+    def _after_failure(self, book: Book, attempt: Attempt, error: exceptions.RayError) -> Iterator[Outcome]:
+        """Tries again what Ray itself could not carry out, after a rest, for the reason may be a node that goes."""
+        attempt.failures += 1
+        if attempt.failures < FAILURES and not isinstance(error, exceptions.RayTaskError):  # that one is of its spec
+            log.warning("%s: Ray could not carry it out (%s); trying again", attempt.task.name, _first_line(error))
+            book.resting.append(attempt)
+            return
+        self._finish(book, attempt.task)
+        yield Outcome(attempt.task, error=TaskError(str(error)), attempts=attempt.number)
+
     def _after_crash(self, book: Book, attempt: Attempt, error: exceptions.RayError) -> Iterator[Outcome]:
         log.warning("%s: its process died (attempt %d)", attempt.task.name, attempt.number)
         if attempt.number < 2:
             attempt.number += 1
             book.waiting.append(attempt)
             return
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        yield from self._cut(book, attempt, pieces_of(attempt.task, 1), "crashed", reason)
+        yield from self._cut(book, attempt, pieces_of(attempt.task, 1), "crashed", _first_line(error))
 
     def _cut(self, book: Book, attempt: Attempt, pieces: list[Task], cause: str, reason: str) -> Iterator[Outcome]:
         """Goes on with the pieces of a task whose process died or hung twice; one that cannot be cut is settled."""
@@ -347,6 +356,19 @@ class RayRunner:
             begun = {key.decode() for key in internal_kv._internal_kv_list(f"{book.name}/", namespace=NOTES)}
             for attempt in waiting:
                 attempt.begun = time.monotonic() if attempt.key in begun else None
+
+
+def _first_line(error: exceptions.RayError) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _ended(book: Book) -> list[Any]:
+    """What ended within LOOK_SECONDS; that long nothing where all that is left rests."""
+    if not book.running:
+        time.sleep(LOOK_SECONDS if book.resting else 0)
+        return []
+    ended: list[Any] = ray.wait(list(book.running), num_returns=1, timeout=LOOK_SECONDS)[0]
+    return ended
 
 
 def _say_if_idle(book: Book) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 import pipeline
 from benchmarks.scale_sessions import Sessions, disk_bytes
-from benchmarks.scale_truth import Stars, are_found, leak_key, measure, planted_leaks
+from benchmarks.scale_truth import Stars, are_found, leak_key, planted_leaks, stored_near
 from benchmarks.synthetic import SPLITS, World, tree_path
 from benchmarks.synthetic_plants import Role, plant
 from benchmarks.synthetic_root import Truth, make_features, read_truth
@@ -120,9 +120,8 @@ def test_leaks_are_those_of_brute_force(measured: tuple[Path, dict[str, Any]], a
         int(leak_key(np.array([row["image_id"]]), np.int64(SPLITS.index(row["match_split"])))[0])
         for row in audit.table("leaks").to_pylist()
     }
-    stars = measure(store, features, truth, space)
-    over = (stars.similarity >= facts["threshold"]["value"]) | (stars.role <= Role.SAME_PIXELS)
-    planted = set(planted_leaks(world, truth, stars, over).tolist())
+    near = stored_near(store, features, truth, space)
+    planted = set(planted_leaks(world, truth, near, facts["threshold"]["value"]).tolist())
 
     chained = {
         int(leak_key(np.array([row["image_id"]]), np.int64(SPLITS.index(row["match_split"])))[0])
