@@ -17,16 +17,23 @@ from rich.cells import cell_len
 from pipeline.errors import StorageError, StorageFull, UsageError
 from pipeline.storage import StorageConfig, open_store
 
-SUFFIXES = {"json": "json", "jsonl": "json", "ndjson": "json", "csv": "csv", "parquet": "parquet"}
+SUFFIXES = {"json": "json", "jsonl": "json", "ndjson": "json", "csv": "csv", "parquet": "parquet", "txt": "text"}
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 NARROWEST = 16
 """Characters that a cut text keeps at least; a terminal too narrow for that loses columns instead."""
 
 
 def format_of(output: str | None) -> str:
-    """What a file is written as where no flag says it: by the suffix of its name."""
+    """What a file is written as where no flag says it: by the suffix of its name. Raises UsageError for another one:
+    it may be that of a file which nobody wants to be written over.
+    """
     name, _, suffix = (output or "").rpartition("/")[2].rpartition(".")
-    return SUFFIXES.get(suffix.lower(), "text") if name else "text"
+    if name and suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            f"--output {output}: want a name that ends in .csv, .json, .parquet or .txt, or one of --csv, --json and "
+            "--parquet beside it"
+        )
+    return SUFFIXES[suffix.lower()] if name else "text"
 
 
 def as_json(parts: Iterator[pa.Table]) -> Iterator[bytes]:

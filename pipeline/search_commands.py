@@ -65,7 +65,7 @@ def _add_export(commands: Any) -> None:
     parser = add_command(commands, "export", "write the index as one Faiss file, with a Parquet of what its ids are")
     parser.set_defaults(command=_export)
     parser.add_argument("--space", choices=SPACES, default="semantic", help="default: semantic")
-    parser.add_argument("--output", required=True, help="file to write, such as index.faiss; also on s3://")
+    parser.add_argument("--output", required=True, help="file to write, NAME.faiss; also on s3://")
     _add_audit(parser)
     add_runner(parser)
     add_root(parser)
@@ -148,15 +148,17 @@ def _index(options: argparse.Namespace, given: list[str]) -> int:
 def _export(options: argparse.Namespace, given: list[str]) -> int:
     audit, recipe = _opened(options)
     storage = StorageConfig(**storage_values(options))
-    names = f"{options.output.removesuffix('.faiss')}.parquet"
-    if names == options.output or format_of(options.output) != "text":
-        raise UsageError(f"--output {options.output}: a Faiss file is written, and {names} beside it: name it .faiss")
+    names = f"{options.output}.names.parquet"  # no name that somebody has for another file
+    if not options.output.endswith(".faiss"):
+        raise UsageError(f"--output {options.output}: a Faiss file is written: want a name that ends in .faiss")
     with once(_starter(options, given, audit, recipe)) as session:
         served = require_served(recipe, options.space, session)
     size = file_bytes(recipe, served) / 1e9
     say(
         f"{recipe.representatives:,} vectors of {served.dimension}: {size:,.3f} GB, and as much memory for who reads it"
     )
+    if metric := served.index.metric:
+        say(f"this audit ranks by {metric}; who reads the file ranks by the inner product of unit vectors")
     write(options.output, faiss_pieces(served), storage)
     write(names, as_parquet(named_parts(recipe), names), storage)
     say(f"index  {options.output}\nnames  {names}")

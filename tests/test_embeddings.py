@@ -243,7 +243,10 @@ def test_the_sources_are_away(photos: Path, by_model: Audit, tmp_path: Path) -> 
 def test_features_of_another_model(photos: Path, own: Audit, vectors: np.ndarray[Any, Any], tmp_path: Path) -> None:
     """Stored ones do not count for a model that did not make them: refused with what is missing and what is there."""
     root = own.root.uri
-    with pytest.raises(UsageError, match="27 of 27 images have no features of the model efficientnet_lite0_160_int8"):
+    with pytest.raises(
+        UsageError,
+        match=r"27 of 27 images, at the offsets \[0, 27\), have no features of the model efficientnet_lite0_160_int8",
+    ):
         run(root=root, start="features")
     with pytest.raises(UsageError, match=r"no features of the model given-.*\(7 numbers.*1 folders of other"):
         run(root=root, start="features", embeddings=vectors[:, :7])
@@ -299,7 +302,10 @@ def test_neighbours_by_another_distance(distance: str, photos: Path, tmp_path: P
     unit = stored / np.linalg.norm(stored, axis=1, keepdims=True)
     far = cdist(unit, unit, {"l1": "cityblock", "linf": "chebyshev"}.get(distance, distance))
 
-    found = audit.search(vectors[ids], k=25)["image_id"].to_numpy().reshape(25, 25)
+    table = audit.search(vectors[ids], k=25)
+    found = table["image_id"].to_numpy().reshape(25, 25)
+    similarity = table["semantic_similarity"].to_numpy().reshape(25, 25)
+    assert np.abs(similarity - 1 / (1 + np.take_along_axis(far, np.searchsorted(ids, found), 1))).max() < 1e-5
     assert (np.take_along_axis(far, np.searchsorted(ids, found), 1) >= np.sort(far, axis=1) - 1e-6).all()
     assert (np.diff(np.take_along_axis(far, np.searchsorted(ids, found), 1), axis=1) > -1e-6).all()
     np.fill_diagonal(far, np.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -133,19 +134,28 @@ def test_vectors_find_what_their_images_find(audited: tuple[Path, Audit]) -> Non
         audit.search(broken)
 
 
-@pytest.mark.parametrize("wrong", ["k 0", "k 1001", "space", "width", "copy", "flat", "kind"])
+@pytest.mark.parametrize(
+    "wrong",
+    ["k 0", "k 1001", "k text", "k true", "k half", "space", "width", "copy", "flat", "kind", "none", "file", "npy"],
+)
 def test_wrong_calls_are_refused(audited: tuple[Path, Audit], wrong: str) -> None:
     """Before anything is read, with the value seen and the one wanted."""
     photos, audit = audited
     vectors = np.ones((2, 320), np.float32)
     calls: dict[str, tuple[Any, dict[str, Any], str]] = {
-        "k 0": (photos, {"k": 0}, "k 0, want 1 to 1000"),
+        "k 0": (photos, {"k": 0}, "k 0, want a whole number from 1 to 1000"),
         "k 1001": (photos, {"k": 1001}, "k 1001"),
         "space": (photos, {"space": "colour"}, "'colour', want copy or semantic"),
         "width": (vectors[:, :5], {}, "have 5 numbers, those of this audit 320"),
         "copy": (vectors, {"space": "copy"}, "no thumbnail"),
         "flat": (vectors[0], {}, r"want \(n, 320\)"),
-        "kind": ([3], {}, "image 3, want a path"),
+        "kind": ([3], {}, "an image is int; want a path"),
+        "k text": (photos, {"k": "3"}, "k '3', want a whole number"),
+        "k true": (photos, {"k": True}, "k True, want a whole number"),
+        "k half": (photos, {"k": 2.0}, "k 2.0, want a whole number"),
+        "none": (None, {}, "an image is NoneType"),
+        "file": (io.BytesIO(noise_jpeg(1)), {}, "an image is BytesIO"),
+        "npy": ([photos / "a.npy"], {}, "is no image: search with vectors by --features"),
     }
     images, given, said = calls[wrong]
     with pytest.raises(UsageError, match=said):
@@ -378,7 +388,7 @@ def test_the_exported_file(
     near = np.zeros((25, 6))
     near[row, wanted["rank"].to_numpy() - 1] = wanted["semantic_similarity"].to_numpy()
     assert np.abs(near - similarity)[ours >= 0].max() < 1e-5
-    named = pq.read_table(tmp_path / "semantic.parquet").to_pylist()
+    named = pq.read_table(tmp_path / "semantic.faiss.names.parquet").to_pylist()
     assert [item["image_id"] for item in named] == ids.tolist()
     images = {item["image_id"]: item for item in audit.table("images").to_pylist()}
     for item in named:
@@ -386,8 +396,11 @@ def test_the_exported_file(
     assert sum(item["copies"] for item in named) == 26
 
 
-def test_an_export_has_a_name_of_its_own(audited: tuple[Path, Audit], capsys: pytest.CaptureFixture[str]) -> None:
-    """The table beside it must not take its place."""
+@pytest.mark.parametrize("name", ["x.parquet", "photo.jpg", "index"])
+def test_an_export_has_a_name_of_its_own(
+    audited: tuple[Path, Audit], capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """It takes the place of no table and no photo."""
     _, audit = audited
-    assert main(["export", "--root", audit.root.uri, "--output", "x.parquet"]) == 2
-    assert "name it .faiss" in capsys.readouterr().err
+    assert main(["export", "--root", audit.root.uri, "--output", name]) == 2
+    assert "want a name that ends in .faiss" in capsys.readouterr().err

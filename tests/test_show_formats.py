@@ -18,6 +18,7 @@ from planted import HOSTILE_NAMES, RAW_NAMES
 from pipeline import printing
 from pipeline import show as shows
 from pipeline.audit import FINDINGS
+from pipeline.cli import main
 from pipeline.schemas import TABLES
 
 
@@ -95,6 +96,19 @@ def test_a_file_is_written_as_its_name_says(
 
 def test_names_that_say_no_format_are_text() -> None:
     assert [*map(printing.format_of, ("x.parquet", "x.txt", "csv", ".csv", None))] == ["parquet", *["text"] * 4]
+
+
+@pytest.mark.parametrize("command", [["show", "images"], ["search", "val"]])
+def test_no_photo_is_written_over(
+    planted: Audited, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], command: list[str]
+) -> None:
+    """A name that ends in something else may be that of another file: it is refused, and stays."""
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"a photo")
+    words = [str(planted.photos) if word == "val" else word for word in command]
+    assert main([*words, "--root", str(planted.root), "--output", str(photo)]) == 2
+    assert photo.read_bytes() == b"a photo"
+    assert b"want a name that ends in .csv" in capfdbinary.readouterr().err
 
 
 def test_formulas_are_disarmed_at_the_start_of_a_cell(

@@ -244,7 +244,7 @@ def way_out(key: str, *, is_there: bool = True) -> str:
         return "Ids hang on the catalog: restore that file from a backup, or audit into another --root."
     if is_there:
         return "Delete that file and run again: only it is made anew."
-    return "Run again to make it anew."
+    return "Run again to make it anew; where another run works on this root, when that is done."
 
 
 def _digest(data: bytes) -> str:

@@ -23,6 +23,7 @@ from pipeline.storage import StorageConfig, canonical_uri
 Image: TypeAlias = str | bytes | os.PathLike[str]
 Images: TypeAlias = "Image | Sequence[Image] | NDArray[np.floating[Any]]"
 SHOWN = 5
+_WANTED = "want a path, bytes, a list of them, or an array of embeddings (n, d)"
 
 
 def require_call(recipe: Recipe, images: Images, k: int, space: str) -> None:
@@ -31,6 +32,7 @@ def require_call(recipe: Recipe, images: Images, k: int, space: str) -> None:
     if space not in SPACES:
         raise UsageError(f"space {space!r}, want {' or '.join(SPACES)}")
     if not isinstance(images, np.ndarray):
+        _require_images(images)
         if recipe.model.vectors:
             raise UsageError(
                 f"the vectors of this audit are your own ({recipe.model.name}), no model embeds an image: search with "
@@ -45,6 +47,16 @@ def require_call(recipe: Recipe, images: Images, k: int, space: str) -> None:
     if images.ndim != 2:
         raise UsageError(f"vectors are {images.dtype} {images.shape}, want (n, {recipe.inputs.dimension})")
     require_width(recipe, images.shape[1], "the array")
+
+
+def _require_images(images: Any) -> None:
+    """Raises UsageError for what is no image by its type: an open file would be taken for a list of lines."""
+    listed = images if isinstance(images, (list, tuple)) else [images]
+    for item in listed:
+        if not isinstance(item, (str, bytes, os.PathLike)):
+            raise UsageError(f"an image is {type(item).__name__}; {_WANTED}")
+        if not isinstance(item, bytes) and os.fsdecode(item).endswith((".npy", ".parquet")):
+            raise UsageError(f"{os.fsdecode(item)!r} is no image: search with vectors by --features, or give the array")
 
 
 def require_width(recipe: Recipe, dimension: int, where: str) -> None:
@@ -80,7 +92,7 @@ def ask_vectors(
     k: int,
 ) -> Iterator[pa.Table]:
     """Rows of NEAREST for given embeddings (n, d), named one by one."""
-    stored = stored_vectors(np.asarray(vectors), 0, "the vectors")
+    stored = stored_vectors(np.asarray(vectors), 0, "of the search")
     index = served()
     for start in range(0, len(stored), BLOCK):
         queries: SearchedFor = vector_queries(names[start : start + BLOCK], stored[start : start + BLOCK])
@@ -94,18 +106,17 @@ def together(parts: Iterator[pa.Table]) -> pa.Table:
 
 def query_images(images: Image | Sequence[Image], storage: StorageConfig) -> list[QueryImage]:
     """The images that are named: bytes, files or objects, and all of a folder or prefix."""
+    _require_images(images)
     listed = [images] if isinstance(images, (str, bytes, os.PathLike)) else [*images]
     found: list[QueryImage] = []
     missing: list[str] = []
     for number, item in enumerate(listed):
         if isinstance(item, bytes):
             found.append(QueryImage(f"image {number}", item))
-        elif isinstance(item, (str, os.PathLike)):
+        else:
             named = _named(os.fspath(item), storage)
             found += named
             missing += [] if named else [os.fspath(item)]
-        else:
-            raise UsageError(f"image {item!r}, want a path, bytes, a list of them, or an array of embeddings (n, d)")
     if missing:
         more = f" (+{len(missing) - SHOWN} more)" if len(missing) > SHOWN else ""
         raise NotFound(f"no image to search for: {', '.join(missing[:SHOWN])}{more}. Check the names.")

@@ -106,8 +106,10 @@ def _rows_by_name(session: Session, snapshot: Snapshot, file: VectorFile) -> NDA
         first = first or next((names[at] for at in np.flatnonzero(is_missing)), "")
         rows[lo:hi] = found
     if missing:
+        named = repr(file.names[0].as_py()) if file.names else "none"
         raise UsageError(
             f"embeddings {file.address}: {file.count:,} rows, {snapshot.live:,} images, and {missing:,} of these have "
-            f"no row, such as {first!r}: names must be the uris (relative to the source) or paths of the images"
+            f"no row, such as {first!r}; the first name of the file is {named}: names must be the uris (relative to "
+            "the source) or whole paths of the images"
         )
     return rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from pipeline.errors import UsageError
 from pipeline.kernels.database import FLOAT16_ERROR, searchable_rows
 from pipeline.kernels.hits import MOST_NEIGHBOURS, Hits, JoinParams, concatenate_hits, merge_hits
 from pipeline.kernels.join import join_lists
-from pipeline.kernels.metrics import nearest_by_metric
+from pipeline.kernels.metrics import nearest_by_metric, similarity_of_distance
 from pipeline.kernels.space import ExactVectors, compare_rows, exact_vectors, project_copy, project_semantic
 from pipeline.layout.annotations import names_of
 from pipeline.layout.exact import Representatives
@@ -52,8 +53,8 @@ NAMES = ("uri", "raw_key", "source")
 
 def require_k(k: int) -> None:
     """Raises UsageError for a number of neighbours that no search gives."""
-    if not 1 <= k <= MOST_NEIGHBOURS:
-        raise UsageError(f"k {k}, want 1 to {MOST_NEIGHBOURS}")
+    if not isinstance(k, Integral) or isinstance(k, bool) or not 1 <= k <= MOST_NEIGHBOURS:
+        raise UsageError(f"k {k!r}, want a whole number from 1 to {MOST_NEIGHBOURS}")
 
 
 def nearest(recipe: Recipe, served: ServedSpace, queries: SearchedFor, k: int) -> pa.Table:
@@ -140,10 +141,11 @@ class _Found:
         database = self.served.read(0)
         asking = np.arange(len(self.rows), dtype=np.int64) - len(self.rows)
         rows = database.unit(slice(None))
-        found, _ = nearest_by_metric(self.unit, asking, rows, database.ids, self.served.index.metric, k)
+        found, distance = nearest_by_metric(self.unit, asking, rows, database.ids, self.served.index.metric, k)
         at = np.repeat(np.arange(len(self.rows)), found.shape[1])
         ids = found.ravel()
-        return _Best(self.rows[at], ids, self._compare(at, ids))
+        copy, _, signature = self._compare(at, ids)
+        return _Best(self.rows[at], ids, [copy, similarity_of_distance(distance.ravel()), signature])
 
     def _compare(self, at: NDArray[np.int64], ids: NDArray[np.int64]) -> list[NDArray[np.float64]]:
         """Copy, semantic and signature similarity of query at[i] and representative ids[i]."""

@@ -13,6 +13,8 @@ from pipeline.plan.preparing import extract_range, features_folder
 from pipeline.plan.session import Session
 from pipeline.runner import FATAL
 
+SHOWN = 5
+
 
 def known_snapshot(session: Session) -> Snapshot:
     """The latest snapshot of the root, without a listing. Raises UsageError where there is none."""
@@ -31,11 +33,12 @@ def require_extracted(session: Session, snapshot: Snapshot, model: ModelRef) -> 
     if not missing:
         return
     others = sorted({info.key.split("/")[1] for info in session.store.list("features/")} - {folder.split("/")[1]})
+    ranges = ", ".join(f"[{lo}, {hi})" for lo, hi in gaps[:SHOWN]) + ", ..." * (len(gaps) > SHOWN)
     raise UsageError(
-        f"{missing:,} of {snapshot.live:,} images have no features of the model {model.name} ({model.dimension} numbers"
-        f", {folder}); the root has {len(others)} folders of other features{': ' * bool(others)}{', '.join(others)}. "
-        "Features of another model, of other decoders or limits do not count: name the model that they were made with "
-        "(--model, --embeddings), or run from the sources"
+        f"{missing:,} of {snapshot.live:,} images, at the offsets {ranges}, have no features of the model {model.name} "
+        f"({model.dimension} numbers, {folder}); the root has {len(others)} folders of other features"
+        f"{': ' * bool(others)}{', '.join(others)}. Features of another model, of other decoders or limits do not "
+        "count: name the model that they were made with (--model, --embeddings), or run from the sources"
     )
 
 

@@ -22,7 +22,10 @@ NAMES_AT_ONCE = 131_072
 LEAST_DIMENSION = 2
 LARGEST = 15  # the largest number of a vector is stored as 2^14 to 2^15: small ones keep all of their bits
 SHOWN = 5
-_WANTED = "want a .npy of float16, float32 or float64 (n, d), or a Parquet with a column of names and one of vectors"
+_WANTED = (
+    "want a .npy of float16, float32 or float64 (n, d), d from 2 on, or a Parquet with a column of names and one of "
+    "vectors"
+)
 _BAD_NPY = (ValueError, SyntaxError, EOFError, TypeError, KeyError)
 
 
