@@ -136,7 +136,22 @@ def test_vectors_find_what_their_images_find(audited: tuple[Path, Audit]) -> Non
 
 @pytest.mark.parametrize(
     "wrong",
-    ["k 0", "k 1001", "k text", "k true", "k half", "space", "width", "copy", "flat", "kind", "none", "file", "npy"],
+    [
+        "k 0",
+        "k 1001",
+        "k text",
+        "k true",
+        "k half",
+        "space",
+        "width",
+        "copy",
+        "flat",
+        "kind",
+        "none",
+        "file",
+        "lazy",
+        "npy",
+    ],
 )
 def test_wrong_calls_are_refused(audited: tuple[Path, Audit], wrong: str) -> None:
     """Before anything is read, with the value seen and the one wanted."""
@@ -155,11 +170,20 @@ def test_wrong_calls_are_refused(audited: tuple[Path, Audit], wrong: str) -> Non
         "k half": (photos, {"k": 2.0}, "k 2.0, want a whole number"),
         "none": (None, {}, "an image is NoneType"),
         "file": (io.BytesIO(noise_jpeg(1)), {}, "an image is BytesIO"),
+        "lazy": ((photo for photo in [photos]), {}, "an image is generator"),
         "npy": ([photos / "a.npy"], {}, "is no image: search with vectors by --features"),
     }
     images, given, said = calls[wrong]
     with pytest.raises(UsageError, match=said):
         audit.search(images, **given)
+
+
+def test_any_collection_of_images(audited: tuple[Path, Audit]) -> None:
+    """A column of paths is as good as a list."""
+    photos, audit = audited
+    paths = sorted(photos.rglob("*.jpg"))[:2]
+    assert len(paths) == 2
+    assert audit.search(dict.fromkeys(paths).keys(), k=2).equals(audit.search(paths, k=2))
 
 
 def test_an_image_that_is_not_there(audited: tuple[Path, Audit], tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -51,7 +51,8 @@ def require_call(recipe: Recipe, images: Images, k: int, space: str) -> None:
 
 def _require_images(images: Any) -> None:
     """Raises UsageError for what is no image by its type: an open file would be taken for a list of lines."""
-    listed = images if isinstance(images, (list, tuple)) else [images]
+    is_one = isinstance(images, (str, bytes, bytearray)) or not isinstance(images, Collection)
+    listed = [images] if is_one else images
     for item in listed:
         if not isinstance(item, (str, bytes, os.PathLike)):
             raise UsageError(f"an image is {type(item).__name__}; {_WANTED}")
@@ -106,7 +107,6 @@ def together(parts: Iterator[pa.Table]) -> pa.Table:
 
 def query_images(images: Image | Sequence[Image], storage: StorageConfig) -> list[QueryImage]:
     """The images that are named: bytes, files or objects, and all of a folder or prefix."""
-    _require_images(images)
     listed = [images] if isinstance(images, (str, bytes, os.PathLike)) else [*images]
     found: list[QueryImage] = []
     missing: list[str] = []
