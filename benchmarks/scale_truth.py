@@ -71,7 +71,9 @@ def check(audit: Audit, world: World, features: str) -> dict[str, Any]:
     stars = measure(stored, truth)
     over = are_over(stars, facts["threshold"]["value"])
     found = are_found(audit, stars)
-    wanted = planted_leaks(world, truth, stored, facts["threshold"]["value"])
+    wanted = np.union1d(
+        joined_leaks(world, stars, over), leaking_pairs(world, truth, stored, facts["threshold"]["value"])
+    )
     listed = _listed_leaks(audit)
     is_leak_listed = np.isin(wanted, listed)
     return {
@@ -140,25 +142,24 @@ def are_found(audit: Audit, stars: Stars) -> Flags:
     return found
 
 
-def planted_leaks(world: World, truth: Truth, stored: Stored, threshold: float) -> Int64:
-    """Key of each (image, other split) that a planted set makes a leak, sorted; see `leak_key`.
+def joined_leaks(world: World, stars: Stars, over: Flags) -> Int64:
+    """Key of each (image, other split) that a set of exact copies, a cluster or frames make a leak; see `leak_key`.
 
-    Of a small set those pairs are leaks that are over the threshold. Of exact copies, clusters and frames every image
-    is one whose similarity to the source is, with the source if any is: they are joined, however far two of them are.
+    Every image is one that is over the threshold to the source, and the source if any is: they are joined, however far
+    two of them are.
     """
-    stars = measure(stored, truth)
-    is_joined = are_over(stars, threshold) & ~np.isin(stars.role, SMALL)
+    is_joined = over & ~np.isin(stars.role, SMALL)
     sources = np.unique(stars.source_id[is_joined])
     ids, sets = np.r_[stars.member_id[is_joined], sources], np.r_[stars.source_id[is_joined], sources]
     split, _, _ = world.cells(ids)
-    keys = [_leaking_pairs(world, truth, stored, threshold)]
+    keys = [np.empty(0, np.int64)]
     for other in range(len(SPLITS)):
         has_other = np.isin(sets, sets[split == other])
         keys.append(leak_key(ids[has_other & (split != other)], np.int64(other)))
-    return np.unique(np.concatenate(keys))
+    return np.concatenate(keys)
 
 
-def _leaking_pairs(world: World, truth: Truth, stored: Stored, threshold: float) -> Int64:
+def leaking_pairs(world: World, truth: Truth, stored: Stored, threshold: float) -> Int64:
     """Keys of the pairs of the small sets that are over the threshold and in two splits, once for each side."""
     rows = np.flatnonzero(np.isin(truth.role, SMALL))
     rows = rows[np.argsort(truth.source_id[rows], kind="stable")]

@@ -13,7 +13,16 @@ import pytest
 
 import pipeline
 from benchmarks.scale_sessions import Sessions, disk_bytes
-from benchmarks.scale_truth import Stars, are_found, leak_key, planted_leaks, stored_near
+from benchmarks.scale_truth import (
+    Stars,
+    are_found,
+    are_over,
+    joined_leaks,
+    leak_key,
+    leaking_pairs,
+    measure,
+    stored_near,
+)
 from benchmarks.synthetic import SPLITS, World, tree_path
 from benchmarks.synthetic_plants import Role, plant
 from benchmarks.synthetic_root import Truth, make_features, read_truth
@@ -121,7 +130,9 @@ def test_leaks_are_those_of_brute_force(measured: tuple[Path, dict[str, Any]], a
         for row in audit.table("leaks").to_pylist()
     }
     near = stored_near(store, features, truth, space)
-    planted = set(planted_leaks(world, truth, near, facts["threshold"]["value"]).tolist())
+    stars, threshold = measure(near, truth), facts["threshold"]["value"]
+    planted = set(joined_leaks(world, stars, are_over(stars, threshold)).tolist())
+    planted |= set(leaking_pairs(world, truth, near, threshold).tolist())
 
     chained = {
         int(leak_key(np.array([row["image_id"]]), np.int64(SPLITS.index(row["match_split"])))[0])
