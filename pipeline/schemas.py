@@ -384,15 +384,26 @@ CATALOG_ROWS = Table(
         _IMAGE_ID,
         _SOURCE,
         Column("uri", _TEXT, "name relative to the source, escaped so that no two share one, see above"),
-        Column("raw_key", pa.binary(), "the name's own bytes; null where the uri has the same"),
-        Column("size_bytes", _LONG, "size in the listing", "bytes"),
-        Column("etag", _TEXT, "etag in the listing of an object store; null on disk"),
-        Column("mtime_ns", _LONG, "last change on disk, since 1970; null on an object store", "ns"),
+        Column("raw_key", pa.binary(), "the bytes of its file's name; null where the uri has the same"),
+        Column("size_bytes", _LONG, "size in the listing, that of the member in an archive", "bytes"),
+        Column("etag", _TEXT, "etag of its file in the listing of an object store; null on disk"),
+        Column("mtime_ns", _LONG, "last change of its file on disk, since 1970; null on an object store", "ns"),
+        *_but_null(
+            "for a file that is an image",
+            Column("fragment", _TEXT, "what stands behind the # of its uri; empty for a file that cannot be opened"),
+            Column("position", _LONG, "where it lies in its file: the order of the images in it"),
+            Column("length", _LONG, "bytes that it takes there", "bytes"),
+            Column("parent_size", _LONG, "size of its file", "bytes"),
+            Column("parent_kind", _TEXT, "what its file is: tar, tar.gz or zip"),
+            Column("problem", _TEXT, "status and cause where its file cannot be opened, else empty"),
+        ),
     ),
     ("image_id",),
     "In every `uri` a byte that is not UTF-8 is `%XX`, and a `%` that two hexadecimal digits follow is `%25`, so that "
-    "`a%20b.jpg` is shown as `a%2520b.jpg`: putting the byte for each `%XX` gives the name. Tables of labels and "
-    "patterns see the file's own name, or this uri where that is not UTF-8.",
+    "`a%20b.jpg` is shown as `a%2520b.jpg`: putting the byte for each `%XX` gives the name. A `#` is `%23`: behind a "
+    "`#` stands the name of an image inside a file, such as `a.tar#cat/1.jpg`, and behind another one its number where "
+    "the file has several of that name, such as `a.tar#cat/1.jpg#2`. Tables of labels and patterns see the file's own "
+    "name, or this uri where that is not UTF-8.",
 )
 
 _FINDINGS = (DUPLICATES, GROUPS, LEAKS, OUTLIERS, LABELS, LABEL_CONFLICTS, QUALITY, INVALID, IMAGES)

@@ -29,7 +29,7 @@ from pipeline.cli import main
 from pipeline.errors import NotFound
 from pipeline.layout.snapshots import Snapshot
 from pipeline.plan.preparing import take_snapshot
-from pipeline.plan.session import Session
+from pipeline.plan.session import RunnerStart, Session
 
 COPIES = 500
 
@@ -322,8 +322,8 @@ def test_file_that_vanishes_under_a_hostile_name(tmp_path: Path, monkeypatch: py
     hostile = Path(os.fsdecode(os.fsencode(photos) + b"/c\xe9\n.jpg"))
     hostile.write_bytes(noise_jpeg(3))
 
-    def take_and_delete(session: Session) -> Snapshot:
-        snapshot = take_snapshot(session)
+    def take_and_delete(session: Session, start_runner: RunnerStart) -> Snapshot:
+        snapshot = take_snapshot(session, start_runner)
         hostile.unlink()
         return snapshot
 

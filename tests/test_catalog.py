@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ArtifactError, NotFound, UsageError
+from pipeline.layout.fragments import Parent
 from pipeline.layout.root import Root, claim
 from pipeline.layout.snapshots import (
     EMPTY,
@@ -28,11 +29,17 @@ from pipeline.layout.snapshots import (
 from pipeline.sources.folder import decode_key
 from pipeline.stages import catalog
 from pipeline.stages.catalog import Content, Touched, update_catalog
+from pipeline.stages.listing import Listed, Listing
 from pipeline.storage import ObjectInfo, StorageConfig
 
 NAMES = [b"a.jpg", b"b.jpg", b"b/a.jpg", b"b0.png", b"Z.JPEG", b"\xff.jpg", b"%FF.jpg", b"\xe9/x.webp", b"note.txt"]
 IMAGES = [name for name in NAMES if not name.endswith(b".txt")]
 Name = tuple[int, bytes]
+
+
+def no_parents(parents: Sequence[Parent]) -> None:
+    """These sources hold images alone."""
+    raise AssertionError(parents)
 
 
 @dataclass
@@ -73,17 +80,17 @@ class World:
         records = tuple(SourceRecord(str(self.folder / f"source{i}"), "") for i in range(self.sources))
         for record in records:
             Path(record.uri).mkdir(exist_ok=True)
-        return update_catalog(self.root, records, self.compare, accept_empty).snapshot
+        return update_catalog(self.root, records, self.compare, no_parents, accept_empty).snapshot
 
     def compare(self, touched: Sequence[Touched]) -> list[Content]:
         self.asked += [file.image_id for file in touched]
         return [self._content(file) for file in touched]
 
     def _content(self, file: Touched) -> Content:
-        assert file.uri == str(self.folder / f"source{file.source}")
+        assert file.image.source == str(self.folder / f"source{file.listed.source}")
         if file.image_id not in self.contents:
             return Content.UNREAD
-        same = self.contents[file.image_id] == self.files[file.source, os.fsencode(file.info.key)][0]
+        same = self.contents[file.image_id] == self.files[file.listed.source, file.listed.raw][0]
         return Content.SAME if same else Content.OTHER
 
     def expect(self) -> None:
@@ -335,20 +342,20 @@ def test_touched_and_removed_images_take_bytes_of_memory(tmp_path: Path, monkeyp
     """A night may touch or remove every file of millions: 16 bytes stay of each in the driver, and no object."""
     images, start, shift = 40_000, 0, 0
 
-    def listing(*_: object) -> Iterator[tuple[int, ObjectInfo, bytes]]:
+    def listing(*_: object) -> Iterator[Listed]:
         for at in range(start, images):
             key = f"{at:06}.jpg"
-            yield 0, ObjectInfo(key, 7, "", at + shift), key.encode()
+            yield Listed(0, ObjectInfo(key, 7, "", at + shift), key.encode())
 
     def peak() -> int:
         tracemalloc.start()
-        update_catalog(root, records, lambda touched: [Content.SAME] * len(touched), accept_empty=True)
+        update_catalog(root, records, lambda touched: [Content.SAME] * len(touched), no_parents, accept_empty=True)
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found
 
     root, records = Root(str(tmp_path), StorageConfig()), (SourceRecord("/photos", ""),)
-    monkeypatch.setattr(catalog, "_listing", listing)
+    monkeypatch.setattr(Listing, "images", listing)
     for name in ("PART_ROWS", "TOUCHED_ROWS", "BLOCK_ROWS"):
         monkeypatch.setattr(catalog, name, 1_000)
     claim(root)

@@ -24,7 +24,7 @@ from pipeline.errors import IncompleteError, NotFound, StorageUnavailable, Usage
 from pipeline.layout.images import ImageObject
 from pipeline.layout.snapshots import Snapshot
 from pipeline.plan import preparing
-from pipeline.plan.session import Session
+from pipeline.plan.session import RunnerStart, Session
 from pipeline.stages.extract import ExtractSpec
 from pipeline.storage import StorageConfig
 
@@ -235,8 +235,8 @@ def test_store_that_goes_away_is_no_status_of_its_images(
     with FaultProxy(moto_port()) as proxy:
         where = source.uri.replace(f":{moto_port()}", f":{proxy.port}")
 
-        def take_and_go(session: Session) -> Snapshot:
-            snapshot = take(session)
+        def take_and_go(session: Session, start_runner: RunnerStart) -> Snapshot:
+            snapshot = take(session, start_runner)
             proxy.inject(Rule("reset", "GET", r"photos" if is_all else r"\.jpg", count=10**6))
             return snapshot
 

@@ -15,10 +15,9 @@ from PIL import Image
 from pipeline.audit import Audit, summary_lines
 from pipeline.kernels.measure import MeasureParams
 from pipeline.layout.images import ImageObject
-from pipeline.layout.models import store_model
 from pipeline.layout.root import Root
 from pipeline.plan import searching
-from pipeline.stages import extract
+from pipeline.stages import reads
 from pipeline.storage import StorageConfig, open_store
 from pipeline.storage.ahead import BYTES_AHEAD
 from pipeline.storage.counts import request_counts
@@ -53,7 +52,7 @@ def test_the_limit_is_a_key(tmp_path: Path) -> None:
     assert refused == {uri for uri, data in photos.items() if len(data) > limit}
 
 
-def test_few_bytes_are_read_ahead(tmp_path: Path) -> None:
+def test_few_bytes_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """24 objects of 10 MB and one over the budget, as from a remote source: in order, and not 290 MB at once.
 
     80 to 95 MB are seen: the budget, the one in use, and what malloc keeps for threads that freed it.
@@ -62,12 +61,12 @@ def test_few_bytes_are_read_ahead(tmp_path: Path) -> None:
     for at, size in enumerate(sizes):
         (tmp_path / f"{at:02}.jpg").write_bytes(bytes([at]))
         os.truncate(tmp_path / f"{at:02}.jpg", size)
-    wanted: list[ImageObject | None] = [ImageObject(str(tmp_path), info) for info in open_store(tmp_path).list()]
-    root = Root(str(tmp_path / "root"), StorageConfig())
-    spec = extract.ExtractSpec(root, 1, "", store_model(root, "", {}), MeasureParams(), 0, len(sizes))
+    wanted = [ImageObject(str(tmp_path), info) for info in open_store(tmp_path).list()]
+    monkeypatch.setattr(reads, "is_remote", lambda _: True)
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_bytes()
-    first = [data[:1] for data, _ in extract._read_ahead(spec, wanted)]
+    root = Root(str(tmp_path / "root"), StorageConfig())
+    first = [data[:1] for data, _ in reads.read_images(root, wanted, MeasureParams().max_bytes)]
     assert first == [bytes([at]) for at in range(len(sizes))]
     assert peak_bytes() - before < 130_000_000
 

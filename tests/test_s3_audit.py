@@ -84,13 +84,13 @@ def test_minio_uris(photos: Store, on_disk: Audit) -> None:
 def test_an_object_store_has_no_time(photos: Store, on_disk: Audit) -> None:
     """Rows hold the etag, which tells a changed object; the time is null, as the schema says."""
     root = Root(beside(photos, "audit"), StorageConfig(**STORAGE))
-    snapshot = update_catalog(root, (SourceRecord(photos.uri, ""),), lambda *_: False).snapshot
+    snapshot = update_catalog(root, (SourceRecord(photos.uri, ""),), lambda *_: False, lambda *_: None).snapshot
     listed = catalog_rows(root.open(), snapshot, 0, snapshot.total)
 
     assert snapshot.total == on_disk.table("images").num_rows
     assert listed["etag"].null_count == 0
     assert listed["mtime_ns"].null_count == snapshot.total
-    assert update_catalog(root, (SourceRecord(photos.uri, ""),), lambda *_: False).snapshot == snapshot
+    assert update_catalog(root, (SourceRecord(photos.uri, ""),), lambda *_: False, lambda *_: None).snapshot == snapshot
 
 
 def test_a_prefix_under_which_nothing_is(photos: Store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -233,8 +233,8 @@ def vanishing(photos: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
 
     taken = plan.take_snapshot
 
-    def take_and_meddle(session: object) -> object:
-        snapshot = taken(session)  # type: ignore[arg-type]
+    def take_and_meddle(*arguments: object) -> object:
+        snapshot = taken(*arguments)  # type: ignore[arg-type]
         photos.delete("test/a/copy.jpg")
         old = FILES["val/b/half.jpg"]
         new = noise_jpeg(1, 48)[: len(old)]

@@ -215,3 +215,29 @@ def test_cost_per_path_does_not_grow() -> None:
     assign([f"train/class{i // 500:04}/{i}.jpg" for i in range(50_000)], FOLDERS)
 
     assert labels._folder_rule.cache_info().misses == 100
+
+
+@pytest.mark.parametrize(
+    ("path", "split", "label"),
+    [
+        ("train-00012.tar/cat/1.jpg", "train", "cat"),
+        ("shards/imagenet_val_3.tgz/cat/1.jpg", "val", "cat"),
+        ("ILSVRC2012_img_train.tar/n01440764/1.jpg", "train", "n01440764"),
+        ("train.zip/train/cat/1.jpg", "train", "cat"),
+        ("train.zip/images/1.jpg", "train", "images"),
+        ("train.zip/1.jpg", "train", None),
+        ("test/cat.tar/1.jpg", "test", "cat"),
+        ("n01440764.tar/1.jpg", None, "n01440764"),
+        ("photos.tar/cat/1.jpg", None, "cat"),
+        ("photos.tar/photos/cat/1.jpg", None, "cat"),
+        ("photos.tar/photos/1.jpg", None, "photos"),
+        ("set.tar/val/dog/1.jpg", "val", "dog"),
+        ("shard-00012.tar/1.jpg", None, None),
+        ("00012.tar/1.jpg", None, None),
+        ("images.zip/1.jpg", None, None),
+        ("cat/shard_7.tar/1.jpg", None, "cat"),
+        ("cat.zip", None, None),
+    ],
+)
+def test_an_archive_in_a_path_says_what_its_name_says(path: str, split: str | None, label: str | None) -> None:
+    assert assign([path], RuleParams()) == ([split], [label])

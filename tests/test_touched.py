@@ -11,11 +11,13 @@ from audited import by_uri, noise_jpeg, rows, run, small_set, write_files
 from pipeline import plan
 from pipeline.audit import Audit
 from pipeline.errors import ArtifactError
+from pipeline.layout.images import ImageObject
 from pipeline.layout.snapshots import Snapshot, latest_snapshot
 from pipeline.plan.preparing import take_snapshot
-from pipeline.plan.session import Session
+from pipeline.plan.session import RunnerStart, Session
 from pipeline.plan.touched import KnownContent
 from pipeline.stages.catalog import Content, Touched
+from pipeline.stages.listing import Listed
 from pipeline.storage import ObjectInfo
 
 FILES = small_set(12)
@@ -58,8 +60,8 @@ def test_an_image_that_could_not_be_read_keeps_its_id_until_it_is(
     photos, root = write_files(tmp_path / "photos", FILES), tmp_path / "audit"
     uri = "train/a/a02.jpg"
 
-    def take_and_delete(session: Session) -> Snapshot:
-        snapshot = take_snapshot(session)
+    def take_and_delete(session: Session, start_runner: RunnerStart) -> Snapshot:
+        snapshot = take_snapshot(session, start_runner)
         (photos / uri).unlink()
         return snapshot
 
@@ -128,7 +130,10 @@ def test_many_touched_files_are_told_apart(tmp_path: Path, monkeypatch: pytest.M
     run(photos, root=root, shard_size=5, measure={"min_side": 12})
     monkeypatch.setattr("pipeline.storage.ahead.BYTES_AHEAD", ahead)
     listed = sorted(ids(audit).items(), key=lambda item: item[1] % 7)
-    files = [Touched(at, 0, str(photos), ObjectInfo(uri, 1, "", 1)) for uri, at in [*listed, ("x.jpg", 99)]]
+    infos = [(at, ObjectInfo(uri, len(FILES[uri]), "", 1)) for uri, at in listed] + [
+        (99, ObjectInfo("x.jpg", 1, "", 1))
+    ]
+    files = [Touched(at, ImageObject(str(photos), info), Listed(0, info, info.key.encode())) for at, info in infos]
     uris = [uri for uri, _ in listed]
     (photos / uris[3]).write_bytes(b"other")
     (photos / uris[4]).unlink()

@@ -23,7 +23,7 @@ from pipeline import plan
 from pipeline.api import status
 from pipeline.layout.snapshots import Snapshot
 from pipeline.plan.preparing import take_snapshot
-from pipeline.plan.session import Session
+from pipeline.plan.session import RunnerStart, Session
 
 AS_NOBODY = """
 import os, sys
@@ -85,8 +85,8 @@ def test_few_of_many_unreadable_files_are_named(tmp_path: Path, capsys: pytest.C
     run(photos, root=root, shard_size=5)
     write_files(photos, {f"{i:02}.png": noise_jpeg(i) for i in range(20, 28)})
 
-    def take_and_delete(session: Session) -> Snapshot:
-        snapshot = take_snapshot(session)
+    def take_and_delete(session: Session, start_runner: RunnerStart) -> Snapshot:
+        snapshot = take_snapshot(session, start_runner)
         for i in range(20, 28):
             (photos / f"{i}.png").unlink()
         return snapshot

@@ -26,10 +26,18 @@ _NAME = re.compile(r"^snapshot-(\d{6})\.json$")
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """One source of the catalog: its uri without credentials, and the split given to all of it ("" = by rule)."""
+    """One source of the catalog: its uri without credentials, the split given to all of it ("" = by rule), and whether
+    it is a `folder` (or prefix) or one `file` that holds images.
+    """
 
     uri: str
     split: str
+    kind: str = "folder"
+
+    @property
+    def place(self) -> str:
+        """Uri of the store that its keys are in."""
+        return self.uri if self.kind == "folder" else self.uri.rpartition("/")[0] or "/"
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ def snapshot_to_json(snapshot: Snapshot) -> dict[str, object]:
     return {
         "number": snapshot.number,
         "total": snapshot.total,
-        "sources": [{"uri": source.uri, "split": source.split} for source in snapshot.sources],
+        "sources": [dict(vars(source)) for source in snapshot.sources],
         "parts": [{"lo": part.lo, "hi": part.hi, "key": part.key, "run": part.run} for part in snapshot.parts],
         "removed_key": snapshot.removed_key,
         "removed_count": snapshot.removed_count,

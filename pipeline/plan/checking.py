@@ -8,7 +8,7 @@ from pipeline.layout.root import Root, is_own, is_root, read_address
 from pipeline.layout.snapshots import SourceRecord
 from pipeline.models import open_model
 from pipeline.sources.tabular import read_label_table
-from pipeline.stages.catalog import require_source
+from pipeline.stages.listing import require_source, source_kind
 from pipeline.storage import canonical_uri
 
 
@@ -17,7 +17,8 @@ def named_sources(config: AuditConfig) -> tuple[SourceRecord, ...]:
     named = [(uri, "") for uri in config.sources] + ([(config.test, "test")] if config.test else [])
     if not named and config.start != "features":  # names with vectors and no images
         named = [(config.embeddings, "")]
-    return tuple(SourceRecord(canonical_uri(uri, config.storage), split) for uri, split in named)
+    uris = [(canonical_uri(uri, config.storage), split) for uri, split in named]
+    return tuple(SourceRecord(uri, split, source_kind(uri, config.storage)) for uri, split in uris)
 
 
 def require_inputs(config: AuditConfig, root: Root) -> None:
@@ -25,15 +26,16 @@ def require_inputs(config: AuditConfig, root: Root) -> None:
 
     What a root that is there already knows is not read again: nothing new would be left in it.
     """
-    uris = [source.uri for source in named_sources(config)]
+    sources = named_sources(config)
+    uris = [source.uri for source in sources]
     if config.sources or config.test:  # vectors without images may lie in the root
         _refuse_twice(root, uris)
     if is_root(root.open()):
         return
     if config.start == "features":
         raise UsageError(f"{root.uri}: nothing is listed or extracted there yet: run it from its sources")
-    for uri in uris:
-        require_source(uri, config.storage)
+    for source in sources:
+        require_source(source, config.storage)
     if table := config.rule.table:
         read_label_table(read_address(table, config.storage), table)
     if model := config.model.path:

@@ -14,7 +14,7 @@ from pipeline.layout.own_vectors import import_vectors, write_order
 from pipeline.layout.parts import cut
 from pipeline.layout.snapshots import Snapshot, catalog_rows, removed_ids
 from pipeline.plan.session import Session
-from pipeline.sources.folder import own_name
+from pipeline.sources.fragments import shown_name
 from pipeline.sources.vectors import NameIndex, VectorFile, open_vectors
 from pipeline.storage import canonical_uri, open_store
 
@@ -91,11 +91,9 @@ def _rows_by_name(session: Session, snapshot: Snapshot, file: VectorFile) -> NDA
     names_of_file = NameIndex(file.names)
     for lo, hi in cut(0, snapshot.total, NAMED_ROWS):
         catalog = catalog_rows(session.store, snapshot, lo, hi)
-        names = [
-            own_name(uri, raw) for uri, raw in zip(*(catalog[c].to_pylist() for c in ("uri", "raw_key")), strict=True)
-        ]
+        names = [*map(shown_name, *(catalog[column].to_pylist() for column in ("uri", "raw_key", "fragment")))]
         paths = [
-            f"{snapshot.sources[source].uri.rstrip('/')}/{name}"
+            f"{snapshot.sources[source].place.rstrip('/')}/{name}"
             for source, name in zip(catalog["source"].to_pylist(), names, strict=True)
         ]
         found = names_of_file.rows_of(names)

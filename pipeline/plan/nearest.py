@@ -48,7 +48,7 @@ NEAREST = pa.schema(
 BLOCK = 256
 """Queries at once: the rows that they find are 1.6 kB each."""
 SPARE = 8
-NAMES = ("uri", "raw_key", "source")
+NAMES = ("uri", "raw_key", "source", "fragment")
 
 
 def require_k(k: int) -> None:

@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -33,8 +34,9 @@ from pipeline.layout.snapshots import (
     removed_ids,
 )
 from pipeline.plan.checking import named_sources
+from pipeline.plan.expanding import EXPAND, expand_parents
 from pipeline.plan.listing import listed_counts, require_match, say_listed, say_rule
-from pipeline.plan.session import SHOWN_FAILURES, Session, StageWork
+from pipeline.plan.session import SHOWN_FAILURES, RunnerStart, Session, StageWork
 from pipeline.plan.touched import KnownContent
 from pipeline.runner import Task
 from pipeline.schemas import TRANSIENT, Status
@@ -45,15 +47,18 @@ ANNOTATION_ROWS = 131_072
 RETRY_IDS = 1024
 
 
-def take_snapshot(session: Session) -> Snapshot:
-    """Lists the sources and pins the snapshot of this audit."""
+def take_snapshot(session: Session, start_runner: RunnerStart) -> Snapshot:
+    """Lists the sources and pins the snapshot of this audit; a runner is started where there are files to look into."""
     config = session.config
     record = session.timed("catalog", "catalog")
     started, cpu = time.perf_counter(), time.process_time()
-    update = update_catalog(session.root, named_sources(config), KnownContent(session.root), config.accept_empty)
+    expand = partial(expand_parents, session, start_runner)
+    known = KnownContent(session.root)
+    update = update_catalog(session.root, named_sources(config), known, expand, config.accept_empty)
     snapshot = first_alike(session.store, update.snapshot)
     record.counters = listed_counts(update)
-    session.close(record, time.perf_counter() - started, time.process_time() - cpu, snapshot.live)
+    inside = sum(other.seconds for other in session.records if other.stage == EXPAND)
+    session.close(record, time.perf_counter() - started - inside, time.process_time() - cpu, snapshot.live)
     say_listed(session, snapshot, update)
     return snapshot
 
@@ -191,7 +196,7 @@ def _first_failed(session: Session, snapshot: Snapshot, features: FeatureSet, lo
         at = at[: SHOWN_FAILURES - len(shown)]
         images = catalog_rows_of(session.store, snapshot, ids[at]).to_pylist()
         for image, row in zip(images, rows.take(at).to_pylist(), strict=True):
-            place = f"{snapshot.sources[image['source']].uri}/{image['uri']}"
+            place = f"{snapshot.sources[image['source']].place}/{image['uri']}"
             shown.append(f"{place}: {row['status']} ({(row['message'] or '').replace(place, 'it')})")
         if len(shown) == SHOWN_FAILURES:
             break

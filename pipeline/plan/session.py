@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any
@@ -16,6 +16,9 @@ from pipeline.layout.tables import read_json, write_json
 from pipeline.progress import Reporter
 from pipeline.runner import FATAL, LocalRunner, Outcome, Runner, Task
 from pipeline.storage import Store
+
+RunnerStart = Callable[[int, Root], Runner]
+"""(images to extract or as much other work, root) -> the runner that carries the tasks out."""
 
 STATUS_FOLDER = "status"
 SHOWN_FAILURES = 5

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pipeline.errors import StorageError, UsageError
 from pipeline.layout.features import FeatureSet, list_features, missing_features
 from pipeline.layout.models import ModelRef
-from pipeline.layout.root import opened
-from pipeline.layout.snapshots import Snapshot, first_alike, latest_snapshot, live_between
+from pipeline.layout.snapshots import Snapshot, SourceRecord, first_alike, latest_snapshot, live_between
 from pipeline.plan.preparing import extract_range, features_folder
 from pipeline.plan.session import Session
 from pipeline.runner import FATAL
+from pipeline.stages.listing import source_objects
 
 SHOWN = 5
 
@@ -62,12 +62,13 @@ def without_sources(session: Session, snapshot: Snapshot, model: ModelRef) -> No
 
 def _away(session: Session, snapshot: Snapshot) -> str:
     """Why the images cannot be compared: the first source that is away or empty; "" where all are there."""
-    return next(filter(None, (_why_away(session, source.uri) for source in snapshot.sources)), "")
+    return next(filter(None, (_why_away(session, source) for source in snapshot.sources)), "")
 
 
-def _why_away(session: Session, uri: str) -> str:
+def _why_away(session: Session, source: SourceRecord) -> str:
+    uri = source.uri
     try:
-        is_empty = next(opened(uri, session.root.storage).list(), None) is None
+        is_empty = next(iter(source_objects(source, session.root.storage)), None) is None
     except FATAL:
         raise
     except StorageError as error:

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from pipeline.errors import AccessDenied, ArtifactError, CorruptObject, NotFound, ObjectChanged
 from pipeline.kernels.hashing import content_hash
+from pipeline.kernels.header import ImageError
 from pipeline.layout.features import FeatureSet, list_features, read_feature_rows
 from pipeline.layout.parts import cover
-from pipeline.layout.root import Root, opened
+from pipeline.layout.root import Root
 from pipeline.stages.catalog import Content, Touched
-from pipeline.storage import StorageConfig, read_ahead
+from pipeline.storage import read_ahead
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ class KnownContent:
         known = self._known(np.sort(np.array([file.image_id for file in touched], np.int64)))
         # of two hashes none speaks for both models: the file was replaced between their runs
         asked = [file for file in touched if len(known.get(file.image_id, ())) == 1]
-        hashes = dict(zip((file.image_id for file in asked), _hashes(asked, self._root.storage), strict=True))
+        hashes = dict(zip((file.image_id for file in asked), _hashes(asked, self._root), strict=True))
         return [_content(known.get(file.image_id), hashes.get(file.image_id)) for file in touched]
 
     def _known(self, ids: NDArray[np.int64]) -> dict[int, set[bytes]]:
@@ -77,13 +78,19 @@ def _content(known: set[bytes] | None, found: bytes | None) -> Content:
     return Content.SAME if found in known else Content.OTHER
 
 
-def _hashes(files: Sequence[Touched], storage: StorageConfig) -> Iterator[bytes | None]:
+def _hashes(files: Sequence[Touched], root: Root) -> Iterator[bytes | None]:
     """The content hash of each file now, in order; ahead on a disk too, for it may lie across a network."""
-    return read_ahead(files, lambda file: _hash(file, storage), lambda file: file.info.size)
+    return read_ahead(files, lambda file: _hash(file, root), lambda file: file.image.size)
 
 
-def _hash(file: Touched, storage: StorageConfig) -> bytes | None:
+def _hash(file: Touched, root: Root) -> bytes | None:
     try:
-        return content_hash(opened(file.uri, storage).read(file.info.key))
-    except (NotFound, AccessDenied, ObjectChanged, CorruptObject):  # a new row, whose status extraction finds
+        return content_hash(file.image.read(root))
+    except (
+        NotFound,
+        AccessDenied,
+        ObjectChanged,
+        CorruptObject,
+        ImageError,
+    ):  # a new row, whose status extraction finds
         return None

@@ -16,13 +16,13 @@ IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", 
 MAX_SUFFIXES, MAX_SUFFIX, SHOWN_SUFFIXES = 40, 12, 8
 OTHER, NO_SUFFIX = "other", "without a suffix"
 
-_LITERAL = re.compile("%(?=[0-9A-Fa-f]{2})")
+_LITERAL = re.compile("%(?=[0-9A-Fa-f]{2})|#")
 
 
 def is_image_key(key: str) -> bool:
     """Whether a key relative to its source is an image by its suffix and neither hidden nor in a hidden folder."""
     stem, _, suffix = key.rpartition(".")
-    return bool(stem) and suffix.lower() in IMAGE_SUFFIXES and not _is_hidden(f"/{key}")
+    return bool(stem) and suffix.lower() in IMAGE_SUFFIXES and not is_hidden(key)
 
 
 @dataclass
@@ -40,12 +40,22 @@ class LeftOut:
 
     def add(self, key: str) -> None:
         """Counts a key that is no image."""
-        if _is_hidden(f"/{key}"):
+        if is_hidden(key):
             self.hidden += 1
             return
         stem, dot, suffix = key.rpartition("/")[2].rpartition(".")
         named = f".{escape_bytes(suffix.lower())}" if stem and dot and len(suffix) <= MAX_SUFFIX else NO_SUFFIX
         self.suffixes[named if named in self.suffixes or len(self.suffixes) < MAX_SUFFIXES else OTHER] += 1
+
+    def count(self, what: str, times: int = 1) -> None:
+        """Counts something that has no suffix worth a mention, such as a link in an archive."""
+        self.suffixes[what] += times
+
+    def join(self, other: LeftOut) -> None:
+        """Adds what another one counted."""
+        self.images += other.images
+        self.hidden += other.hidden
+        self.suffixes.update(other.suffixes)
 
     def __str__(self) -> str:
         """`15 files: 5 .heic, 5 .avif, 5 .txt; 3 hidden`."""
@@ -61,9 +71,7 @@ def together(parts: Iterable[LeftOut]) -> LeftOut:
     """What several listings hold, added up."""
     whole = LeftOut()
     for part in parts:
-        whole.images += part.images
-        whole.hidden += part.hidden
-        whole.suffixes.update(part.suffixes)
+        whole.join(part)
     return whole
 
 
@@ -81,11 +89,17 @@ def encode_key(key: str) -> tuple[str, bytes | None]:
     """The uri that is stored for a key, and the key's raw bytes where the uri differs from them (else None).
 
     `key` holds bytes that are not UTF-8 as `os.fsdecode` gives them (surrogateescape); each becomes `%XX`. A `%` that
-    two hexadecimal digits follow becomes `%25`, and nothing else is changed: so no two keys share a uri, and replacing
-    each `%XX` of it by that byte gives the key back. Raises UsageError for a surrogate that stands for no byte.
+    two hexadecimal digits follow becomes `%25`, a `#` (behind which a fragment is named) `%23`, and nothing else is
+    changed: so no two keys share a uri, and replacing each `%XX` of it by that byte gives the key back. Raises
+    UsageError for a surrogate that stands for no byte.
     """
-    uri = escape_bytes(_LITERAL.sub("%25", key))
+    uri = escape_key(key)
     return uri, None if uri == key else key.encode("utf-8", "surrogateescape")
+
+
+def escape_key(key: str) -> str:
+    """The uri of a key, see `encode_key`."""
+    return escape_bytes(_LITERAL.sub(_escaped_literal, key))
 
 
 def escape_bytes(text: str) -> str:
@@ -119,9 +133,16 @@ def own_name(uri: str, raw_key: bytes | None) -> str:
         return uri
 
 
-def _is_hidden(rooted: str) -> bool:
-    # `.git/`, `.DS_Store`, `._1.jpg` (macOS puts one beside each file on foreign disks), and the folder of its zips.
+def is_hidden(key: str) -> bool:
+    """Whether a key is hidden, or in a hidden folder: `.git/`, `.DS_Store`, `._1.jpg` (macOS puts one beside each file
+    on foreign disks), and the folder of its zips.
+    """
+    rooted = f"/{key}"
     return "/." in rooted or "/__MACOSX/" in rooted
+
+
+def _escaped_literal(found: re.Match[str]) -> str:
+    return f"%{ord(found[0]):02X}"
 
 
 def _escaped(character: str) -> str:

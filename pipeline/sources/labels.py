@@ -4,6 +4,10 @@ The label of a path is the first folder below the one that names its split (`tra
 ImageFolder), or the first folder of the source where none names a split. Of a file that lies directly in its split
 folder it is the folder above that (`cat/train/1.jpg` -> `cat`), unless that only says that it holds images; without one
 it has no label. What a pattern or a table leaves out (say, it names only labels) comes from folders.
+
+An archive stands in the path of its members like a folder (`shards/train-0012.tar/cat/1.jpg`). Its name is a split
+where one of its words is (`train-0012`, `ILSVRC2012_img_val`). Else it is a label where its members lie in no folder of
+their own (`n01440764.tar/1.jpg`), unless a number of its own ends it, as it ends the names of shards.
 """
 
 from __future__ import annotations
@@ -18,11 +22,14 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import UsageError
-from pipeline.sources.splits import canonical_split, find_split
+from pipeline.sources.fragments import archive_stem
+from pipeline.sources.splits import canonical_split, find_split, split_of_name
 from pipeline.sources.tabular import LabelTable, match_rows, values_at
 
 Column: TypeAlias = list[str | None]
 _GROUPS = frozenset({"split", "label"})
+_WORDS = re.compile(r"[^A-Za-z]+")
+_SHARD = re.compile(r"(^|[^A-Za-z0-9])\d+$")
 HOLDERS = frozenset({"data", "dataset", "image", "images", "img", "imgs", "jpegimages", "photos", "pictures"})
 """Folders above a split that are no label, in lower case: `images/train/1.jpg` is how YOLO lays its sets out."""
 
@@ -142,7 +149,7 @@ def _from_folders(paths: Sequence[str]) -> tuple[Column, Column]:
 # A listing is sorted, so neighbours share their folder: 0.3 us per path with the cache, 1.9 us without.
 @lru_cache(maxsize=65_536)
 def _folder_rule(folder: str) -> tuple[str | None, str | None]:
-    folders = [name for name in folder.split("/") if name]
+    folders = _without_archives([name for name in folder.split("/") if name])
     found = find_split(folders)
     if found is None:
         return None, folders[0] if folders else None
@@ -151,6 +158,20 @@ def _folder_rule(folder: str) -> tuple[str | None, str | None]:
         return split, folders[place + 1]
     above = folders[place - 1] if place else None
     return split, None if above and above.lower() in HOLDERS else above
+
+
+def _without_archives(folders: list[str]) -> list[str]:
+    """The folders, each archive among them replaced by what its name says."""
+    at = next((at for at, name in enumerate(folders) if archive_stem(name)), None)
+    if at is None:
+        return folders
+    stem, inside = archive_stem(folders[at]), folders[at + 1 :]
+    if split := next(filter(None, map(split_of_name, _WORDS.split(stem))), None):
+        return [*folders[:at], split, *inside[bool(inside) and split_of_name(inside[0]) == split :]]
+    if inside:
+        return [*folders[:at], *inside[len(inside) > 1 and inside[0] == stem :]]
+    is_label = not _SHARD.search(stem) and stem.lower() not in HOLDERS
+    return [*folders[:at], stem] if is_label else folders[:at]
 
 
 def _from_pattern(paths: Sequence[str], pattern: str, splits: Column, labels: Column) -> tuple[Column, Column]:

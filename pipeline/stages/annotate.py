@@ -20,11 +20,11 @@ from pipeline.layout.root import Root
 from pipeline.layout.snapshots import Snapshot, SourceRecord, catalog_rows, read_snapshot, removed_ids
 from pipeline.layout.tables import json_bytes, read_table, write_table
 from pipeline.runner import Counters
-from pipeline.sources.folder import own_name
+from pipeline.sources.fragments import rule_path
 from pipeline.sources.labels import RuleParams, assign, matched
 from pipeline.sources.splits import split_of_place
 
-VERSION = 5
+VERSION = 6
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def annotate(spec: AnnotateSpec) -> Counters:
     snapshot = read_snapshot(store, spec.snapshot)
     rows = catalog_rows(store, snapshot, spec.lo, spec.hi)
     table = load_table(store, spec.table_hash, spec.rule.table) if spec.rule.table else None
-    names = [*map(own_name, rows["uri"].to_pylist(), rows["raw_key"].to_pylist())]
+    names = [*map(rule_path, *(rows[column].to_pylist() for column in ("uri", "raw_key", "fragment")))]
     source = rows["source"].to_numpy()
     splits: list[str | None] = [None] * len(names)
     labels: list[str | None] = [None] * len(names)
@@ -182,7 +182,7 @@ def _match_facts(spec: VocabularySpec, snapshot: Snapshot, matches: _Matches) ->
     first, unused = "", ""
     if matches.unmatched:
         (row,) = catalog_rows(store, snapshot, matches.first, matches.first + 1).to_pylist()
-        first = own_name(row["uri"], row["raw_key"])
+        first = rule_path(row["uri"], row["raw_key"], row["fragment"])
     missed = np.flatnonzero(~matches.used)
     if len(missed):
         unused = load_table(store, spec.table_hash, spec.rule.table or "").names[int(missed[0])].as_py()

@@ -17,7 +17,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import NotFound, StorageUnavailable, UsageError
-from pipeline.layout.root import Root, is_own, opened
+from pipeline.layout.fragments import KnownFragments, Parent
+from pipeline.layout.images import ImageObject
+from pipeline.layout.root import Root
 from pipeline.layout.snapshots import FOLDER as CATALOG
 from pipeline.layout.snapshots import (
     CatalogPart,
@@ -32,14 +34,16 @@ from pipeline.layout.snapshots import (
 )
 from pipeline.layout.tables import json_bytes, parquet_bytes
 from pipeline.schemas import CATALOG_ROWS
-from pipeline.sources.folder import LeftOut, encode_key, image_objects, is_image_key
-from pipeline.sources.vectors import open_vectors
-from pipeline.storage import ObjectInfo, StorageConfig, Store, is_remote
-from pipeline.storage.uri import parse_bucket
+from pipeline.sources.folder import LeftOut, encode_key
+from pipeline.sources.fragments import fragment_uri
+from pipeline.stages.listing import Listed, Listing
+from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
 Ids = NDArray[np.int64]
 
+Place = tuple[int, bytes, int, str]
+FRAGMENT_COLUMNS = ("fragment", "position", "length", "parent_size", "parent_kind", "problem")
 PART_ROWS = 131_072
 TOUCHED_ROWS = 16_384
 BLOCK_ROWS = 65_536
@@ -56,16 +60,18 @@ class Content(Enum):
 
 @dataclass(frozen=True)
 class Touched:
-    """A file of which nothing but the time changed: its id, source (number and uri), and what is listed of it now."""
+    """An image of whose file nothing but the time changed: its id, and what is listed of it now."""
 
     image_id: int
-    source: int
-    uri: str
-    info: ObjectInfo
+    image: ImageObject
+    listed: Listed
 
 
 Compare = Callable[[Sequence[Touched]], Iterable[Content]]
-"""At most TOUCHED_ROWS touched files -> what the bytes of each are, in order."""
+"""At most TOUCHED_ROWS touched images -> what the bytes of each are, in order."""
+
+Expand = Callable[[Sequence[Parent]], None]
+"""Looks into files that hold images, and stores what is found in them."""
 
 
 class _Known(NamedTuple):
@@ -79,7 +85,7 @@ class _Known(NamedTuple):
 class _Changes:
     """What a listing differs in. Ids and times are kept as numbers: 8 bytes for each, where an object takes 100."""
 
-    appended: list[tuple[int, ObjectInfo]] = field(default_factory=list)
+    appended: list[Listed] = field(default_factory=list)
     touched: list[Touched] = field(default_factory=list)  # still to be compared
     parts: list[CatalogPart] = field(default_factory=list)
     removed: array[int] = field(default_factory=lambda: array("q"))
@@ -104,21 +110,28 @@ class Update:
 
 
 def update_catalog(
-    root: Root, sources: tuple[SourceRecord, ...], compare: Compare, accept_empty: bool = False
+    root: Root, sources: tuple[SourceRecord, ...], compare: Compare, expand: Expand, accept_empty: bool = False
 ) -> Update:
     """The snapshot of what the sources hold now: the latest one where nothing changed, else a new one.
 
-    The listing is streamed against the sorted runs of the catalog; 16 bytes stay of each touched or removed image. Who
-    loses the race for a snapshot's number lists again. Raises UsageError where the root belongs to other sources,
-    NotFound where a new source is not there, or no image of one that had some, unless `accept_empty`.
+    The listing is streamed against the sorted runs of the catalog; 16 bytes stay of each touched or removed image. It
+    is made again where it met files to `expand`, and by who loses the race for a snapshot's number. Raises UsageError
+    where the root belongs to other sources, NotFound where a new source is not there, or no image of one that had
+    some, unless `accept_empty`.
     """
     store = root.open()
+    is_expanded = False
     for _ in range(RACES):
         previous = latest_snapshot(store)
         merged = merge_sources(root, previous.sources, sources)
-        left_out = tuple(LeftOut() for _ in merged)
-        listing = _listing(root, merged, left_out, len(previous.sources))
-        changes = _compare(store, previous, listing, compare)
+        fragments = KnownFragments(store, is_expanded)
+        listing = Listing(root, merged, fragments)
+        changes = _compare(store, previous, listing.images(len(previous.sources)), compare)
+        if fragments.missing:
+            expand(fragments.missing)
+            is_expanded = True
+            continue
+        left_out = listing.left_out
         if not accept_empty:
             _refuse_emptied(root, merged, changes.lost, left_out)
         counts = (changes.added, changes.changed, len(changes.removed) - changes.changed)
@@ -130,7 +143,8 @@ def update_catalog(
             return Update(snapshot, previous.number, *counts, left_out)
         log.info("another audit wrote snapshot %d first; listing again", snapshot.number)
     raise StorageUnavailable(
-        f"{root.uri}: lost the race for a snapshot {RACES} times. Run again when fewer audits start."
+        f"{root.uri}: lost the race for a snapshot {RACES} times, or its sources change all the time. Run again when "
+        "fewer audits start, or nobody writes there."
     )
 
 
@@ -149,22 +163,22 @@ def merge_sources(
     return kept + tuple(source for source in wanted if source.uri not in {item.uri for item in known})
 
 
-def _compare(
-    store: Store, previous: Snapshot, listing: Iterable[tuple[int, ObjectInfo, bytes]], compare: Compare
-) -> _Changes:
+def _compare(store: Store, previous: Snapshot, listing: Iterable[Listed], compare: Compare) -> _Changes:
     changes = _Changes(total=previous.total)
     known = _known_rows(store, previous)
     row = next(known, None)
-    for source, info, raw in listing:
-        while row is not None and row[0] < (source, raw):
+    for listed in listing:
+        place = listed.place
+        while row is not None and row[0] < place:
             _remove(changes, *row)
             row = next(known, None)
-        if row is not None and row[0] == (source, raw):
-            if _is_changed(row[1], info):
-                _match(changes, row[1], Touched(row[1].image_id, source, previous.sources[source].uri, info))
+        if row is not None and row[0] == place:
+            if _is_changed(row[1], listed):
+                image = ImageObject(previous.sources[listed.source].place, listed.info, listed.fragment, listed.kind)
+                _match(changes, row[1], Touched(row[1].image_id, image, listed))
             row = next(known, None)
         else:
-            changes.appended.append((source, info))
+            changes.appended.append(listed)
             changes.added += 1
         if len(changes.touched) >= TOUCHED_ROWS or len(changes.appended) >= PART_ROWS:
             _settle(changes, compare)
@@ -177,16 +191,17 @@ def _compare(
     return changes
 
 
-def _is_changed(known: _Known, info: ObjectInfo) -> bool:
+def _is_changed(known: _Known, listed: Listed) -> bool:
+    info = listed.info
     is_touched = not info.etag and known.mtime_ns != info.mtime_ns
-    return known.size != info.size or known.etag != info.etag or is_touched
+    return known.size != listed.size or known.etag != info.etag or is_touched
 
 
 def _match(changes: _Changes, known: _Known, now: Touched) -> None:
     """Books a file that changed under a known name; one that may only have been touched waits for `_settle`."""
-    if known.size != now.info.size or known.etag != now.info.etag:
+    if known.size != now.listed.size or known.etag != now.listed.info.etag:
         _replace(changes, now)
-    elif now.info.size:
+    elif now.listed.size:
         changes.touched.append(now)
     else:
         _stamp(changes, now)
@@ -204,21 +219,21 @@ def _settle(changes: _Changes, compare: Compare) -> None:
             _replace(changes, now)
     changes.touched.clear()
     if changes.changed > before:
-        changes.appended.sort(key=lambda entry: (entry[0], _raw(entry[1])))
+        changes.appended.sort(key=lambda listed: listed.place)
 
 
 def _stamp(changes: _Changes, now: Touched) -> None:
     changes.stamped.append(now.image_id)
-    changes.times.append(now.info.mtime_ns)
+    changes.times.append(now.listed.info.mtime_ns)
 
 
 def _replace(changes: _Changes, now: Touched) -> None:
     changes.removed.append(now.image_id)
-    changes.appended.append((now.source, now.info))
+    changes.appended.append(now.listed)
     changes.changed += 1
 
 
-def _remove(changes: _Changes, name: tuple[int, bytes], known: _Known) -> None:
+def _remove(changes: _Changes, name: Place, known: _Known) -> None:
     changes.removed.append(known.image_id)
     changes.lost[name[0]] += 1
 
@@ -235,74 +250,8 @@ def _refuse_emptied(
             )
 
 
-def _listing(
-    root: Root, sources: tuple[SourceRecord, ...], left_out: tuple[LeftOut, ...], known: int
-) -> Iterator[tuple[int, ObjectInfo, bytes]]:
-    """Every image of every source, sorted by (source, raw bytes of the key), without the root's own files.
-
-    One of the first `known` sources, which the root has listed before, may be gone: it is listed as empty.
-    """
-    for index, source in enumerate(sources):
-        if (names := names_alone(source.uri, root.storage)) is not None:
-            left_out[index].images += len(names)
-            yield from ((index, ObjectInfo(name, 0, "", 0), name.encode()) for name in names)
-            continue
-        listed = _without_root(root, source, opened(source.uri, root.storage).list())
-        try:
-            for info in image_objects(listed, left_out[index]):
-                yield index, info, _raw(info)
-        except NotFound:
-            if index >= known or left_out[index] != LeftOut():
-                raise
-        if index >= known and left_out[index] == LeftOut():
-            _require_path(source.uri, root.storage)
-
-
-def _raw(info: ObjectInfo) -> bytes:
-    return info.key.encode("utf-8", "surrogateescape")
-
-
-def _without_root(root: Root, source: SourceRecord, listed: Iterable[ObjectInfo]) -> Iterator[ObjectInfo]:
-    """A listing without what is the root's own, where that lies in the source: images may lie beside and around it."""
-    inside = f"{root.uri.removeprefix(source.uri + '/')}/" if root.uri.startswith(source.uri + "/") else None
-    hidden, first = 0, ""
-    for info in listed:
-        if inside is None or not info.key.startswith(inside) or not is_own(info.key[len(inside) :]):
-            yield info
-        elif is_image_key(info.key):
-            hidden, first = hidden + 1, first or info.key
-    if hidden:
-        log.warning(
-            "%s: images in folders that the root %s takes as its own are left out: %s, the first is %r. Choose another "
-            "--root to audit them.", source.uri, root.uri, f"{hidden:,}", first,
-        )  # fmt: skip
-
-
-def names_alone(uri: str, storage: StorageConfig) -> list[str] | None:
-    """The names of a source that is a file of vectors without images, sorted as keys are; None for any other."""
-    place, slash, key = uri.rpartition("/")
-    if not key.endswith(".parquet") or not opened(place or slash, storage).exists(key):
-        return None
-    names = open_vectors(opened(place or slash, storage), key, uri).names
-    return sorted([] if names is None else names.to_pylist(), key=str.encode)
-
-
-def require_source(uri: str, storage: StorageConfig) -> None:
-    """Raises NotFound, or another StorageError, for a source that cannot be listed."""
-    if names_alone(uri, storage) is not None:
-        return
-    if next(opened(uri, storage).list(), None) is None:
-        _require_path(uri, storage)
-
-
-def _require_path(uri: str, storage: StorageConfig) -> None:
-    """An object store has no folders: a path under which nothing is does not exist, but for a console's marker."""
-    if is_remote(uri) and parse_bucket(uri, storage).prefix and not opened(uri, storage).exists(""):
-        raise NotFound(f"list {uri}: nothing is there. Check the path")
-
-
-def _known_rows(store: Store, snapshot: Snapshot) -> Iterator[tuple[tuple[int, bytes], _Known]]:
-    """Live rows of the snapshot sorted by (source, raw key): a merge of its sorted runs."""
+def _known_rows(store: Store, snapshot: Snapshot) -> Iterator[tuple[Place, _Known]]:
+    """Live rows of the snapshot sorted by their place: a merge of its sorted runs."""
     gone, stamps = removed_ids(store, snapshot), restamped_times(store, snapshot)
     runs = sorted({part.run for part in snapshot.parts})
     return heapq.merge(*(_run_rows(store, snapshot, run, gone, stamps) for run in runs), key=lambda row: row[0])
@@ -310,7 +259,7 @@ def _known_rows(store: Store, snapshot: Snapshot) -> Iterator[tuple[tuple[int, b
 
 def _run_rows(
     store: Store, snapshot: Snapshot, run: int, gone: Ids, stamps: tuple[Ids, Ids]
-) -> Iterator[tuple[tuple[int, bytes], _Known]]:
+) -> Iterator[tuple[Place, _Known]]:
     for part in snapshot.parts:
         for lo in range(part.lo, part.hi, BLOCK_ROWS) if part.run == run else ():
             hi = min(lo + BLOCK_ROWS, part.hi)
@@ -323,9 +272,17 @@ def _run_rows(
                 rows["mtime_ns"][image_id - lo] = time
             for image_id in live.tolist():
                 at = image_id - lo
-                raw = rows["raw_key"][at] or rows["uri"][at].encode()
                 etag, time = rows["etag"][at] or "", rows["mtime_ns"][at] or 0
-                yield (rows["source"][at], raw), _Known(image_id, rows["size_bytes"][at], etag, time)
+                yield _place_of(rows, at), _Known(image_id, rows["size_bytes"][at], etag, time)
+
+
+def _place_of(rows: dict[str, list[Any]], at: int) -> Place:
+    """What `Listed.place` was of a row."""
+    uri, raw, position = rows["uri"][at], rows["raw_key"][at], rows["position"][at]
+    if position is None:
+        return rows["source"][at], raw or uri.encode(), -1, ""
+    name = rows["fragment"][at]
+    return rows["source"][at], raw or uri[: len(uri) - len(name) - bool(name)].encode(), position, name
 
 
 def _within(ids: Ids, lo: int, hi: int) -> slice:
@@ -345,18 +302,35 @@ def _flush(store: Store, changes: _Changes, run: int) -> None:
     changes.appended.clear()
 
 
-def _rows_table(entries: list[tuple[int, ObjectInfo]], lo: int) -> pa.Table:
-    encoded = [encode_key(info.key) for _, info in entries]
+def _rows_table(entries: list[Listed], lo: int) -> pa.Table:
+    encoded = [encode_key(listed.info.key) for listed in entries]
     columns: dict[str, Any] = {
         "image_id": np.arange(lo, lo + len(entries), dtype=np.int64),
-        "source": np.fromiter((source for source, _ in entries), np.int16, len(entries)),
-        "uri": [uri for uri, _ in encoded],
+        "source": np.fromiter((listed.source for listed in entries), np.int16, len(entries)),
+        "uri": [_uri(uri, listed) for (uri, _), listed in zip(encoded, entries, strict=True)],
         "raw_key": [raw for _, raw in encoded],
-        "size_bytes": [info.size for _, info in entries],
-        "etag": [info.etag or None for _, info in entries],
-        "mtime_ns": [None if info.etag else info.mtime_ns for _, info in entries],
+        "size_bytes": [listed.size for listed in entries],
+        "etag": [listed.info.etag or None for listed in entries],
+        "mtime_ns": [None if listed.info.etag else listed.info.mtime_ns for listed in entries],
     }
+    if any(listed.fragment for listed in entries):
+        columns |= _fragment_columns(entries)
+    else:
+        columns |= {name: pa.nulls(len(entries), CATALOG_ROWS.schema.field(name).type) for name in FRAGMENT_COLUMNS}
     return pa.table(columns, schema=CATALOG_ROWS.schema)
+
+
+def _uri(uri: str, listed: Listed) -> str:
+    return uri if listed.fragment is None else fragment_uri(uri, listed.fragment.name)
+
+
+def _fragment_columns(entries: list[Listed]) -> dict[str, list[Any]]:
+    rows = [
+        (None,) * len(FRAGMENT_COLUMNS) if (inner := listed.fragment) is None
+        else (inner.name, inner.position, inner.length, listed.info.size, listed.kind, inner.problem)
+        for listed in entries
+    ]  # fmt: skip
+    return {name: list(column) for name, column in zip(FRAGMENT_COLUMNS, zip(*rows, strict=True), strict=True)}
 
 
 def _next_snapshot(store: Store, previous: Snapshot, sources: tuple[SourceRecord, ...], changes: _Changes) -> Snapshot:

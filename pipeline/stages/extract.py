@@ -13,44 +13,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import (
-    AccessDenied,
-    CorruptObject,
-    NotFound,
-    ObjectChanged,
-    StorageError,
-    StorageUnavailable,
-)
+from pipeline.errors import NotFound
 from pipeline.kernels.embed import Embedder, embed_for_storage
 from pipeline.kernels.measure import Measured, MeasureParams, measure
 from pipeline.layout.features import AGAIN, BASE, Features, commit_features, list_features, read_feature_rows
-from pipeline.layout.images import ImageObject, image_object
+from pipeline.layout.images import image_object
 from pipeline.layout.models import ModelRef, load_model
 from pipeline.layout.own_vectors import given_vectors
 from pipeline.layout.parts import part_name
-from pipeline.layout.root import Root, opened
+from pipeline.layout.root import Root
 from pipeline.layout.snapshots import Snapshot, catalog_rows, catalog_rows_of, read_snapshot, removed_ids
-from pipeline.runner import FATAL, Counters
+from pipeline.runner import Counters
 from pipeline.schemas import FEATURE_ROWS, TRANSIENT, Status
-from pipeline.sources.folder import escape_bytes
-from pipeline.storage import is_remote, read_ahead
+from pipeline.stages.listing import source_objects
+from pipeline.stages.reads import Read, failed, read_images
 
 VERSION = 2  # 2: entropy, colour and signature of a raster that does not depend on the model
 BATCH = 8  # int8 output is bitwise equal for 1 to 16; larger batches leave the second-level cache
 SILENT_IMAGES = 32  # in a row without an answer: is the store there at all?
 SIGNATURE_LENGTH = 256
-
-Read = tuple[bytes, Measured | None]
-"""The bytes of an image, or what is known without them."""
-
-CAUSES: dict[type[StorageError], Status] = {
-    NotFound: Status.MISSING,
-    ObjectChanged: Status.CHANGED,
-    CorruptObject: Status.CHANGED,
-    AccessDenied: Status.DENIED,
-    StorageUnavailable: Status.TIMEOUT,
-    StorageError: Status.TIMEOUT,  # such as a bad sector: one image of a shard must not hold up the others
-}
 
 
 @dataclass(frozen=True)
@@ -105,7 +86,7 @@ def quarantine(spec: ExtractSpec, cause: str) -> Counters:
     status = Status(cause)
     if spec.only is not None and _is_as_before(spec, [status] * rows.num_rows):
         return {"images": rows.num_rows, "transient": rows.num_rows}
-    found = [_failed(status, "its process died or hung twice while it was decoded")] * rows.num_rows
+    found = [failed(status, "its process died or hung twice while it was decoded")] * rows.num_rows
     return _commit(spec, rows, [(item, None) for item in found], spec.model.dimension)
 
 
@@ -150,7 +131,7 @@ def _with_given(
     """Every row with the user's own vector; measured where there are images, and no model runs."""
     vectors, has_row = given_vectors(spec.root.open(), spec.model, rows["image_id"].to_numpy())
     if spec.model.is_alone:
-        alone = (Measured(Status.OK), _failed(Status.MISSING, "no longer in its source"))
+        alone = (Measured(Status.OK), failed(Status.MISSING, "no longer in its source"))
         measured: Iterator[Measured] = (alone[not there] for there in has_row.tolist())
     else:
         read = map(partial(_measured, spec.measure), _read_all(spec, snapshot, rows))
@@ -160,8 +141,8 @@ def _with_given(
 
 
 def _measured(params: MeasureParams, read: Read) -> Measured:
-    data, failed = read
-    return measure(data, params) if failed is None else failed
+    data, bad = read
+    return measure(data, params) if bad is None else bad
 
 
 def _embed(pending: list[Measured], model: Embedder) -> Iterator[tuple[Measured, np.ndarray[Any, Any] | None]]:
@@ -181,29 +162,16 @@ def _embed(pending: list[Measured], model: Embedder) -> Iterator[tuple[Measured,
         if is_finite and vector.any():
             yield item, vector
         else:
-            yield _failed(Status.UNREADABLE, "the model's output holds NaN, infinity or zeros only", item), None
-
-
-def _failed(status: Status, message: str, found: Measured | None = None) -> Measured:
-    if found is None:
-        return Measured(status, message)
-    return Measured(status, message, format=found.format, content_hash=found.content_hash)
+            bad = failed(Status.UNREADABLE, "the model's output holds NaN, infinity or zeros only")
+            yield bad._replace(format=item.format, content_hash=item.content_hash), None
 
 
 def _read_all(spec: ExtractSpec, snapshot: Snapshot, rows: pa.Table) -> Iterator[Read]:
-    """The bytes of every row, or why they could not be had; many reads in flight where the source is remote."""
+    """The bytes of every row, or why they could not be had."""
     ids = rows["image_id"].to_numpy()
     gone = frozenset(ids[np.isin(ids, removed_ids(spec.root.open(), snapshot))].tolist())
     wanted = [None if row["image_id"] in gone else image_object(row, snapshot) for row in rows.to_pylist()]
-    if any(is_remote(source.uri) for source in snapshot.sources):
-        yield from _read_ahead(spec, wanted)
-        return
-    for item in wanted:
-        yield _read_one(spec, item)
-
-
-def _read_ahead(spec: ExtractSpec, wanted: list[ImageObject | None]) -> Iterator[Read]:
-    return read_ahead(wanted, partial(_read_one, spec), lambda item: 0 if item is None else item.info.size)
+    return read_images(spec.root, wanted, spec.measure.max_bytes)
 
 
 def _while_there(spec: ExtractSpec, snapshot: Snapshot, found: Iterator[Measured]) -> Iterator[Measured]:
@@ -218,24 +186,8 @@ def _while_there(spec: ExtractSpec, snapshot: Snapshot, found: Iterator[Measured
             silent = 0
             for source in snapshot.sources:
                 with suppress(NotFound):  # an answer too: a source that was accepted as gone
-                    next(opened(source.uri, spec.root.storage).list(), None)
+                    next(iter(source_objects(source, spec.root.storage)), None)
         yield item
-
-
-def _read_one(spec: ExtractSpec, wanted: ImageObject | None) -> Read:
-    if wanted is None:
-        return b"", _failed(Status.MISSING, "no longer in its source")
-    if wanted.info.size > spec.measure.max_bytes:
-        seen, most = wanted.info.size, spec.measure.max_bytes
-        said = f"{seen:,} bytes, files of at most {most:,} are read; raise measure.max_bytes to measure it"
-        return b"", _failed(Status.TOO_LARGE, said)
-    try:
-        return wanted.read(spec.root.storage), None
-    except FATAL:
-        raise
-    except tuple(CAUSES) as error:
-        message = escape_bytes(str(error))  # it names the file, and the name may be no UTF-8
-        return b"", _failed(next(CAUSES[cause] for cause in type(error).__mro__ if cause in CAUSES), message)
 
 
 def _commit(

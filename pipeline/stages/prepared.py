@@ -18,7 +18,7 @@ from pipeline.layout.exact import read_pinned_features
 from pipeline.layout.features import FeatureSet, content_hashes
 from pipeline.layout.images import image_objects_of
 from pipeline.layout.inputs import Inputs
-from pipeline.sources.folder import encode_key, escape_bytes
+from pipeline.sources.folder import escape_bytes
 from pipeline.storage import is_remote
 from pipeline.storage.ahead import BYTES_AHEAD, READS_IN_FLIGHT
 
@@ -40,7 +40,7 @@ class PreparedImages:
         self._order = list(dict.fromkeys(ids))
         self._place = {image_id: at for at, image_id in enumerate(self._order)}
         self._objects = image_objects_of(inputs, np.array(sorted(self._order), np.int64))
-        self._is_remote = any(is_remote(source.uri) for source in snapshot.sources)
+        self._is_remote = any(is_remote(source.place) for source in snapshot.sources)
         self._kept: OrderedDict[int, PreparedImage | None] = OrderedDict()
         self._bytes: dict[int, bytes | None] = {}
         self._hashes: dict[int, dict[int, bytes | None]] = {}
@@ -69,7 +69,7 @@ class PreparedImages:
         if lost <= max(FEW_LOST, LOST_SHARE * every) and not gone == every >= 2:
             return
         image_id = min(self._lost)
-        where = f"{self._objects[image_id].source}/{encode_key(self._objects[image_id].info.key)[0]}"
+        where = self._objects[image_id].name
         why = self._lost[image_id][1].replace(where, "it")
         raise StorageUnavailable(
             f"{lost:,} of {every:,} images that were read before cannot be read now, such as {where} "
@@ -100,7 +100,7 @@ class PreparedImages:
         at = self._place[image_id]
         following = self._order[at : at + 4 * READS_IN_FLIGHT]
         wanted = [i for i in following if i not in self._kept and i not in self._bytes]
-        sizes = np.cumsum([self._objects[i].info.size for i in wanted])
+        sizes = np.cumsum([self._objects[i].size for i in wanted])
         del wanted[max(1, int(np.searchsorted(sizes, BYTES_AHEAD, "right"))) :]
         with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
             self._bytes.update(zip(wanted, pool.map(self._read_now, wanted), strict=True))
@@ -108,9 +108,11 @@ class PreparedImages:
     def _read_now(self, image_id: int) -> bytes | None:
         try:
             image = self._objects[image_id]
-            return image.read_as_extracted(self._inputs.root.storage, lambda: self._extracted(image_id))
+            return image.read_as_extracted(self._inputs.root, lambda: self._extracted(image_id))
         except UNREADABLE as error:
             self._lost[image_id] = type(error), escape_bytes(str(error))  # an error would keep the bytes in its frames
+            return None
+        except ImageError:
             return None
 
     def _extracted(self, image_id: int) -> bytes | None:

@@ -20,7 +20,7 @@ from pipeline.layout.served import Recipe
 from pipeline.runner import FATAL
 from pipeline.schemas import Status
 from pipeline.sources.folder import escape_bytes
-from pipeline.stages.extract import CAUSES
+from pipeline.stages.reads import CAUSES
 from pipeline.storage import StorageConfig, is_remote, read_ahead
 
 QUERY_BYTES = 2**20  # taken as the size of an image that is read ahead

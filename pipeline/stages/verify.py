@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.kernels.header import ImageError
 from pipeline.kernels.verify import Evidence, compare, is_near_without_pixels, kind_without_pixels, may_skip
 from pipeline.kernels.verify_params import VerifyParams
 from pipeline.layout.edges import AGAIN, commit_edges
@@ -21,13 +22,13 @@ from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import EDGES
 from pipeline.layout.pairs import read_pairs
 from pipeline.layout.parts import part_name
+from pipeline.layout.root import Root
 from pipeline.layout.tables import parquet_bytes, read_rows
 from pipeline.runner import Counters
 from pipeline.schemas import EDGES as EDGES_TABLE
 from pipeline.schemas import Kind, Status
-from pipeline.sources.folder import encode_key
 from pipeline.stages.prepared import UNREADABLE, PreparedImages
-from pipeline.storage import StorageConfig, Store
+from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
 
@@ -114,8 +115,8 @@ def quarantine(spec: VerifySpec, cause: str) -> Counters:
     images = image_objects_of(spec.inputs, np.array(ids, np.int64))
     if cause == Status.TIMEOUT.value:
         for image_id in ids:
-            _read_bytes(images[image_id], spec.inputs.root.storage)
-    names = " and ".join(f"{encode_key(images[image_id].info.key)[0]} ({image_id})" for image_id in ids)
+            _read_bytes(images[image_id], spec.inputs.root)
+    names = " and ".join(f"{images[image_id].name} ({image_id})" for image_id in ids)
     evidence = _unseen(kind_without_pixels(row["similarity"], row["signature_similarity"], spec.params))
     if spec.only is None:
         log.warning("%s: the process that compared their pixels died or hung twice; similarity alone decides", names)
@@ -203,8 +204,8 @@ def _edge_table(pairs: pa.Table, evidence: list[dict[str, Any]]) -> pa.Table:
     return pa.table({name: columns[name] for name in EDGES_TABLE.schema.names}, schema=EDGES_TABLE.schema)
 
 
-def _read_bytes(image: ImageObject, storage: StorageConfig) -> bytes | None:
+def _read_bytes(image: ImageObject, root: Root) -> bytes | None:
     try:
-        return image.read(storage)
-    except UNREADABLE:
+        return image.read(root)
+    except (*UNREADABLE, ImageError):
         return None

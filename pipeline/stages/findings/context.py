@@ -28,7 +28,7 @@ from pipeline.schemas import FEATURE_ROWS, TABLES
 from pipeline.stages.findings.edge_index import require_edge_index
 from pipeline.storage import Store
 
-NAME_COLUMNS = ("uri", "source", "raw_key")
+NAME_COLUMNS = ("uri", "source", "raw_key", "fragment")
 
 
 @dataclass(frozen=True)

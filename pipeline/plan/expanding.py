@@ -1,0 +1,47 @@
+"""Looking into files that hold many images, in tasks of some files each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from pipeline.layout.fragments import FOLDER, Parent
+from pipeline.plan.session import RunnerStart, Session, StageWork
+from pipeline.runner import LocalRunner, Task
+from pipeline.stages import expand
+from pipeline.storage import is_remote
+
+EXPAND = "expand"
+TASK_BYTES, TASK_FILES = 2**31, 64
+READ_BYTES, SKIPPED_BYTES = 700_000, 50_000_000
+"""So much of an archive is looked through in the time that extracts one image: where it is read or unpacked for that
+(185 MB/s), and where its headers alone are."""
+
+
+def expand_parents(session: Session, start_runner: RunnerStart, parents: Sequence[Parent]) -> None:
+    """Looks into files, on a runner that is started for as much work and stays for the rest of the audit."""
+    if isinstance(session.runner, LocalRunner):
+        session.runner = start_runner(sum(map(_work, parents)), session.root)
+    tasks = []
+    for batch in _batches(parents):
+        spec = expand.ExpandSpec(session.root, batch)
+        key = expand.part_key(spec)
+        tasks.append(Task(key, expand.expand, spec, len(batch), expand.halves, expand.quarantine))
+    session.run(StageWork(EXPAND, FOLDER, tasks, len(parents), len(tasks)))
+    session.reporter.start("catalog", 0, 0)  # which goes on
+
+
+def _work(parent: Parent) -> int:
+    is_read = parent.kind == "tar.gz" or is_remote(parent.place)
+    return parent.info.size // (READ_BYTES if is_read else SKIPPED_BYTES)
+
+
+def _batches(parents: Sequence[Parent]) -> Iterator[tuple[Parent, ...]]:
+    batch: list[Parent] = []
+    size = 0
+    for parent in parents:
+        if batch and (len(batch) == TASK_FILES or size + parent.info.size > TASK_BYTES):
+            yield tuple(batch)
+            batch, size = [], 0
+        batch.append(parent)
+        size += parent.info.size
+    yield tuple(batch)

@@ -1,0 +1,179 @@
+"""What is inside an archive, read from its headers alone: nothing is unpacked, and nothing is written.
+
+A member is only ever a name and a range of bytes. Names that lead out of a folder (`../../x.jpg`, `/etc/x.jpg`) are
+names like any other; links, devices and directories are no images.
+"""
+
+from __future__ import annotations
+
+import io
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from pipeline.kernels.header import ImageError
+from pipeline.schemas import Status
+from pipeline.sources.folder import LeftOut
+from pipeline.sources.fragments import (
+    Fragment,
+    fragment_name,
+    is_image_member,
+    member_name,
+    parent_kind,
+)
+
+MOST_HEADER_BYTES = 2**24
+"""Of one header of a tar, such as a list of extended attributes: a hostile one says that it is as long as the file."""
+LONGEST_ARCHIVE = 2**43
+"""Bytes, 8 TB: the file systems seek no further, and no object store holds more in one object."""
+LINKS, SPARSE = "links and devices in archives", "sparse files in archives"
+_BAD_ZIP = (zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, ValueError, OverflowError, LookupError)
+_BAD_STREAM = (EOFError, zlib.error, ValueError)
+
+
+class _Member(NamedTuple):
+    name: str
+    position: int
+    length: int
+    size: int
+
+
+def archive_fragments(stream: BinaryIO, kind: str, left_out: LeftOut) -> Iterator[Fragment]:
+    """The images of an archive in the order in which they lie in it; `left_out` counts what else there is.
+
+    `stream`: seekable, of the kind `tar` (also an unpacked tar.gz) or `zip`. A name that comes again is told apart by
+    its number, `#2`. Raises ImageError (truncated, unreadable) at the place where it cannot be read on: what was
+    yielded until then is there.
+    """
+    seen: Counter[str] = Counter()
+    for member in (_zip_members if kind == "zip" else _tar_members)(stream, left_out):
+        name = member_name(member.name)
+        if not is_image_member(name):
+            left_out.add(name)
+            continue
+        seen[name] += 1
+        yield Fragment(fragment_name(name, seen[name]), member.position, member.length, member.size)
+
+
+def archive_kind(head: bytes) -> str:
+    """What an archive is by its first bytes, whatever its name says: `zip`, `tar.gz`, or else `tar`."""
+    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
+        return "zip"
+    return "tar.gz" if head[:2] == b"\x1f\x8b" else "tar"
+
+
+def nested_archives(left_out: LeftOut) -> int:
+    """Archives among what an archive holds beside images: they are not opened."""
+    return sum(count for suffix, count in left_out.suffixes.items() if parent_kind(f"x{suffix}") or suffix == ".gz")
+
+
+def _tar_members(stream: BinaryIO, left_out: LeftOut) -> Iterator[_Member]:
+    """The regular files; each is given when what follows it shows that it is there to its end."""
+    before: _Member | None = None
+    try:
+        for info in _tar_headers(stream):
+            if before is not None:
+                yield before
+            before = _regular(info, left_out)
+    except ImageError:
+        if before is not None and _is_whole(stream, before):
+            yield before
+        raise
+    if before is not None:
+        yield before
+
+
+def _regular(info: tarfile.TarInfo, left_out: LeftOut) -> _Member | None:
+    if info.issparse():
+        left_out.count(SPARSE)
+    elif info.isreg():
+        return _Member(info.name, info.offset_data, info.size, info.size)
+    elif not info.isdir():
+        left_out.count(LINKS)
+    return None
+
+
+def _is_whole(stream: BinaryIO, member: _Member) -> bool:
+    if not member.size:
+        return True
+    try:
+        stream.seek(member.position + member.length - 1)
+        return bool(stream.read(1))
+    except _BAD_STREAM:
+        return False
+
+
+def _tar_headers(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Every header. TarFile.next takes a damaged one for the end of the archive, so each is read here."""
+    source: Any = _Headers(stream)
+    try:
+        archive = tarfile.TarFile(fileobj=source, mode="r", encoding="utf-8", errors="surrogateescape")
+    except (tarfile.TarError, RecursionError, *_BAD_STREAM) as error:
+        status = Status.TRUNCATED if isinstance(error, EOFError) else Status.UNREADABLE
+        raise ImageError(status, f"no archive that can be read ({error})") from error
+    info = archive.firstmember  # type: ignore[attr-defined]
+    try:
+        while info is not None:
+            yield info
+            if not info.offset < archive.offset <= LONGEST_ARCHIVE:  # a negative size would lead around in a circle
+                raise ImageError(Status.UNREADABLE, f"its member {info.name!r} says that it has {info.size:,} bytes")
+            source.seek(archive.offset)
+            info = _next_header(archive)
+    except _BAD_STREAM as error:
+        raise ImageError(Status.TRUNCATED, f"the stream ends or breaks at byte {archive.offset:,} ({error})") from error
+
+
+def _next_header(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
+    at = archive.offset
+    try:
+        return tarfile.TarInfo.fromtarfile(archive)
+    except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
+        return None
+    except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+        raise ImageError(Status.TRUNCATED, f"the archive ends before byte {at:,}, without an end mark") from error
+    except (tarfile.HeaderError, RecursionError) as error:  # an extended header of an extended header of a ...
+        raise ImageError(Status.UNREADABLE, f"no header of a member at byte {at:,} ({error})") from error
+
+
+class _Headers(io.RawIOBase):
+    """A stream that refuses to read more at once than a header may take."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def read(self, size: int = -1) -> bytes:
+        if size > MOST_HEADER_BYTES or size < 0:
+            raise ValueError(f"a header of {size:,} bytes, at most {MOST_HEADER_BYTES:,} are read")
+        return self._stream.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+
+def _zip_members(stream: BinaryIO, left_out: LeftOut) -> Iterator[_Member]:
+    """The files of the central directory, in the order of their bytes."""
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            infos = sorted(archive.infolist(), key=lambda info: info.header_offset)
+            end = archive.start_dir
+    except _BAD_ZIP as error:
+        raise ImageError(Status.TRUNCATED, f"a zip archive without a directory that can be read ({error})") from error
+    inside = [info for info in infos if 0 <= info.header_offset < end]
+    for at, info in enumerate(inside):
+        if info.is_dir():
+            continue
+        if stat.S_ISLNK(info.external_attr >> 16):
+            left_out.count(LINKS)
+            continue
+        following = inside[at + 1].header_offset if at + 1 < len(inside) else end
+        yield _Member(info.filename, info.header_offset, following - info.header_offset, info.file_size)
+    if len(inside) < len(infos):
+        raise ImageError(Status.UNREADABLE, f"{len(infos) - len(inside)} of its {len(infos)} members lie outside of it")

@@ -1,0 +1,86 @@
+"""Fragments: images inside a file, such as the members of an archive, and how they are named."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from pipeline.sources.folder import escape_key, is_hidden, is_image_key, own_name
+
+ARCHIVE_SUFFIXES = {".tar": "tar", ".tar.gz": "tar.gz", ".tgz": "tar.gz", ".zip": "zip"}
+"""Last part of the name of an archive, in any case, and its kind: what a catalog row calls `parent_kind`."""
+ARCHIVES = frozenset(ARCHIVE_SUFFIXES.values())
+
+
+class Fragment(NamedTuple):
+    """An image inside a file, or that file itself where its inside cannot be listed.
+
+    name: what stands behind the `#` of its uri, escaped like a key; "" for the file itself. position: where it lies,
+    the order of the fragments of one file: byte of a tar's content (of the unpacked stream of a tar.gz, of a zip's
+    local header). length: bytes that it takes there. size: bytes that it has. problem: why the file itself cannot be
+    listed, a status, a colon and what was seen; "" for a fragment.
+    """
+
+    name: str
+    position: int
+    length: int
+    size: int
+    problem: str = ""
+
+
+def parent_kind(key: str) -> str:
+    """What a key holds by its name: the kind of an archive, or "" for any other file and for hidden ones."""
+    lowered = key.lower()
+    kind = next((kind for suffix, kind in ARCHIVE_SUFFIXES.items() if lowered.endswith(suffix)), "")
+    stem = lowered.rpartition("/")[2]
+    return "" if not kind or stem in ARCHIVE_SUFFIXES or is_hidden(key) else kind
+
+
+def archive_stem(name: str) -> str:
+    """The name of an archive without its suffix; "" for a name that is none."""
+    lowered = name.lower()
+    length = next((len(suffix) for suffix in ARCHIVE_SUFFIXES if lowered.endswith(suffix)), 0)
+    return name[:-length] if length else ""
+
+
+def member_name(name: str) -> str:
+    """The name of a member as rows show it: without the `./` that some archivers begin with."""
+    while name.startswith("./"):
+        name = name[2:].lstrip("/")
+    return name
+
+
+def is_image_member(name: str) -> bool:
+    """Whether a member is an image by its name, and not hidden. `..` and a leading slash hide nothing: a name is a
+    name, and no member is ever written under it.
+    """
+    plain = "/".join(part for part in name.split("/") if part not in ("", ".", ".."))
+    return is_image_key(plain)
+
+
+def fragment_uri(uri: str, name: str) -> str:
+    """The uri of a fragment of the file at `uri`; that of the file itself for the name ""."""
+    return f"{uri}#{name}" if name else uri
+
+
+def fragment_name(member: str, repeat: int) -> str:
+    """The name of a member for a uri; the second of one name and later ones carry their number behind another `#`."""
+    return escape_key(member) + (f"#{repeat}" if repeat > 1 else "")
+
+
+def shown_name(uri: str, raw_key: bytes | None, name: str | None) -> str:
+    """The name of a catalog row as its owner writes it: the key, and what stands behind the `#` of a fragment."""
+    key = uri[: -len(name) - 1] if name else uri
+    return fragment_uri(own_name(key, raw_key), name or "")
+
+
+def rule_path(uri: str, raw_key: bytes | None, name: str | None) -> str:
+    """The path that gives a catalog row its split and label: an archive stands in it like a folder."""
+    key = own_name(uri[: -len(name) - 1] if name else uri, raw_key)
+    if not name:
+        return key
+    member = unquote_to_bytes(name.partition("#")[0])
+    try:
+        return f"{key}/{member.decode()}"
+    except UnicodeDecodeError:
+        return f"{key}/{name}"

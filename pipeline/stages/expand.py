@@ -1,0 +1,97 @@
+"""Expand stage: lists the images inside of files that hold many, each file once for as long as it is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, cast
+
+from pipeline.errors import AccessDenied, CorruptObject, NotFound, ObjectChanged, StorageError
+from pipeline.kernels.header import ImageError
+from pipeline.layout.fragments import FOUND, INDEX, Parent, write_fragments
+from pipeline.layout.root import Root, opened
+from pipeline.runner import Counters
+from pipeline.schemas import Status
+from pipeline.sources.archives import archive_fragments, archive_kind
+from pipeline.sources.folder import LeftOut, escape_bytes
+from pipeline.sources.fragments import Fragment
+from pipeline.sources.gzip_stream import GzipStream
+from pipeline.storage import StorageConfig, Store
+
+CAUSES: dict[type[StorageError], Status] = {
+    NotFound: Status.MISSING,
+    ObjectChanged: Status.CHANGED,
+    CorruptObject: Status.CHANGED,
+    AccessDenied: Status.DENIED,
+}
+"""Why a file could not be read that is no reason to end the run: it gets a row, and is tried again by the next one."""
+
+
+@dataclass(frozen=True)
+class ExpandSpec:
+    """Files to look into, in the order of the listing."""
+
+    root: Root
+    parents: tuple[Parent, ...]
+
+
+def expand(spec: ExpandSpec) -> Counters:
+    """Stores the fragments of each file; what is wrong with a file is a fragment of its own that says so.
+
+    Raises StorageUnavailable where the store of a file does not answer: that is no property of the file.
+    """
+    store = spec.root.open()
+    counts = [_expand(store, parent, spec.root.storage) for parent in spec.parents]
+    return {"parents": len(counts), "fragments": sum(counts)}
+
+
+def part_key(spec: ExpandSpec) -> str:
+    """Key of what the spec commits last."""
+    return spec.parents[-1].stem + FOUND
+
+
+def halves(spec: ExpandSpec) -> list[ExpandSpec]:
+    """The spec cut in two; itself where it has one file."""
+    middle = len(spec.parents) // 2
+    return [ExpandSpec(spec.root, parents) for parents in (spec.parents[:middle], spec.parents[middle:]) if parents]
+
+
+def quarantine(spec: ExpandSpec, cause: str) -> Counters:
+    """Settles one file that killed or hung its process twice: it has that status until the next run tries it again."""
+    (parent,) = spec.parents
+    found = [_problem(parent, Status(cause), "its process died or hung twice while it was looked into")]
+    write_fragments(spec.root.open(), parent, parent.kind, found, LeftOut())
+    return {"parents": 1, "fragments": 1}
+
+
+def _expand(store: Store, parent: Parent, storage: StorageConfig) -> int:
+    left_out = LeftOut()
+    source, info = opened(parent.place, storage), parent.info
+    try:
+        kind = archive_kind(source.read_range(info.key, 0, 4, expect=info))
+        with source.open(info.key) as stream:
+            found = _fragments(store, parent, kind, stream, left_out)
+            return write_fragments(store, parent, kind, found, left_out)
+    except tuple(CAUSES) as error:
+        status = next(CAUSES[cause] for cause in type(error).__mro__ if cause in CAUSES)
+        return write_fragments(store, parent, parent.kind, [_problem(parent, status, str(error))], left_out)
+
+
+def _fragments(store: Store, parent: Parent, kind: str, stream: BinaryIO, left_out: LeftOut) -> Iterator[Fragment]:
+    """The fragments of an archive, and at the end what broke it off."""
+    if not parent.info.size:
+        yield _problem(parent, Status.EMPTY, "the archive has 0 bytes")
+        return
+    try:
+        if kind == "tar.gz":
+            unpacked = GzipStream(stream, parent.info.size)
+            yield from archive_fragments(cast(BinaryIO, unpacked), "tar", left_out)
+            store.put(parent.stem + INDEX, unpacked.index())
+        else:
+            yield from archive_fragments(stream, kind, left_out)
+    except ImageError as error:
+        yield _problem(parent, error.status, str(error))
+
+
+def _problem(parent: Parent, status: Status, message: str) -> Fragment:
+    return Fragment("", -1, 0, parent.info.size, f"{status.value}: {escape_bytes(message)}")

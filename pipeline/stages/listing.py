@@ -1,0 +1,153 @@
+"""What the sources hold now, sorted: files, and the images inside of those that hold many."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from pipeline.errors import NotFound
+from pipeline.layout.fragments import KnownFragments, Parent
+from pipeline.layout.root import Root, is_own, opened
+from pipeline.layout.snapshots import SourceRecord
+from pipeline.sources.archives import nested_archives
+from pipeline.sources.folder import LeftOut, is_image_key
+from pipeline.sources.fragments import Fragment, parent_kind
+from pipeline.sources.vectors import open_vectors
+from pipeline.storage import ObjectInfo, StorageConfig, is_remote
+from pipeline.storage.uri import parse_bucket
+
+log = logging.getLogger(__name__)
+
+
+class Listed(NamedTuple):
+    """An image of source number `source`: a file, or a fragment of one, of which `kind` is that of the file."""
+
+    source: int
+    info: ObjectInfo
+    raw: bytes
+    fragment: Fragment | None = None
+    kind: str = ""
+
+    @property
+    def place(self) -> tuple[int, bytes, int, str]:
+        """What a listing is sorted by, and what names an image: source, raw bytes of the key, place in its file."""
+        if self.fragment is None:
+            return self.source, self.raw, -1, ""
+        return self.source, self.raw, self.fragment.position, self.fragment.name
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, or of the member of an archive."""
+        return self.info.size if self.fragment is None else self.fragment.size
+
+
+class Listing:
+    """One pass over the sources; what each holds beside images is counted in `left_out`, which is complete at its end.
+
+    Of a file that holds images and was never looked into, `fragments.missing` tells: from the first of them on nothing
+    more is yielded, for the pass will be made again.
+    """
+
+    def __init__(self, root: Root, sources: Sequence[SourceRecord], fragments: KnownFragments) -> None:
+        self.left_out = tuple(LeftOut() for _ in sources)
+        self._root, self._sources, self._fragments = root, sources, fragments
+
+    def images(self, known: int) -> Iterator[Listed]:
+        """Every image of every source, sorted by `place`, without the root's own files.
+
+        One of the first `known` sources, which the root has listed before, may be gone: it is listed as empty.
+        """
+        for index, source in enumerate(self._sources):
+            left_out = self.left_out[index]
+            if (names := names_alone(source.uri, self._root.storage)) is not None:
+                left_out.images += len(names)
+                yield from (Listed(index, ObjectInfo(name, 0, "", 0), name.encode()) for name in names)
+                continue
+            try:
+                yield from self._images_of(index, source)
+            except NotFound:
+                if index >= known or left_out != LeftOut():
+                    raise
+            if index >= known and left_out == LeftOut() and not self._fragments.missing:
+                _require_path(source.uri, self._root.storage)
+
+    def _images_of(self, index: int, source: SourceRecord) -> Iterator[Listed]:
+        left_out = self.left_out[index]
+        for info in _without_root(self._root, source, source_objects(source, self._root.storage)):
+            if is_image_key(info.key):
+                left_out.images += 1
+                if not self._fragments.missing:
+                    yield Listed(index, info, _raw(info))
+            elif kind := parent_kind(info.key):
+                yield from self._inside(index, Parent(source.place, info, kind))
+            else:
+                left_out.add(info.key)
+
+    def _inside(self, index: int, parent: Parent) -> Iterator[Listed]:
+        """The images of a file that holds many, or that file where it cannot be looked into."""
+        found = self._fragments.of(parent)
+        if found is None or self._fragments.missing:
+            return
+        left_out, raw = self.left_out[index], _raw(parent.info)
+        left_out.join(found.left_out)
+        if nested := nested_archives(found.left_out):
+            log.warning("%s/%s: %d archives inside it are not opened", parent.place, parent.info.key, nested)
+        for fragment in found:
+            left_out.images += 1
+            yield Listed(index, parent.info, raw, fragment, found.kind)
+
+
+def source_objects(source: SourceRecord, storage: StorageConfig) -> Iterable[ObjectInfo]:
+    """What lies in a source: all of a folder or prefix, or the one file that it is."""
+    store = opened(source.place, storage)
+    return store.list() if source.kind == "folder" else [store.stat(source.uri.rpartition("/")[2])]
+
+
+def _raw(info: ObjectInfo) -> bytes:
+    return info.key.encode("utf-8", "surrogateescape")
+
+
+def _without_root(root: Root, source: SourceRecord, listed: Iterable[ObjectInfo]) -> Iterator[ObjectInfo]:
+    """A listing without what is the root's own, where that lies in the source: images may lie beside and around it."""
+    inside = f"{root.uri.removeprefix(source.uri + '/')}/" if root.uri.startswith(source.uri + "/") else None
+    hidden, first = 0, ""
+    for info in listed:
+        if inside is None or not info.key.startswith(inside) or not is_own(info.key[len(inside) :]):
+            yield info
+        elif is_image_key(info.key):
+            hidden, first = hidden + 1, first or info.key
+    if hidden:
+        log.warning(
+            "%s: images in folders that the root %s takes as its own are left out: %s, the first is %r. Choose another "
+            "--root to audit them.", source.uri, root.uri, f"{hidden:,}", first,
+        )  # fmt: skip
+
+
+def names_alone(uri: str, storage: StorageConfig) -> list[str] | None:
+    """The names of a source that is a file of vectors without images, sorted as keys are; None for any other."""
+    place, slash, key = uri.rpartition("/")
+    if not key.endswith(".parquet") or not opened(place or slash, storage).exists(key):
+        return None
+    names = open_vectors(opened(place or slash, storage), key, uri).names
+    return sorted([] if names is None else names.to_pylist(), key=str.encode)
+
+
+def source_kind(uri: str, storage: StorageConfig) -> str:
+    """What a source is: `file` where its name is one of an archive and there is a file, else `folder`."""
+    place, slash, name = uri.rpartition("/")
+    return "file" if parent_kind(name) and opened(place or slash, storage).exists(name) else "folder"
+
+
+def require_source(source: SourceRecord, storage: StorageConfig) -> None:
+    """Raises NotFound, or another StorageError, for a source that cannot be listed."""
+    if names_alone(source.uri, storage) is not None:
+        return
+    if next(iter(source_objects(source, storage)), None) is None:
+        _require_path(source.uri, storage)
+
+
+def _require_path(uri: str, storage: StorageConfig) -> None:
+    """An object store has no folders: a path under which nothing is does not exist, but for a console's marker."""
+    if is_remote(uri) and parse_bucket(uri, storage).prefix and not opened(uri, storage).exists(""):
+        raise NotFound(f"list {uri}: nothing is there. Check the path")
