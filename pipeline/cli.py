@@ -14,19 +14,16 @@ import pipeline
 import pipeline.blas  # before numpy is loaded by any of the following
 from pipeline import api, search_commands, show
 from pipeline.audit import summary_lines, table_to_show
-from pipeline.config import AuditConfig, config_from, read_toml
+from pipeline.config import AuditConfig, config_from
 from pipeline.errors import AuditError, Stopped, UsageError
 from pipeline.flags import EXAMPLES, add_command, add_root, add_runner, command, reporter, say, storage_values
-from pipeline.models import parse_description
 from pipeline.printing import ReaderGone, format_of
+from pipeline.run_flags import add_run, config_values
 from pipeline.storage import is_remote, redact
 
 BUG = 70
 TERMINATED = 128 + signal.SIGTERM
 Made = TypeVar("Made")
-
-MODEL_INPUT = """JSON file that describes its input where its graph does not: width, height, layout (NHWC, NCHW), dtype
-(uint8, float32), scale, mean, std, channel_order (RGB, BGR)"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,51 +59,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"image-audit {pipeline.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_run(commands)
+    add_run(commands).set_defaults(command=_run)
     _add_show(commands)
     _add_status(commands)
     search_commands.add_commands(commands)
     _add_demo(commands)
     return parser
-
-
-def _add_run(commands: Any) -> None:
-    run = add_command(commands, "run", "audit a folder or bucket of images")
-    run.set_defaults(command=_run)
-    run.add_argument("sources", nargs="*", help="folders, s3://bucket/prefix or minio://server/bucket/prefix")
-    run.add_argument("--test", help="one more source, whose split is test")
-    run.add_argument(
-        "--config", help="TOML file with any of these and more: its keys are those of Python's help(pipeline.run)"
-    )
-    run.add_argument(
-        "--accept-empty", action="store_true", help="a source that had images may have none now: they are removed"
-    )
-    rule = run.add_argument_group("splits and labels (by folder names unless told otherwise)")
-    rule.add_argument("--labels", help="CSV or Parquet with filename and label, split or both")
-    rule.add_argument("--pattern", help="regular expression on the path with the groups label, split or both")
-    model = run.add_argument_group("model")
-    model.add_argument("--model", help="ONNX or ORT file instead of the default model")
-    model.add_argument("--model-input", help=MODEL_INPUT)
-    model.add_argument(
-        "--embeddings", help=".npy (n, d) in the order of the listing, or Parquet with names, instead of a model"
-    )
-    search = run.add_argument_group("search")
-    search.add_argument("--space", choices=("keep", "new"), help="keep the trained space while it fits, or train anew")
-    search.add_argument("--threshold", type=float, help="fixed copy similarity of candidates instead of the rule")
-    part = run.add_argument_group("a part of the work: --until and offsets [min, max) extract and publish nothing")
-    part.add_argument("--until", choices=("features", "tables"), help="features: list and extract, no more")
-    part.add_argument(
-        "--from",
-        dest="start",
-        choices=("sources", "features"),
-        help="features: audit what is extracted, list nothing; the sources may be away",
-    )
-    part.add_argument("--min-offset", type=int)
-    part.add_argument("--max-offset", type=int)
-    part.add_argument("--shard-size", type=int, help="images per shard (default: by the size of the snapshot)")
-    add_runner(run)
-    add_root(run)
-    run.add_argument("--json", action="store_true", help="print the summary as JSON")
 
 
 def _add_show(commands: Any) -> None:
@@ -138,52 +96,6 @@ def _add_demo(commands: Any) -> None:
     parser.set_defaults(command=_demo)
     parser.add_argument("--into", help="folder for the photos and the audit (default: a new temporary one)")
     add_runner(parser)
-
-
-def config_values(options: argparse.Namespace) -> dict[str, Any]:
-    """The configuration that a command line means: the TOML file, then the flags over it."""
-    values: dict[str, Any] = {}
-    if getattr(options, "config", None):
-        values = read_toml(api.read_file(options.config, storage_values(options)), options.config)
-    given: dict[tuple[str, ...], Any] = {
-        ("sources",): tuple(options.sources) or None,
-        ("test",): options.test,
-        ("root",): options.root,
-        ("rule", "table"): options.labels,
-        ("rule", "pattern"): options.pattern,
-        ("model", "path"): options.model,
-        ("model", "input"): _model_input(options),
-        ("embeddings",): options.embeddings,
-        ("start",): options.start,
-        ("until",): options.until,
-        ("neighbours", "space"): options.space,
-        ("neighbours", "threshold"): options.threshold,
-        ("accept_empty",): options.accept_empty or None,
-        ("min_offset",): options.min_offset,
-        ("max_offset",): options.max_offset,
-        ("shard_size",): options.shard_size,
-        **{("storage", name): value for name, value in storage_values(options).items()},
-    }
-    for path, value in given.items():
-        if value is not None:
-            _set(values, path, value)
-    values.setdefault("root", "audit")
-    values.setdefault("sources", ())
-    return values
-
-
-def _model_input(options: argparse.Namespace) -> dict[str, Any] | None:
-    if not options.model_input:
-        return None
-    return parse_description(api.read_file(options.model_input, storage_values(options)), options.model_input)
-
-
-def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for name in path[:-1]:
-        values = values.setdefault(name, {})
-        if not isinstance(values, dict):  # no table of keys: the check of the whole configuration says so
-            return
-    values[path[-1]] = value
 
 
 def _run(options: argparse.Namespace, given: list[str]) -> int:

@@ -22,6 +22,7 @@ from pipeline.kernels.splitting import GroupParams
 from pipeline.kernels.threshold import ThresholdParams
 from pipeline.kernels.verify_params import VerifyParams
 from pipeline.sources.labels import RuleParams
+from pipeline.sources.selection import SelectParams
 from pipeline.storage import StorageConfig, canonical_uri
 
 if sys.version_info >= (3, 11):
@@ -150,6 +151,7 @@ class AuditConfig:
     root: str
     test: str = ""
     rule: RuleParams = field(default_factory=RuleParams)
+    select: SelectParams = field(default_factory=SelectParams)
     storage: StorageConfig = field(default_factory=StorageConfig)
     model: ModelParams = field(default_factory=ModelParams)
     measure: MeasureParams = field(default_factory=MeasureParams)
@@ -233,6 +235,7 @@ def _place_problem(place: str, storage: StorageConfig) -> str:
 
 SECTIONS: dict[str, type[Any]] = {
     "rule": RuleParams,
+    "select": SelectParams,
     "storage": StorageConfig,
     "model": ModelParams,
     "measure": MeasureParams,

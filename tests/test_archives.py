@@ -288,7 +288,7 @@ def test_kinds_by_name() -> None:
 
 
 def test_names_of_rows() -> None:
-    assert shown_name("a%23.tar#b%231.jpg", b"a#.tar", "b%231.jpg") == "a#.tar#b%231.jpg"
+    assert shown_name("a%23.tar#b%231.jpg", b"a#.tar", "b%231.jpg") == "a#.tar#b#1.jpg"
     assert rule_path("a%23.tar#cat/b%231.jpg#2", b"a#.tar", "cat/b%231.jpg#2") == "a#.tar/cat/b#1.jpg"
     assert rule_path("a.tar#%E9.jpg", None, "%E9.jpg") == "a.tar/%E9.jpg"
     assert rule_path("cat/1.jpg", None, None) == shown_name("cat/1.jpg", None, None) == "cat/1.jpg"

@@ -28,7 +28,7 @@ from pipeline.layout.snapshots import (
 )
 from pipeline.sources.folder import decode_key
 from pipeline.stages import catalog
-from pipeline.stages.catalog import Content, Touched, update_catalog
+from pipeline.stages.catalog import Content, Touched, Wanted, update_catalog
 from pipeline.stages.listing import Listed, Listing
 from pipeline.storage import ObjectInfo, StorageConfig
 
@@ -80,7 +80,7 @@ class World:
         records = tuple(SourceRecord(str(self.folder / f"source{i}"), "") for i in range(self.sources))
         for record in records:
             Path(record.uri).mkdir(exist_ok=True)
-        return update_catalog(self.root, records, self.compare, no_parents, accept_empty).snapshot
+        return update_catalog(self.root, Wanted(records, accept_empty=accept_empty), self.compare, no_parents).snapshot
 
     def compare(self, touched: Sequence[Touched]) -> list[Content]:
         self.asked += [file.image_id for file in touched]
@@ -349,7 +349,8 @@ def test_touched_and_removed_images_take_bytes_of_memory(tmp_path: Path, monkeyp
 
     def peak() -> int:
         tracemalloc.start()
-        update_catalog(root, records, lambda touched: [Content.SAME] * len(touched), no_parents, accept_empty=True)
+        wanted = Wanted(records, accept_empty=True)
+        update_catalog(root, wanted, lambda touched: [Content.SAME] * len(touched), no_parents)
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found

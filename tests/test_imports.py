@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("jobs",),
     ("pipeline.cli",),
-    ("pipeline.search_commands",),
+    ("pipeline.search_commands", "pipeline.run_flags"),
     ("pipeline.flags",),
     ("pipeline",),  # what `import pipeline` offers
     ("pipeline.api", "pipeline.show"),

@@ -19,7 +19,7 @@ from pipeline.cli import main
 from pipeline.errors import IncompleteError
 from pipeline.layout.root import Root
 from pipeline.layout.snapshots import SourceRecord, catalog_rows
-from pipeline.stages.catalog import update_catalog
+from pipeline.stages.catalog import Wanted, update_catalog
 from pipeline.storage import StorageConfig, Store, open_store
 from pipeline.storage.s3_errors import translated
 
@@ -84,13 +84,14 @@ def test_minio_uris(photos: Store, on_disk: Audit) -> None:
 def test_an_object_store_has_no_time(photos: Store, on_disk: Audit) -> None:
     """Rows hold the etag, which tells a changed object; the time is null, as the schema says."""
     root = Root(beside(photos, "audit"), StorageConfig(**STORAGE))
-    snapshot = update_catalog(root, (SourceRecord(photos.uri, ""),), lambda *_: False, lambda *_: None).snapshot
+    wanted = Wanted((SourceRecord(photos.uri, ""),))
+    snapshot = update_catalog(root, wanted, lambda *_: False, lambda *_: None).snapshot
     listed = catalog_rows(root.open(), snapshot, 0, snapshot.total)
 
     assert snapshot.total == on_disk.table("images").num_rows
     assert listed["etag"].null_count == 0
     assert listed["mtime_ns"].null_count == snapshot.total
-    assert update_catalog(root, (SourceRecord(photos.uri, ""),), lambda *_: False, lambda *_: None).snapshot == snapshot
+    assert update_catalog(root, wanted, lambda *_: False, lambda *_: None).snapshot == snapshot
 
 
 def test_a_prefix_under_which_nothing_is(photos: Store, capsys: pytest.CaptureFixture[str]) -> None:

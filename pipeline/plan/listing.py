@@ -21,7 +21,8 @@ def listed_counts(update: Update) -> dict[str, float]:
     """The counters of the catalog stage."""
     left_out = together(update.left_out)
     changes = {"added": update.added, "changed": update.changed, "removed": update.removed}
-    return {**changes, "left_out": left_out.files, "hidden": left_out.hidden}
+    beside = {"left_out": left_out.files, "hidden": left_out.hidden, "unselected": left_out.unselected}
+    return {**changes, **beside}
 
 
 def say_listed(session: Session, snapshot: Snapshot, update: Update) -> None:
@@ -29,7 +30,7 @@ def say_listed(session: Session, snapshot: Snapshot, update: Update) -> None:
     left_out = together(update.left_out)
     images = f"{snapshot.live:,} image{'s'[: snapshot.live != 1]}"
     session.reporter.say(f"catalog: {images} in snapshot {snapshot.number}{_since(snapshot, update)}")
-    if left_out.files or left_out.hidden:
+    if left_out.files or left_out.hidden or left_out.unselected:
         session.reporter.say(f"left out {left_out}")
     for source, found in zip(snapshot.sources, update.left_out, strict=True):
         if not found.images:
@@ -37,7 +38,7 @@ def say_listed(session: Session, snapshot: Snapshot, update: Update) -> None:
             wanted = ", ".join(f".{suffix}" for suffix in sorted(IMAGE_SUFFIXES))
             seen = (
                 f"there {'is' if found.files == 1 else 'are'} {found}; wanted {wanted}"
-                if found.files or found.hidden
+                if found.files or found.hidden or found.unselected
                 else "there are no files"
             )
             log.warning("no images found in %s%s (%s)", source.uri, result, seen)

@@ -41,7 +41,7 @@ from pipeline.plan.touched import KnownContent
 from pipeline.runner import Task
 from pipeline.schemas import TRANSIENT, Status
 from pipeline.stages import annotate, extract
-from pipeline.stages.catalog import update_catalog
+from pipeline.stages.catalog import Wanted, update_catalog
 
 ANNOTATION_ROWS = 131_072
 RETRY_IDS = 1024
@@ -54,7 +54,8 @@ def take_snapshot(session: Session, start_runner: RunnerStart) -> Snapshot:
     started, cpu = time.perf_counter(), time.process_time()
     expand = partial(expand_parents, session, start_runner)
     known = KnownContent(session.root)
-    update = update_catalog(session.root, named_sources(config), known, expand, config.accept_empty)
+    wanted = Wanted(named_sources(config), config.select, config.accept_empty)
+    update = update_catalog(session.root, wanted, known, expand)
     snapshot = first_alike(session.store, update.snapshot)
     record.counters = listed_counts(update)
     inside = sum(other.seconds for other in session.records if other.stage == EXPAND)

@@ -27,10 +27,14 @@ def is_image_key(key: str) -> bool:
 
 @dataclass
 class LeftOut:
-    """What a listing holds beside its images: files by suffix, and hidden ones. Memory is bounded by MAX_SUFFIXES."""
+    """What a listing holds beside its images: files by suffix, hidden ones, images that were not selected.
+
+    Memory is bounded by MAX_SUFFIXES.
+    """
 
     images: int = 0
     hidden: int = 0
+    unselected: int = 0
     suffixes: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -55,6 +59,7 @@ class LeftOut:
         """Adds what another one counted."""
         self.images += other.images
         self.hidden += other.hidden
+        self.unselected += other.unselected
         self.suffixes.update(other.suffixes)
 
     def __str__(self) -> str:
@@ -64,7 +69,8 @@ class LeftOut:
         rest = sum(count for _, count in most[SHOWN_SUFFIXES:])
         shown += [f"{rest:,} of {len(most) - SHOWN_SUFFIXES} other suffixes"] if rest else []
         named = [f"{self.files:,} file{'s'[: self.files != 1]}: {', '.join(shown)}"] if shown else []
-        return "; ".join([*named, *([f"{self.hidden:,} hidden"] if self.hidden else [])])
+        beside = [(self.hidden, "hidden"), (self.unselected, "images that are not selected")]
+        return "; ".join([*named, *(f"{count:,} {what}" for count, what in beside if count)])
 
 
 def together(parts: Iterable[LeftOut]) -> LeftOut:

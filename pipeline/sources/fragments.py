@@ -70,17 +70,22 @@ def fragment_name(member: str, repeat: int) -> str:
 
 def shown_name(uri: str, raw_key: bytes | None, name: str | None) -> str:
     """The name of a catalog row as its owner writes it: the key, and what stands behind the `#` of a fragment."""
-    key = uri[: -len(name) - 1] if name else uri
-    return fragment_uri(own_name(key, raw_key), name or "")
+    return fragment_uri(own_name(_file_uri(uri, name), raw_key), plain_name(name or ""))
+
+
+def plain_name(name: str) -> str:
+    """The name of a fragment as its owner writes it; as it is where that is no UTF-8."""
+    try:
+        return unquote_to_bytes(name).decode() if "%" in name else name
+    except UnicodeDecodeError:
+        return name
 
 
 def rule_path(uri: str, raw_key: bytes | None, name: str | None) -> str:
     """The path that gives a catalog row its split and label: an archive stands in it like a folder."""
-    key = own_name(uri[: -len(name) - 1] if name else uri, raw_key)
-    if not name:
-        return key
-    member = unquote_to_bytes(name.partition("#")[0])
-    try:
-        return f"{key}/{member.decode()}"
-    except UnicodeDecodeError:
-        return f"{key}/{name}"
+    key = own_name(_file_uri(uri, name), raw_key)
+    return f"{key}/{plain_name(name.partition('#')[0])}" if name else key
+
+
+def _file_uri(uri: str, name: str | None) -> str:
+    return uri[: -len(name) - 1] if name else uri

@@ -36,6 +36,7 @@ from pipeline.layout.tables import json_bytes, parquet_bytes
 from pipeline.schemas import CATALOG_ROWS
 from pipeline.sources.folder import LeftOut, encode_key
 from pipeline.sources.fragments import fragment_uri
+from pipeline.sources.selection import SelectParams
 from pipeline.stages.listing import Listed, Listing
 from pipeline.storage import Store
 
@@ -109,30 +110,37 @@ class Update:
     left_out: tuple[LeftOut, ...]
 
 
-def update_catalog(
-    root: Root, sources: tuple[SourceRecord, ...], compare: Compare, expand: Expand, accept_empty: bool = False
-) -> Update:
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be listed: sources, and which of their images; accept_empty: one that had images may have none."""
+
+    sources: tuple[SourceRecord, ...]
+    select: SelectParams = field(default_factory=SelectParams)
+    accept_empty: bool = False
+
+
+def update_catalog(root: Root, wanted: Wanted, compare: Compare, expand: Expand) -> Update:
     """The snapshot of what the sources hold now: the latest one where nothing changed, else a new one.
 
     The listing is streamed against the sorted runs of the catalog; 16 bytes stay of each touched or removed image. It
     is made again where it met files to `expand`, and by who loses the race for a snapshot's number. Raises UsageError
     where the root belongs to other sources, NotFound where a new source is not there, or no image of one that had
-    some, unless `accept_empty`.
+    some, unless that is accepted.
     """
     store = root.open()
     is_expanded = False
     for _ in range(RACES):
         previous = latest_snapshot(store)
-        merged = merge_sources(root, previous.sources, sources)
+        merged = merge_sources(root, previous.sources, wanted.sources)
         fragments = KnownFragments(store, is_expanded)
-        listing = Listing(root, merged, fragments)
+        listing = Listing(root, merged, fragments, wanted.select)
         changes = _compare(store, previous, listing.images(len(previous.sources)), compare)
         if fragments.missing:
             expand(fragments.missing)
             is_expanded = True
             continue
         left_out = listing.left_out
-        if not accept_empty:
+        if not wanted.accept_empty:
             _refuse_emptied(root, merged, changes.lost, left_out)
         counts = (changes.added, changes.changed, len(changes.removed) - changes.changed)
         _flush(store, changes, previous.number + 1)
@@ -243,7 +251,7 @@ def _refuse_emptied(
 ) -> None:
     """A mount that is away reads as an empty folder, and images that come back are new ones: all extracted again."""
     for index, source in enumerate(sources):
-        if lost[index] and not left_out[index].images:
+        if lost[index] and not left_out[index].images and not left_out[index].unselected:
             raise NotFound(
                 f"{source.uri}: no image is left of the {lost[index]:,} that the root {root.uri} knows of it. Check "
                 "that it is mounted and complete, or say --accept-empty (accept_empty) where it was emptied on purpose."

@@ -12,7 +12,8 @@ from pipeline.layout.root import Root, is_own, opened
 from pipeline.layout.snapshots import SourceRecord
 from pipeline.sources.archives import nested_archives
 from pipeline.sources.folder import LeftOut, is_image_key
-from pipeline.sources.fragments import Fragment, parent_kind
+from pipeline.sources.fragments import ARCHIVES, Fragment, fragment_uri, parent_kind, plain_name
+from pipeline.sources.selection import Selection, SelectParams, sample_limit
 from pipeline.sources.vectors import open_vectors
 from pipeline.storage import ObjectInfo, StorageConfig, is_remote
 from pipeline.storage.uri import parse_bucket
@@ -37,6 +38,12 @@ class Listed(NamedTuple):
         return self.source, self.raw, self.fragment.position, self.fragment.name
 
     @property
+    def told(self) -> tuple[str, int, bool]:
+        """What a selection asks of it: its name as its owner writes it, its size, whether it lies in an archive."""
+        name = "" if self.fragment is None else plain_name(self.fragment.name)
+        return fragment_uri(self.info.key, name), self.size, self.kind in ARCHIVES
+
+    @property
     def size(self) -> int:
         """Bytes of the file, or of the member of an archive."""
         return self.info.size if self.fragment is None else self.fragment.size
@@ -49,15 +56,39 @@ class Listing:
     more is yielded, for the pass will be made again.
     """
 
-    def __init__(self, root: Root, sources: Sequence[SourceRecord], fragments: KnownFragments) -> None:
+    def __init__(
+        self, root: Root, sources: Sequence[SourceRecord], fragments: KnownFragments, select: SelectParams
+    ) -> None:
         self.left_out = tuple(LeftOut() for _ in sources)
-        self._root, self._sources, self._fragments = root, sources, fragments
+        self._root, self._sources, self._fragments, self._select = root, sources, fragments, select
 
     def images(self, known: int) -> Iterator[Listed]:
-        """Every image of every source, sorted by `place`, without the root's own files.
+        """The selected images of every source, sorted by `place`, without the root's own files.
 
-        One of the first `known` sources, which the root has listed before, may be gone: it is listed as empty.
+        One of the first `known` sources, which the root has listed before, may be gone: it is listed as empty. For a
+        sample the sources are listed twice, and 8 bytes are held for each image.
         """
+        params = self._select
+        if params == SelectParams():
+            yield from self._every(known)
+            return
+        limit = None
+        if params.order == "sample":
+            candidates = Selection(params)
+            names = (item.told[0] for item in self._every(known) if candidates.is_candidate(*item.told))
+            limit = sample_limit(names, params.num_images)
+            self.left_out = tuple(LeftOut() for _ in self._sources)
+        selection = Selection(params, limit)
+        for listed in self._every(known):
+            if selection.takes(*listed.told):
+                yield listed
+            else:
+                self.left_out[listed.source].images -= 1
+                self.left_out[listed.source].unselected += 1
+        if unseen := () if self._fragments.missing else selection.unseen():
+            log.warning("%d names of the subset are no image, such as %r", len(unseen), unseen[0])
+
+    def _every(self, known: int) -> Iterator[Listed]:
         for index, source in enumerate(self._sources):
             left_out = self.left_out[index]
             if (names := names_alone(source.uri, self._root.storage)) is not None:

@@ -1,0 +1,125 @@
+"""The flags of `run`, and the configuration that they give."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from pipeline import api
+from pipeline.config import read_toml
+from pipeline.flags import add_command, add_root, add_runner, storage_values
+from pipeline.models import parse_description
+from pipeline.sources.selection import ORDERS
+
+MODEL_INPUT = """JSON file that describes its input where its graph does not: width, height, layout (NHWC, NCHW), dtype
+(uint8, float32), scale, mean, std, channel_order (RGB, BGR)"""
+
+
+def add_run(commands: Any) -> argparse.ArgumentParser:
+    """The parser of `run`."""
+    run = add_command(commands, "run", "audit a folder or bucket of images")
+    run.add_argument("sources", nargs="*", help="folders, s3://bucket/prefix or minio://server/bucket/prefix")
+    run.add_argument("--test", help="one more source, whose split is test")
+    run.add_argument(
+        "--config", help="TOML file with any of these and more: its keys are those of Python's help(pipeline.run)"
+    )
+    run.add_argument(
+        "--accept-empty", action="store_true", help="a source that had images may have none now: they are removed"
+    )
+    rule = run.add_argument_group("splits and labels (by folder names unless told otherwise)")
+    rule.add_argument("--labels", help="CSV or Parquet with filename and label, split or both")
+    rule.add_argument("--pattern", help="regular expression on the path with the groups label, split or both")
+    _add_selection(run)
+    model = run.add_argument_group("model")
+    model.add_argument("--model", help="ONNX or ORT file instead of the default model")
+    model.add_argument("--model-input", help=MODEL_INPUT)
+    model.add_argument(
+        "--embeddings", help=".npy (n, d) in the order of the listing, or Parquet with names, instead of a model"
+    )
+    search = run.add_argument_group("search")
+    search.add_argument("--space", choices=("keep", "new"), help="keep the trained space while it fits, or train anew")
+    search.add_argument("--threshold", type=float, help="fixed copy similarity of candidates instead of the rule")
+    part = run.add_argument_group("a part of the work: --until and offsets [min, max) extract and publish nothing")
+    part.add_argument("--until", choices=("features", "tables"), help="features: list and extract, no more")
+    part.add_argument(
+        "--from",
+        dest="start",
+        choices=("sources", "features"),
+        help="features: audit what is extracted, list nothing; the sources may be away",
+    )
+    part.add_argument("--min-offset", type=int)
+    part.add_argument("--max-offset", type=int)
+    part.add_argument("--shard-size", type=int, help="images per shard (default: by the size of the snapshot)")
+    add_runner(run)
+    add_root(run)
+    run.add_argument("--json", action="store_true", help="print the summary as JSON")
+    return run
+
+
+def _add_selection(run: argparse.ArgumentParser) -> None:
+    select = run.add_argument_group("which images (the others are counted and have no row)")
+    select.add_argument("--num-images", type=int, help="at most so many")
+    select.add_argument("--order", choices=ORDERS, help="the first of the sorted listing, or a sample that stays")
+    select.add_argument("--find-regex", help="regular expression searched in each name")
+    select.add_argument("--subset", metavar="FILE", help="text file with the names to take, one per line")
+    select.add_argument("--min-file-size", type=int, metavar="BYTES", help="of a file or the member of an archive")
+    select.add_argument("--tar-only", action="store_true", help="images in archives alone")
+
+
+def config_values(options: argparse.Namespace) -> dict[str, Any]:
+    """The configuration that a command line means: the TOML file, then the flags over it."""
+    values: dict[str, Any] = {}
+    if getattr(options, "config", None):
+        values = read_toml(api.read_file(options.config, storage_values(options)), options.config)
+    given: dict[tuple[str, ...], Any] = {
+        ("sources",): tuple(options.sources) or None,
+        ("test",): options.test,
+        ("root",): options.root,
+        ("rule", "table"): options.labels,
+        ("rule", "pattern"): options.pattern,
+        ("select", "num_images"): options.num_images,
+        ("select", "order"): options.order,
+        ("select", "find_regex"): options.find_regex,
+        ("select", "subset"): _subset(options),
+        ("select", "min_file_size"): options.min_file_size,
+        ("select", "tar_only"): options.tar_only or None,
+        ("model", "path"): options.model,
+        ("model", "input"): _model_input(options),
+        ("embeddings",): options.embeddings,
+        ("start",): options.start,
+        ("until",): options.until,
+        ("neighbours", "space"): options.space,
+        ("neighbours", "threshold"): options.threshold,
+        ("accept_empty",): options.accept_empty or None,
+        ("min_offset",): options.min_offset,
+        ("max_offset",): options.max_offset,
+        ("shard_size",): options.shard_size,
+        **{("storage", name): value for name, value in storage_values(options).items()},
+    }
+    for path, value in given.items():
+        if value is not None:
+            _set(values, path, value)
+    values.setdefault("root", "audit")
+    values.setdefault("sources", ())
+    return values
+
+
+def _model_input(options: argparse.Namespace) -> dict[str, Any] | None:
+    if not options.model_input:
+        return None
+    return parse_description(api.read_file(options.model_input, storage_values(options)), options.model_input)
+
+
+def _subset(options: argparse.Namespace) -> tuple[str, ...] | None:
+    if not options.subset:
+        return None
+    lines = api.read_file(options.subset, storage_values(options)).decode("utf-8-sig", "surrogateescape").splitlines()
+    return tuple(line for line in lines if line)
+
+
+def _set(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for name in path[:-1]:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):  # no table of keys: the check of the whole configuration says so
+            return
+    values[path[-1]] = value
