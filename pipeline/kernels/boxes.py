@@ -46,7 +46,7 @@ _KINDS: dict[str, tuple[type[UprightBox] | type[RotatedBox], int]] = {
     "xywh": (UprightBox, 4),
     "corners": (RotatedBox, 8),
 }
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|-?inf"
+_NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?|nan|-?inf"
 _NAME = re.compile(rf"(xywh|corners)=((?:{_NUMBER})(?:,(?:{_NUMBER}))*)")
 
 
