@@ -22,6 +22,8 @@ _MAX_WARPED_SIDE = 32_766
 """OpenCV counts the pixels of a warp in 16 bits."""
 _MAX_CORNER = 1e6
 """Farther out float64 no longer tells the corners of a small box apart once they are squared."""
+_LEAST = 1e-6
+"""A corner that turns less is none, and what reaches less of a pixel into the image is outside: noise of float64."""
 _SPARE = 2
 """Pixels around a rotated box that are read with it, for the interpolation at its edges."""
 
@@ -169,7 +171,7 @@ def _clockwise(box: RotatedBox) -> Points:
     turns = edges[:, 0] * following[:, 1] - edges[:, 1] * following[:, 0]  # twice the area at each corner
     if (turns < 0).all():
         corners, turns = corners[[0, 3, 2, 1]], -turns
-    if not (turns > 0).all() or turns.sum() < 1:
+    if turns.sum() < 1 or turns.min() < _LEAST * turns.sum():
         raise _unreadable(box, "has corners that do not go round a convex area; want them in order around the box")
     return corners
 
@@ -204,6 +206,8 @@ def _seen(decoded: Decoded, to_image: Points, edges: tuple[float, float, float, 
     if len(polygon) == 0:
         return None
     own = _mapped(polygon, np.linalg.inv(to_image).astype(np.float64))
+    if (own.max(axis=0) - own.min(axis=0)).min() < _LEAST:
+        return None
     left, top = np.floor(own.min(axis=0) + 0.5).astype(int).tolist()
     right, bottom = np.floor(own.max(axis=0) + 0.5).astype(int).tolist()
     return left, top, right, bottom
