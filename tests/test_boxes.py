@@ -258,6 +258,14 @@ def test_outside_of_the_image_its_edge_is_repeated() -> None:
     assert (cut.native == [200, 90]).all()
 
 
+def test_a_rotated_box_is_cut_beyond_the_32767th_pixel() -> None:
+    parent = noise(24, 40_000, 1)
+    cut = crop(parent, corners_of(UprightBox(39_950, 2, 30, 20)), BARE)
+    assert np.array_equal(cut.native, parent.native[2:22, 39_950:39_980])
+    status, said = refusal(parent, RotatedBox(0, 2, 40_000, 4, 40_000, 22, 0, 20))
+    assert (status, "sides of at most 32766" in said) == ("too_large", True)
+
+
 # Boxes that cannot be
 
 

@@ -16,7 +16,7 @@ from pipeline.kernels.detect import DetectParams, detect_in
 from pipeline.kernels.detect_object import Layout, load_object
 from pipeline.kernels.header import Header
 from pipeline.kernels.pillow_decode import Decoded
-from pipeline.models.detectors import load_detector, require_detector
+from pipeline.models.detectors import describe_detector, load_detector, require_detector
 
 NAMES = {0: "cat", 1: "dog", 2: "it's"}
 
@@ -198,14 +198,21 @@ def test_metadata_that_is_no_literal_is_not_run() -> None:
 
 def test_broken_candidates_are_dropped() -> None:
     wrong = [[np.nan, 0, 50, 50, 0.9, 0], [0, 0, 50, 50, np.nan, 0], [0, 0, np.inf, 50, 0.9, 0], [50, 50, 0, 0, 0.9, 0]]
-    wrong += [[0, 0, 50, 50, 0.9, np.nan], [700, 0, 800, 50, 0.9, 0], [0, 0, 0.2, 50, 0.9, 0], [0, 0, 50, 50, 0.2, 0]]
+    wrong += [
+        [0, 0, 50, 50, 0.9, np.nan],
+        [0, 0, 50, 50, 0.9, np.inf],
+        [700, 0, 800, 50, 0.9, 0],
+        [0, 0, 0.2, 50, 0.9, 0],
+        [0, 0, 50, 50, 0.2, 0],
+    ]
     output = np.array([[*wrong, [5, 5, 50, 50, 0.5, 0]]], np.float32)
     assert load_object(model(output))(blank(640, 640)) == [(UprightBox(5, 5, 45, 45), "0", 0.5)]
 
 
 def test_one_box_has_one_label() -> None:
-    output = np.array([[[5, 5, 50, 50, 0.5, 0], [5.1, 5, 50, 50, 0.75, 1], [5, 5, 50, 50.2, 0.6, 2]]], np.float32)
-    assert load_object(model(output, NAMES))(blank(640, 640)) == [(UprightBox(5, 5, 45, 45), "dog", 0.75)]
+    rows = [[5, 5, 50, 50, 0.5, 0], [5.1, 5, 50, 50, 0.75, 1], [9, 9, 20, 20, 0.625, 1], [5, 5, 50, 50.2, 0.6, 2]]
+    found = load_object(model(np.array([rows], np.float32), NAMES))(blank(640, 640))
+    assert found == [(UprightBox(5, 5, 45, 45), "dog", 0.75), (UprightBox(9, 9, 11, 11), "dog", 0.625)]
 
 
 def test_half_floats_are_read() -> None:
@@ -264,3 +271,16 @@ def test_object_needs_a_model_before_any_work() -> None:
     assert load_detector(BoxesFrom.OBJECT, model=data) is load_detector(BoxesFrom.OBJECT, model=bytes(bytearray(data)))
     with pytest.raises(UsageError, match="not detected"):
         load_detector(BoxesFrom.TABLE)
+
+
+def test_a_fingerprint_holds_all_that_boxes_depend_on() -> None:
+    data, other = model(np.zeros((1, 300, 6), np.float32)), model(np.zeros((1, 301, 6), np.float32))
+    said = [
+        describe_detector(BoxesFrom.TABLE),
+        describe_detector(BoxesFrom.OBJECT, None, data),
+        describe_detector(BoxesFrom.OBJECT, None, other),
+        describe_detector(BoxesFrom.OBJECT, None, data, Layout.ROWS),
+        describe_detector(BoxesFrom.OBJECT, DetectParams(0.5), data),
+    ]
+    assert len({str(one) for one in said}) == len(said)
+    assert said[1] == describe_detector(BoxesFrom.OBJECT, DetectParams(0.25, 0.45), bytes(bytearray(data)))

@@ -202,14 +202,16 @@ def _mapped(points: Points, by: Points) -> Points:
 
 def _seen(decoded: Decoded, to_image: Points, edges: tuple[float, float, float, float]) -> Window | None:
     """The part of a box's own frame that holds all of it that is inside the image; None where nothing is."""
-    polygon = _inside(_mapped(_rectangle(*edges), to_image), *_size(decoded))
-    if len(polygon) == 0:
-        return None
-    own = _mapped(polygon, np.linalg.inv(to_image).astype(np.float64))
-    if (own.max(axis=0) - own.min(axis=0)).min() < _LEAST:
-        return None
-    left, top = np.floor(own.min(axis=0) + 0.5).astype(int).tolist()
-    right, bottom = np.floor(own.max(axis=0) + 0.5).astype(int).tolist()
+    polygon = _mapped(_rectangle(*edges), to_image)
+    if (polygon < 0).any() or (polygon > _size(decoded)).any():
+        polygon = _inside(polygon, *_size(decoded))
+        if len(polygon) == 0:
+            return None
+        own = _mapped(polygon, np.linalg.inv(to_image).astype(np.float64))
+        edges = (*own.min(axis=0).tolist(), *own.max(axis=0).tolist())
+        if min(edges[2] - edges[0], edges[3] - edges[1]) < _LEAST:
+            return None
+    left, top, right, bottom = (math.floor(edge + 0.5) for edge in edges)
     return left, top, right, bottom
 
 

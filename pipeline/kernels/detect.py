@@ -151,5 +151,8 @@ def in_image(found: Found, fitted: Fitted, width: int, height: int) -> list[tupl
 
 
 def one_per_box(detections: list[Detection]) -> list[Detection]:
-    """The first detection of each box: two of one box would be two images of one name."""
-    return list({detection.box: detection for detection in reversed(detections)}.values())[::-1]
+    """The first detection of each box, in their order: two of one box would be two images of one name."""
+    firsts: dict[Box, Detection] = {}
+    for detection in detections:
+        firsts.setdefault(detection.box, detection)
+    return list(firsts.values())

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,11 +41,9 @@ class Layout(str, Enum):
     """(1, n, 6): left, top, right, bottom, score, class, overlaps suppressed (YOLOv10, 26, or exported with NMS)."""
 
 
-@dataclass(frozen=True)
-class _Output:
+class _Output(NamedTuple):
     name: str
     layout: Layout
-    classes: int
 
 
 def load_object(data: bytes, params: DetectParams = OBJECT_PARAMS, layout: Layout | None = None) -> Detect:
@@ -85,7 +82,7 @@ def _find_output(session: DetectorSession, layout: Layout | None) -> _Output:
             classes = {Layout.ROWS: columns - 5, Layout.COLUMNS: rows - 4, Layout.FINAL: max(1, len(session.names))}
             is_shaped = classes[found] >= 1 and (found != Layout.FINAL or columns == 6)
             if is_shaped and (found == Layout.FINAL or classes[found] == (len(session.names) or classes[found])):
-                return _Output(name, found, classes[found])
+                return _Output(name, found)
     given = ", ".join(f"{name} {value.dtype} {value.shape}" for name, value in values.items())
     said = f" for its {len(session.names)} classes" if session.names else ""
     raise ModelError(
@@ -106,18 +103,18 @@ def _layout_of(rows: int, columns: int, classes: int) -> Layout:
 
 
 def _candidates(values: NDArray[Any], output: _Output, params: DetectParams) -> Found:
-    """Every candidate that is sure enough, as corners on the canvas; each has the one class that it is most of."""
-    table = values[0].T if output.layout == Layout.COLUMNS else values[0]
+    """The candidates that may be sure enough, as corners on the canvas; each has the one class that it is most of."""
     if output.layout == Layout.FINAL:
-        numbers = np.where(np.isfinite(table[:, 5]), table[:, 5], -1)
-        table, numbers = table[numbers >= 0].astype(np.float64), numbers[numbers >= 0]
-        return Found(table[:, :4], table[:, 4], numbers.astype(np.int64))
-    first = 5 if output.layout == Layout.ROWS else 4
-    scores = table[:, first : first + output.classes]
-    classes = scores.argmax(axis=1)
-    confidences = np.take_along_axis(scores, classes[:, None], axis=1)[:, 0].astype(np.float64)
+        table = values[0].astype(np.float64)
+        table = table[(table[:, 5] >= 0) & np.isfinite(table[:, 5])]
+        return Found(table[:, :4], table[:, 4], table[:, 5].astype(np.int64))
+    # Of 25,200 candidates a hundred are left: what is sorted out by one comparison needs no class.
     if output.layout == Layout.ROWS:
-        confidences = confidences * table[:, 4].astype(np.float64)
-    kept = np.flatnonzero(confidences >= params.confidence)  # of 25,200 candidates, a hundred
-    centres, halves = table[kept, :2].astype(np.float64), table[kept, 2:4].astype(np.float64) / 2
-    return Found(np.hstack([centres - halves, centres + halves]), confidences[kept], classes[kept])
+        table = values[0][values[0, :, 4] >= params.confidence].astype(np.float64)
+        scores = table[:, 5:] * table[:, 4:5]
+    else:
+        table = values[0][:, values[0, 4:].max(axis=0) >= params.confidence].T.astype(np.float64)
+        scores = table[:, 4:]
+    classes = scores.argmax(axis=1)
+    centres, halves = table[:, :2], table[:, 2:4] / 2
+    return Found(np.hstack([centres - halves, centres + halves]), scores[np.arange(len(table)), classes], classes)

@@ -44,6 +44,21 @@ def load_detector(
     raise UsageError(f"boxes from {boxes.value!r} are not detected; want face, ocr or object")
 
 
+def describe_detector(
+    boxes: BoxesFrom, params: DetectParams | None = None, model: bytes | None = None, layout: Layout | None = None
+) -> dict[str, str]:
+    """What the boxes of a detector depend on, for a fingerprint: its name, its model or package, its parameters."""
+    require_detector(boxes, model)
+    made_by = {
+        BoxesFrom.FACE: lambda: f"sha256:{_FACE_SHA256} {params or FACE_PARAMS}",
+        BoxesFrom.OCR: lambda: f"rapidocr {metadata.version(_OCR_PACKAGE)} {OCR_SETTINGS} {params or OCR_PARAMS}",
+        BoxesFrom.OBJECT: lambda: (
+            f"sha256:{hashlib.sha256(model or b'').hexdigest()} {layout} {params or OBJECT_PARAMS}"
+        ),
+    }
+    return {"boxes": boxes.value} | ({"detector": made_by[boxes]()} if boxes in made_by else {})
+
+
 @lru_cache(maxsize=2)
 def _face(params: DetectParams) -> Detect:
     data = bytes(_face_file().read_binary())
