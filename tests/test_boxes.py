@@ -151,6 +151,11 @@ def test_yolo_labels_of_six_decimals_give_the_whole_box_back(data: st.DataObject
     assert np.allclose(astuple(box), (x, y, w, h), atol=0.005)
 
 
+def test_a_yolo_label_has_a_short_name() -> None:
+    assert box_name(from_normalised(0.3, 0.3, 0.2, 0.2, 1000, 1000)) == "xywh=200,200,200,200"
+    assert box_name(from_normalised(0.5, 0.5, 1 / 3, 0.25, 100, 30)) == "xywh=33.333,11.25,33.333,7.5"
+
+
 # Upright crops
 
 
@@ -245,6 +250,23 @@ def test_a_rotated_crop_is_what_scikit_image_gives(box: tuple[float, ...], dtype
     )  # sides are not whole: up to half a pixel of shift
 
 
+@pytest.mark.parametrize("place", [0, 25])
+@pytest.mark.parametrize(
+    "box", [(30, 0, 70, 30, 40, 70, 0, 40), (30, 0, 50, 0, 75, 40, 5, 40), (5, 0, 75, 0, 50, 40, 30, 40)]
+)
+def test_noise_is_turned_as_scikit_image_turns_it(box: tuple[float, ...], place: int) -> None:
+    """At 3:4 and in perspective, at the image's edge and inside. OpenCV's weights have 5 bits: 1/32 along each axis."""
+    corners = np.array(box, np.float32).reshape(4, 2) + place
+    parent = noise(101, 101, 1)
+    found = crop(parent, RotatedBox(*corners.ravel().tolist()), BARE).native
+    lengths = np.linalg.norm(np.roll(corners, -1, 0) - corners, axis=1)
+    width, height = (lengths[0] + lengths[2]) / 2, (lengths[1] + lengths[3]) / 2
+    own = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32) - 0.5
+    by = cv2.getPerspectiveTransform(own.astype(np.float32), corners - np.float32(0.5))
+    wanted = transform.warp(parent.native, by, output_shape=found.shape, order=1, mode="edge", preserve_range=True)
+    assert np.abs(found - wanted).max() < 17
+
+
 @given(*[st.integers(-50, 150)] * 4)
 def test_corners_of_an_upright_box_are_cut_like_the_box(x: int, y: int, w: int, h: int) -> None:
     box = UprightBox(x, y, abs(w), abs(h))
@@ -291,6 +313,7 @@ def test_a_rotated_box_is_cut_beyond_the_32767th_pixel() -> None:
         (RotatedBox(0, 0, 100, 0, 100, math.nan, 0, 100), "unreadable", "not finite"),
         (RotatedBox(1e9, 0, 1e10, 0, 1e10, 1e9, 1e9, 1e9), "unreadable", "pixels away"),
         (RotatedBox(10, 10, 16, 16, 10, 22, 4, 16), "too_small", "has 8x8 pixels"),
+        (RotatedBox(240, 120, 260, 120, 300, 160, 200, 160), "unreadable", "too far from a rectangle for its margins"),
     ],
 )
 def test_a_box_that_cannot_be_cut_has_a_status(box: Box, status: str, said: str) -> None:

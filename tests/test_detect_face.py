@@ -43,12 +43,23 @@ def heads_of(cells: dict[tuple[int, int, int], tuple[float, ...]]) -> Heads:
 
 
 def model(heads: Heads) -> bytes:
+    """A graph that gives `heads`, times the largest blue of the image / 80: it is the first channel, from 0 to 255."""
+    nodes = [
+        helper.make_node("Slice", ["input", "first", "second", "channels"], ["blue"]),
+        helper.make_node("ReduceMax", ["blue"], ["most"], keepdims=0),
+        helper.make_node("Div", ["most", "eighty"], ["factor"]),
+    ]
+    constants = {"first": [0], "second": [1], "channels": [1]}
     graph = helper.make_graph(
-        [helper.make_node("Identity", [f"{name}_fixed"], [name]) for name in heads],
+        [*nodes, *(helper.make_node("Mul", [f"{name}_fixed", "factor"], [name]) for name in heads)],
         "heads",
         [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, SIDE, SIDE])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, value.shape) for name, value in heads.items()],
-        [numpy_helper.from_array(value, f"{name}_fixed") for name, value in heads.items()],
+        [
+            *(numpy_helper.from_array(value, f"{name}_fixed") for name, value in heads.items()),
+            *(numpy_helper.from_array(np.array(value, np.int64), name) for name, value in constants.items()),
+            numpy_helper.from_array(np.array(80, np.float32), "eighty"),
+        ],
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(made)
@@ -82,6 +93,14 @@ def test_faces_are_placed_in_the_image(size: tuple[int, int], scale: float) -> N
     (found,) = load_face(model(heads_of({(8, 1, 1): (1, 1, 0, 0, 0, 0)})))(blank(*size))
     low, high = np.floor(4 / scale + 0.5), np.minimum(np.floor(12 / scale + 0.5), size)
     assert found.box == UprightBox(low, low, high[0] - low, high[1] - low)
+
+
+def test_the_model_sees_blue_first_and_values_to_255() -> None:
+    detect = load_face(model(heads_of({(8, 1, 1): (0.9, 0.9, 0, 0, 0, 0)})))
+    image = blank(SIDE, SIDE)
+    image[..., :2] = 0
+    assert len(detect(image)) == 1
+    assert detect(image[..., ::-1]) == []
 
 
 def test_another_model_is_refused() -> None:

@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.errors import ModelError, UsageError
 from pipeline.kernels.boxes import BoxesFrom, UprightBox
-from pipeline.kernels.detect import DetectParams, detect_in
+from pipeline.kernels.detect import DetectParams, Frame, detect_in, fit
 from pipeline.kernels.detect_object import Layout, load_object
 from pipeline.kernels.header import Header
 from pipeline.kernels.pillow_decode import Decoded
@@ -145,6 +145,15 @@ def test_the_image_is_letterboxed_as_rgb_from_0_to_1() -> None:
     found = {box.y: (box, confidence) for box, _, confidence in detect(image) if isinstance(box, UprightBox)}
     assert [found[place][1] for place in (0, 16, 32, 48)] == [1, 0.8, 0.4471, 0.4471]
     assert found[16][0] == UprightBox(0, 16, 32, 16)
+
+
+def test_an_image_is_fitted_as_yolov5_fits_it() -> None:
+    """A half of the free room that is no whole pixel: the smaller part is left and above."""
+    fitted = fit(blank(17, 32), Frame(32, 32, 114, 0.5, np.inf))
+    assert (fitted.scale, fitted.left, fitted.top) == (1, 7, 0)
+    assert (fitted.canvas[:, 7:24] == 60).all()
+    assert (np.delete(fitted.canvas, np.s_[7:24], axis=1) == 114).all()
+    assert fit(blank(3000, 1), Frame(64, 32, 0, 0.0, 2.0)).canvas[0].all()
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ _MAX_CORNER = 1e6
 """Farther out float64 no longer tells the corners of a small box apart once they are squared."""
 _LEAST = 1e-6
 """A corner that turns less is none, and what reaches less of a pixel into the image is outside: noise of float64."""
-_SPARE = 2
-"""Pixels around a rotated box that are read with it, for the interpolation at its edges."""
+_SPARE = 1
+"""Pixels around a rotated box that are read with it: where it is drawn in perspective, its edges lie between two."""
 
 Points = NDArray[np.float64]
 Window = tuple[int, int, int, int]
