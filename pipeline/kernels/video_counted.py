@@ -11,9 +11,7 @@ from collections.abc import Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.kernels.header import ImageError
-from pipeline.kernels.video_stream import DAMAGED, Live, Video, packets, try_decoded
-from pipeline.schemas import Status
+from pipeline.kernels.video_stream import DAMAGED, Live, Video, decoded, packets
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -38,15 +36,11 @@ def counted_frames(live: Live, video: Video) -> Iterator[Counted]:
             last = last + step if packet.dts is None else packet.dts
             first, is_first = (last if is_first else first), False
             times.append(last)
-        try:
-            frames = try_decoded(live, packet)
-        except ImageError as error:
-            if error.status is Status.CRASHED:
-                raise
-            frames, damage = [], str(error)
-        for frame in frames:
-            if frame.key_frame and not frame.is_corrupt:
-                damage = ""
-            elif frame.is_corrupt:
+        found = decoded(live, packet)
+        damage = damage or found.damage
+        for frame in found.frames:
+            if frame.is_corrupt:
                 damage = damage or DAMAGED
+            elif frame.key_frame and not found.damage:
+                damage = ""
             yield Counted((times.popleft() if times else last + step) - first, frame, damage)

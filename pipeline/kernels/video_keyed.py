@@ -20,10 +20,10 @@ from pipeline.kernels.video_stream import (
     Video,
     absent,
     damaged,
+    decoded,
     opened,
     packets,
     translated,
-    try_decoded,
 )
 from pipeline.schemas import Status
 
@@ -55,8 +55,8 @@ class _Item(NamedTuple):
 class _Reading:
     """A file read packet by packet: `back` is read again first, `at` is the latest time that was read.
 
-    lost: earlier packets than the next ones are wanted. broke: it could not be read on. sought: what the latest seek
-    was for.
+    lost: earlier packets than the next ones are wanted. worn: the decoder met damage, which changed even later
+    keyframes in spite of a flush. broke: it could not be read on. sought: what the latest seek was for.
     """
 
     stream: BinaryIO
@@ -70,6 +70,7 @@ class _Reading:
     at: int = 0
     jump: int = _JUMP
     lost: bool = False
+    worn: bool = False
     broke: bool = False
     sought: int = -1
 
@@ -78,7 +79,8 @@ class _Reading:
 class _Run:
     """A decoder that began at the keyframe `anchor`: frames that it handed out, packets since a later keyframe.
 
-    is_straight: later keyframes begin no other run.
+    is_straight: later keyframes begin no other run. is_left: one did. is_false: what it began at is no keyframe (one
+    from which pictures recover slowly shows none at first).
     """
 
     anchor: int
@@ -89,6 +91,7 @@ class _Run:
     damage: str = ""
     began: bool = False
     is_false: bool = False
+    is_left: bool = False
     is_over: bool = False
 
     def is_left_by(self, item: _Item, ms: int) -> bool:
@@ -119,7 +122,9 @@ def _frame_at(reading: _Reading, run: _Run | None, ms: int) -> tuple[VideoFrame 
         if run is not None and _reaches(reading, run, ms):
             found = _run_to(reading, run, ms)
             if found is not None:
-                return (found, run) if not run.is_false else (_from_before(reading, ms, run.anchor), None)
+                return found, run
+            if not run.is_left:
+                return _from_before(reading, ms, run.anchor), None
         begun = _gathered(reading, ms, ms, -1 if run is None else run.anchor)
         if not begun:
             return absent(reading.video, ms), None
@@ -151,9 +156,7 @@ def _from_before(reading: _Reading, ms: int, anchor: int) -> VideoFrame | ImageE
     found = None
     if begun:
         reading.back.extendleft(reversed(begun))
-        run = _begun(reading, begun[0], is_straight=True)
-        found = _run_to(reading, run, ms)
-        found = None if run.is_false else found
+        found = _run_to(reading, _begun(reading, begun[0], is_straight=True), ms)
     reading.lost = True
     return absent(reading.video, ms) if found is None else found
 
@@ -197,41 +200,39 @@ def _hold(run: _Run, item: _Item | None) -> None:
 
 
 def _run_to(reading: _Reading, run: _Run, ms: int) -> VideoFrame | ImageError | None:
-    """Decodes up to a frame; None where it is to be decoded from a keyframe that came since."""
-    while True:
+    """Decodes up to a frame; None where the run has none of that time, or is left for a later keyframe."""
+    while not run.is_false:
         while run.pending and run.pending[0][0] < ms:
             run.pending.popleft()
         if run.pending:
             shown, frame = run.pending[0]
-            return frame if shown == ms else absent(reading.video, ms)
-        if run.is_over or run.is_false:
-            return absent(reading.video, ms)
+            return frame if shown == ms else None
+        if run.is_over:
+            return None
         item = _next(reading)
         if item is not None and run.is_left_by(item, ms):
             reading.back.appendleft(item)
+            run.is_left = True
             return None
         _hold(run, item)
         _decode(reading, run, item)
+    return None
 
 
 def _decode(reading: _Reading, run: _Run, item: _Item | None) -> None:
     """Frames of one packet (None: the last ones) into `run.pending`, in the order shown."""
-    try:
-        frames = try_decoded(reading.live, None if item is None else item.packet)
-    except ImageError as error:
-        if error.status is Status.CRASHED:
-            raise
-        if item is None or item.ms >= run.anchor:  # else of a picture that needs what came before the keyframe
-            run.damage = run.damage or str(error)
-        return
-    for frame in frames:
+    found = decoded(reading.live, None if item is None else item.packet)
+    reading.worn = reading.worn or found.is_worn
+    if item is None or item.ms >= run.anchor:  # else a picture that needs what came before the keyframe
+        run.damage = run.damage or found.damage
+    for frame in found.frames:
         shown = _LONG_AGO if frame.pts is None else reading.video.milliseconds(frame.pts)
         if shown < run.anchor:
             continue
-        run.is_false = run.is_false or not (run.began or frame.key_frame or frame.pict_type == _INTRA)
+        is_key = frame.key_frame or frame.pict_type == _INTRA
+        run.is_false = run.is_false or (shown == run.anchor and not run.began and not is_key)
         run.began = True
-        if frame.is_corrupt:
-            run.damage = run.damage or DAMAGED
+        run.damage = run.damage or (DAMAGED if frame.is_corrupt else "")
         run.pending.append((shown, damaged(reading.video, shown, run.damage) if run.damage else frame))
 
 
@@ -241,6 +242,8 @@ def _gathered(reading: _Reading, ms: int, bound: int, before: int) -> list[_Item
     before: the keyframe that frames were decoded from last. Where a seek lands there again, as in a video with few
     keyframes, the next one must lead twice as far.
     """
+    if reading.worn:
+        _reopen(reading)
     if reading.lost or (reading.is_indexed and bound - reading.at > reading.jump):
         begun = _sought(reading, bound)
         if begun and begun[0].ms <= before:
@@ -300,6 +303,7 @@ def _seek(reading: _Reading, ms: int) -> bool:
 def _reopen(reading: _Reading) -> None:
     reading.stack.close()
     reading.live = reading.stack.enter_context(opened(reading.stream, reading.video, reading.max_pixels))
+    reading.worn = False
     _begin(reading)
 
 

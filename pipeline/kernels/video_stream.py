@@ -1,14 +1,15 @@
 """One video stream of a file: opened, with its start found, and read packet by packet.
 
 FFmpeg through PyAV, with the containers that are meant and no other: FFmpeg also takes playlists, which name other
-files and addresses, for videos. Nothing of what it logs is printed (PyAV's default).
+files and addresses, for videos. Nothing of what it logs is printed.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
@@ -37,6 +38,8 @@ DAMAGED = "FFmpeg: the picture is damaged"
 _LEADING_PACKETS = 64  # a decoder holds at most 16 pictures back; a picture may come in two packets
 _GENERATE_TIMES = 1  # a flag that PyAV sets: it reads ahead without bound, and guesses H.264 in AVI wrong
 _HEADROOM = 64 << 20
+_ERROR = 16  # AV_LOG_ERROR
+_SILENT = frozenset({"mjpeg"})  # hands out damaged pictures without a mark, with what memory held before
 _INT_MAX = (1 << 31) - 1
 
 
@@ -134,24 +137,29 @@ class Live(NamedTuple):
 
 
 @contextmanager
-def translated(file: Bounded) -> Iterator[None]:
-    """What FFmpeg raises as ImageError, and what reading the file raised as it was."""
+def translated(file: Bounded) -> Iterator[list[tuple[int, str, str]]]:
+    """What FFmpeg raises as ImageError, and what reading the file raised as it was; gives what it logs as errors."""
     from av.error import FFmpegError
+    from av.logging import Capture
 
+    logs: list[tuple[int, str, str]] = []
     try:
-        yield
+        with Capture() as logs:
+            yield logs
     except (FFmpegError, ValueError, AssertionError) as error:
         if file.failed is not None:
             raise file.failed from None
+        said = complaint(logs) or str(getattr(error, "strerror", None) or error)[:200]
         if isinstance(error, MemoryError):
-            raise ImageError(Status.CRASHED, "no memory left to decode it") from error
-        raise ImageError(Status.UNREADABLE, f"FFmpeg: {_said(error)}") from error
+            raise ImageError(Status.CRASHED, f"no memory left to decode it. {said}") from error
+        raise ImageError(Status.UNREADABLE, f"FFmpeg: {said}") from error
     if file.failed is not None:
         raise file.failed
 
 
-def _said(error: Exception) -> str:
-    return str(getattr(error, "strerror", None) or error)[:200]
+def complaint(logs: list[tuple[int, str, str]]) -> str:
+    """The last error that FFmpeg logged; "" for none."""
+    return next((said.strip()[:200] for level, _, said in reversed(logs) if level <= _ERROR and said.strip()), "")
 
 
 def library() -> Any:
@@ -161,6 +169,10 @@ def library() -> Any:
     except ImportError as error:
         wanted = "videos are decoded by PyAV: pip install 'image-audit[video]'"
         raise ImageError(Status.UNSUPPORTED, wanted) from error
+    if av.logging.get_level() is None:  # errors are listened to, as some decoders tell of damage in no other way
+        logging.getLogger("libav").addHandler(logging.NullHandler())
+        av.logging.set_skip_repeated(False)
+        av.logging.set_level(_ERROR)
     return av
 
 
@@ -208,7 +220,9 @@ def _container(stream: BinaryIO) -> Iterator[tuple[InputContainer, Bounded]]:
             decoders = {"threads": "1", "max_pixels": str(MAX_PIXELS)}
             container = av.open(file, "r", options=decoders, container_options=asked, metadata_errors="replace")
     except ImageError as error:
-        if error.status is not Status.UNREADABLE or is_video(head):
+        if error.status is Status.CRASHED:  # tables of a broken header, not pictures
+            raise ImageError(Status.UNREADABLE, str(error)) from error
+        if is_video(head):
             raise
         said = f"not a video that is read here (first bytes {head.hex()})"
         raise ImageError(Status.UNSUPPORTED, said) from error
@@ -268,11 +282,11 @@ def _started(live: Live, video: Video) -> Video:
         else:
             times.append(packet.pts)
         if first is None and small:
-            first = next(iter(decoded(live, packet)), None)
+            first = next(iter(decoded(live, packet).frames), None)
         if number >= _LEADING_PACKETS:
             break
     if first is None and small:
-        first = next(iter(decoded(live, None)), None)
+        first = next(iter(decoded(live, None).frames), None)
     if first is None:
         return video._replace(origin=min(times, default=0), is_counted=is_counted)
     origin = min(times, default=0) if first.pts is None else first.pts
@@ -305,22 +319,33 @@ def _is_hidden(live: Live, packet: av.Packet[Any]) -> bool:
 _VP8 = frozenset({"vp8", "libvpx"})
 
 
-def decoded(live: Live, packet: av.Packet[Any] | None) -> list[VideoFrame]:
-    """Frames that a decoder hands out for a packet (None: all that it still holds); none where it fails."""
+class Decoding(NamedTuple):
+    """Frames that a decoder handed out (some `is_corrupt`), and the damage in what it was given ("" for none).
+
+    is_worn: something went wrong, and what comes next, even after a flush, may depend on it.
+    """
+
+    frames: list[VideoFrame]
+    damage: str
+    is_worn: bool
+
+
+def decoded(live: Live, packet: av.Packet[Any] | None) -> Decoding:
+    """What a decoder makes of a packet (None: all that it still holds).
+
+    Raises ImageError where no memory is left, and whatever reading the file raises.
+    """
+    from av.error import EOFError as Ended
+
+    context = live.stream.codec_context
+    frames: list[VideoFrame] = []
     try:
-        return try_decoded(live, packet)
+        with translated(live.file) as logs, suppress(Ended):
+            frames = list(context.decode(packet))
     except ImageError as error:
         if error.status is Status.CRASHED:
             raise
-        return []
-
-
-def try_decoded(live: Live, packet: av.Packet[Any] | None) -> list[VideoFrame]:
-    """Frames that a decoder hands out for a packet (None: all that it still holds). Raises ImageError."""
-    from av.error import EOFError as Ended
-
-    with translated(live.file):
-        try:
-            return list(live.stream.codec_context.decode(packet))
-        except Ended:
-            return []
+        return Decoding([], str(error), True)
+    said = complaint(logs)
+    damage = f"FFmpeg: {said}" if said and context.codec.canonical_name in _SILENT else ""
+    return Decoding(frames, damage, bool(said) or any(frame.is_corrupt for frame in frames))
