@@ -57,6 +57,7 @@ class _Reading:
 
     lost: earlier packets than the next ones are wanted. worn: the decoder met damage, which changed even later
     keyframes in spite of a flush. broke: it could not be read on. sought: what the latest seek was for.
+    renewed: what the file was opened once more for.
     """
 
     stream: BinaryIO
@@ -73,6 +74,7 @@ class _Reading:
     worn: bool = False
     broke: bool = False
     sought: int = -1
+    renewed: int = -1
 
 
 @dataclass
@@ -242,7 +244,10 @@ def _gathered(reading: _Reading, ms: int, bound: int, before: int) -> list[_Item
     before: the keyframe that frames were decoded from last. Where a seek lands there again, as in a video with few
     keyframes, the next one must lead twice as far.
     """
-    if reading.worn:
+    if reading.worn and reading.is_indexed:  # elsewhere it would be read from the start for each damaged group
+        if reading.renewed == ms:  # and left again: its times go back and forth
+            return []
+        reading.renewed = ms
         _reopen(reading)
     if reading.lost or (reading.is_indexed and bound - reading.at > reading.jump):
         begun = _sought(reading, bound)
