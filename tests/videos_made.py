@@ -28,6 +28,7 @@ class Kind(NamedTuple):
 
 
 FIXED = (("sc_threshold", "0"), ("crf", "12"), ("preset", "ultrafast"))
+REALTIME = ("deadline", "realtime")
 OPEN = "log-level=none:open-gop=1:keyint=12:min-keyint=12:bframes=3:scenecut=0:pools=none:frame-threads=1"
 KINDS = {
     "mp4 h264": Kind("mp4", "libx264", b_frames=2, options=FIXED),
@@ -37,8 +38,8 @@ KINDS = {
     "3gp mpeg4": Kind("3gp", "mpeg4"),
     "mkv h264": Kind("matroska", "libx264", b_frames=2, options=FIXED),
     "mkv mpeg2": Kind("matroska", "mpeg2video", b_frames=2),
-    "webm vp8": Kind("webm", "libvpx", options=(("crf", "8"), ("b", "2M"), ("deadline", "realtime"))),
-    "webm vp9": Kind("webm", "libvpx-vp9", options=(("crf", "20"), ("b", "0"), ("deadline", "realtime"), ("cpu-used", "8"))),
+    "webm vp8": Kind("webm", "libvpx", options=(("crf", "8"), ("b", "2M"), REALTIME)),
+    "webm vp9": Kind("webm", "libvpx-vp9", options=(("crf", "20"), ("b", "0"), ("cpu-used", "8"), REALTIME)),
     "avi mjpeg": Kind("avi", "mjpeg", "yuvj420p"),
     "avi mpeg4": Kind("avi", "mpeg4"),
     "avi mpeg4 b": Kind("avi", "mpeg4", b_frames=2),
@@ -79,11 +80,15 @@ def encoded(
     times: Sequence[int] | None = None,
     gop: int = 12,
     muxing: dict[str, str] | None = None,
+    path: Path | None = None,
     **settings: Any,
 ) -> bytes:
-    """A video of RGB pictures at a rate, or at times in milliseconds. settings: attributes of the encoder."""
+    """A video of RGB pictures at a rate, or at times in milliseconds. settings: attributes of the encoder.
+
+    path: where it is made, for what is no stream.
+    """
     file = io.BytesIO()
-    with av.open(file, "w", format=kind.container, options=muxing or {}) as container:
+    with av.open(file if path is None else str(path), "w", format=kind.container, options=muxing or {}) as container:
         stream = container.add_stream(kind.codec, rate=rate, options=dict(kind.options))
         context = stream.codec_context
         stream.pix_fmt = kind.pixels
@@ -104,7 +109,7 @@ def encoded(
                 frame.pts, frame.time_base = times[number], MILLISECOND
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    return file.getvalue()
+    return file.getvalue() if path is None else path.read_bytes()
 
 
 def counting(kind: Kind, count: int, **settings: Any) -> bytes:

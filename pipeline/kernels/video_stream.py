@@ -201,9 +201,13 @@ def opened(stream: BinaryIO, video: Video, max_pixels: int = MAX_PIXELS) -> Iter
         found = container.streams[video.track] if video.track < len(container.streams) else None
         if found is None or found.type != "video" or found.codec_context is None:
             raise ImageError(Status.UNREADABLE, f"{video.container}: its video stream is gone")
-        found.codec_context.thread_count = 1
-        found.codec_context.options = {"max_pixels": str(min(2 * max_pixels, _INT_MAX))}
+        _bound(found, 2 * max_pixels)
         yield Live(container, found, file)  # type: ignore[arg-type]
+
+
+def _bound(track: Any, max_pixels: int) -> None:
+    track.codec_context.thread_count = 1
+    track.codec_context.options = {"max_pixels": str(min(max_pixels, _INT_MAX))}
 
 
 @contextmanager
@@ -271,11 +275,11 @@ def _described(live: Live, missing: int) -> Video:
 
 def _started(live: Live, video: Video) -> Video:
     """With origin, is_counted and rotation, by the first packets and the first frame that they decode to."""
-    live.stream.codec_context.thread_count = 1
+    _bound(live.stream, MAX_PIXELS)
     times: list[int] = []
     first: VideoFrame | None = None
     is_counted = False
-    small = 0 < video.width * video.height <= MAX_PIXELS
+    small = video.width * video.height <= MAX_PIXELS
     for number, packet in enumerate(packets(live)):
         if packet.pts is None:
             is_counted = is_counted or not packet.is_corrupt
@@ -287,6 +291,8 @@ def _started(live: Live, video: Video) -> Video:
             break
     if first is None and small:
         first = next(iter(decoded(live, None).frames), None)
+    if first is None and not video.width * video.height:
+        raise ImageError(Status.UNREADABLE, f"{video.container}: no size of its {video.codec} video that can be decoded")
     if first is None:
         return video._replace(origin=min(times, default=0), is_counted=is_counted)
     origin = min(times, default=0) if first.pts is None else first.pts
