@@ -292,7 +292,9 @@ def _started(live: Live, video: Video) -> Video:
     if first is None and small:
         first = next(iter(decoded(live, None).frames), None)
     if first is None and not video.width * video.height:
-        raise ImageError(Status.UNREADABLE, f"{video.container}: no size of its {video.codec} video that can be decoded")
+        raise ImageError(
+            Status.UNREADABLE, f"{video.container}: no size of its {video.codec} video that can be decoded"
+        )
     if first is None:
         return video._replace(origin=min(times, default=0), is_counted=is_counted)
     origin = min(times, default=0) if first.pts is None else first.pts
