@@ -56,12 +56,12 @@ def checked_columns(schema: pa.Schema, origin: Origin) -> Columns:
 def arrow_rows(batches: Iterable[pa.RecordBatch], columns: Columns, origin: Origin) -> Iterator[pa.RecordBatch]:
     """Batches of LISTED from batches with the wanted columns. Raises UsageError for text that is not UTF-8."""
     at = 0
-    for batch in batches:
-        if not batch.num_rows:
-            continue
-        values = {name: _plain(batch, name, origin) for name in columns.wanted}
-        yield rows_of(columns, values, range(at, at + batch.num_rows), origin)
-        at += batch.num_rows
+    for whole in batches:
+        for start in range(0, whole.num_rows, BATCH_ROWS):
+            batch = whole.slice(start, BATCH_ROWS)
+            values = {name: _plain(batch, name, origin) for name in columns.wanted}
+            yield rows_of(columns, values, range(at, at + batch.num_rows), origin)
+            at += batch.num_rows
 
 
 def _plain(batch: pa.RecordBatch, name: str, origin: Origin) -> pa.Array:

@@ -78,7 +78,7 @@ def problem_of_box(kind: str, values: Sequence[object]) -> str | None:
     names = KINDS[kind]
     if len(values) != len(names):
         return f"{len(values)} numbers, wanted {len(names)}"
-    wrong = next(filter(None, map(_problem_of_number, names, values)), None)
+    wrong = next(filter(None, map(problem_of_number, names, values)), None)
     if wrong is not None:
         return wrong
     numbers = np.array([[_float(value) for value in values]], np.float64)
@@ -95,7 +95,8 @@ def spell(value: float) -> str:
     return "0" if value == 0 else repr(value).removesuffix(".0")
 
 
-def _problem_of_number(name: str, value: object) -> str | None:
+def problem_of_number(name: str, value: object) -> str | None:
+    """Why one value of a box is no number; None where it is one."""
     if value is None:
         return f"{name} is missing"
     if isinstance(value, bool) or not isinstance(value, (int, float)):

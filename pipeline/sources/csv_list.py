@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.errors import UsageError
 from pipeline.sources.line_blocks import Readable, line_blocks, unpacked
 from pipeline.sources.listed import Origin, Tally
-from pipeline.sources.table_columns import Columns, find_columns, rows_of
+from pipeline.sources.table_columns import find_columns, rows_of
 
 BATCH_ROWS, BATCH_BYTES = 65_536, 2**24
 
@@ -24,17 +24,18 @@ def read_csv(stream: BinaryIO, origin: Origin, tally: Tally) -> Iterator[pa.Reco
     Blank lines are left out. Raises UsageError for a missing column, a row with more or fewer values than the header,
     and a quote that is not closed, with the line.
     """
-    rows = _Rows(unpacked(stream, origin), origin)
+    rows = CsvRows(unpacked(stream, origin), origin)
     first = next(iter(rows), None)
     if first is None:
         raise UsageError(f"{origin.address} is empty; wanted a header, such as filename,label")
     header = [name.strip() for name in first[1]]
     columns = find_columns(header, origin)
     places = {name: header.index(name) for name in columns.wanted}
-    yield from csv_rows(rows, columns, places, len(header), tally)
+    for numbers, held in rows.batches(len(header), tally):
+        yield rows_of(columns, {name: [row[at] for row in held] for name, at in places.items()}, numbers, origin)
 
 
-class _Rows:
+class CsvRows:
     """The rows of a CSV, each with its first line."""
 
     def __init__(self, stream: Readable, origin: Origin) -> None:
@@ -53,37 +54,26 @@ class _Rows:
                 'with commas, quotes or line ends stand in "...", with "" for each quote inside'
             ) from error
 
+    def batches(self, width: int, tally: Tally) -> Iterator[tuple[list[int], list[list[str]]]]:
+        """First lines and values of some rows at a time. Raises UsageError for a row of more or fewer than `width`."""
+        numbers: list[int] = []
+        held: list[list[str]] = []
+        since = self.read
+        for number, row in self:
+            if not row:
+                tally.add("blank lines", 1, self.origin.at(number))
+                continue
+            if len(row) != width:
+                raise UsageError(f"{self.origin.at(number)} has {len(row)} values; wanted {width}, as its header says")
+            held.append(row)
+            numbers.append(number)
+            if len(held) >= BATCH_ROWS or self.read - since >= BATCH_BYTES:
+                yield numbers, held
+                numbers, held, since = [], [], self.read
+        if held:
+            yield numbers, held
+
     def _lines(self, stream: Readable) -> Iterator[str]:
         for _, text in line_blocks(stream, self.origin):
             self.read += len(text)
             yield from io.StringIO(text, newline="\n")
-
-
-def csv_rows(
-    rows: _Rows, columns: Columns, places: dict[str, int], width: int, tally: Tally
-) -> Iterator[pa.RecordBatch]:
-    """Batches of LISTED from rows of `width` values, of which `places` says where each wanted column is."""
-    origin = rows.origin
-    held: list[list[str]] = []
-    numbers: list[int] = []
-    since = rows.read
-    for number, row in rows:
-        if len(row) != width:
-            if not row:
-                tally.add("blank lines", 1, origin.at(number))
-                continue
-            raise UsageError(f"{origin.at(number)} has {len(row)} values; wanted {width}, as in the header")
-        held.append(row)
-        numbers.append(number)
-        if len(held) >= BATCH_ROWS or rows.read - since >= BATCH_BYTES:
-            yield _batch(held, columns, places, numbers, origin)
-            held, numbers, since = [], [], rows.read
-    if held:
-        yield _batch(held, columns, places, numbers, origin)
-
-
-def _batch(
-    held: list[list[str]], columns: Columns, places: dict[str, int], numbers: list[int], origin: Origin
-) -> pa.RecordBatch:
-    values = {name: [row[place] for row in held] for name, place in places.items()}
-    return rows_of(columns, values, numbers, origin)

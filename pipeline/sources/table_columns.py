@@ -93,7 +93,7 @@ def rows_of(
         found[SPLIT] = _canonical(found[SPLIT])
     for target, name in (("size", columns.size), ("mtime_ns", columns.mtime)):
         if name:
-            found[target] = _counts(values[name], name, numbers, origin)
+            found[target] = counts_of(values[name], name, numbers, origin)
     if columns.boxes:
         boxes = {name: _numbers(values[name], name, numbers, origin) for kind in columns.boxes for name in KINDS[kind]}
         found["fragment"], found["problem"] = boxes_of(boxes, len(numbers))
@@ -143,7 +143,8 @@ def _numbers(values: Sequence[str] | pa.Array, name: str, numbers: Sequence[int]
     return numbers_of(values if isinstance(values, pa.Array) else text_column(values, name, numbers, origin))
 
 
-def _counts(values: Sequence[str] | pa.Array, name: str, numbers: Sequence[int], origin: Origin) -> pa.Array:
+def counts_of(values: Sequence[str] | pa.Array, name: str, numbers: Sequence[int], origin: Origin) -> pa.Array:
+    """Whole numbers from 0 on, int64 (n,), null where there is none. Raises UsageError for others, with the row."""
     column = values if isinstance(values, pa.Array) else text_column(values, name, numbers, origin)
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
