@@ -29,7 +29,7 @@ def read_parquet(stream: BinaryIO, origin: Origin, tally: Tally) -> Iterator[pa.
             columns = checked_columns(file.schema_arrow, origin)
             batches = file.iter_batches(BATCH_ROWS, columns=columns.wanted, use_threads=False)
             yield from arrow_rows(batches, columns, origin)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UsageError(
             f"{origin.address}: a Parquet file that cannot be read ({error}): was it cut off? Write it anew"
         ) from error

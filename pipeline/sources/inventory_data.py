@@ -57,7 +57,7 @@ def data_rows(kind: str, stream: BinaryIO, columns: tuple[str, ...], origin: Ori
         return
     try:
         yield from (_parquet_rows if kind == "parquet" else _orc_rows)(stream, origin)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{origin.address}: {kind} that cannot be read ({error}): copy it again") from error
 
 

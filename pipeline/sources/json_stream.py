@@ -16,6 +16,8 @@ from pipeline.sources.line_blocks import Readable
 CHUNK_BYTES = 2**20
 MAX_ELEMENT = 2**26
 """Characters of one element or value at most: a polygon has thousands."""
+LONGEST_TAIL = 3
+"""Characters behind a number without which it may go on: `1` and `e+5`."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 
@@ -102,7 +104,7 @@ class _Text:
             except (RecursionError, ValueError) as error:  # nested too deeply; a number of thousands of digits
                 raise self.wrong(f"a plain JSON value ({error})") from error
             else:
-                if end < len(self._window) or self._is_over:  # at its end a number may go on
+                if end + LONGEST_TAIL <= len(self._window) or self._is_over:
                     self._at = end
                     return value
             self._fill()

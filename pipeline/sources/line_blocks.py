@@ -15,7 +15,7 @@ from pipeline.sources.listed import Origin
 BLOCK_BYTES = 2**20
 MAX_LINE = 65_536
 """Bytes of one line at most: a path has 4,096, a row of a table with a box some 300."""
-MAX_RATIO, FREE_BYTES = 200, 2**26
+MAX_RATIO, FREE_BYTES = 200, 2**24
 """A packed list may grow this many times; the first bytes are free. Lists pack 5 to 30 times, zeros 1,030 times."""
 
 _BOM = b"\xef\xbb\xbf"

@@ -58,7 +58,7 @@ def kind_of(name: str, head: bytes) -> Kind:
         return Kind.INVENTORY if b'"fileSchema"' in head or b'"sourceBucket"' in head else Kind.COCO
     if by_name is not None:
         return by_name
-    if b"\0" in head and head[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+    if b"\0" in start.partition(b"\n")[0] and head[:2] not in (b"\xff\xfe", b"\xfe\xff"):
         raise UsageError(
             f"{escape_bytes_anyway(name)} is no list: its bytes are neither text nor Parquet; wanted one path per "
             "line, CSV, Parquet, COCO JSON, the manifest.json of an S3 Inventory or a YOLO YAML"

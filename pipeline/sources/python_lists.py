@@ -62,7 +62,9 @@ def _reader(value: Any, address: str) -> pa.RecordBatchReader:
     elif type(value).__module__.partition(".")[0] == "pandas":
         return _batches(pa.Table.from_pandas(value))
     elif hasattr(value, "__dataframe__"):
-        return _batches(pa.interchange.from_dataframe(value))
+        from pyarrow import interchange
+
+        return _batches(interchange.from_dataframe(value))
     raise UsageError(f"{address} is {type(value).__name__} {repr(value)[:40]}; {_WANTED}")
 
 

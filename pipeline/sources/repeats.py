@@ -35,7 +35,7 @@ def first_rows(batches: Iterable[pa.RecordBatch], repeats: Repeats) -> Iterator[
     for batch in batches:
         if not batch.num_rows:
             continue
-        rows = batch if last is None else pa.concat_batches([last, batch])
+        rows = batch if last is None else _together(last, batch)
         first = _first_of_each(rows)
         is_repeat = first != np.arange(len(first))
         kept = rows.take(pa.array(first))
@@ -50,6 +50,11 @@ def first_rows(batches: Iterable[pa.RecordBatch], repeats: Repeats) -> Iterator[
         if is_new.any():
             yield rows.take(pa.array(np.flatnonzero(is_new)))
         last = kept.slice(len(kept) - 1)
+
+
+def _together(last: pa.RecordBatch, batch: pa.RecordBatch) -> pa.RecordBatch:
+    (rows,) = pa.Table.from_batches([last, batch]).combine_chunks().to_batches()
+    return rows
 
 
 def _first_of_each(rows: pa.RecordBatch) -> NDArray[np.int64]:
