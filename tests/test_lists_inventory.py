@@ -53,7 +53,9 @@ def as_csv(objects: list[tuple[Any, ...]]) -> bytes:
     for key, is_latest, is_deleted, size, etag in objects:
         flags = [str(is_latest).lower(), str(is_deleted).lower()]
         number = "" if size is None else size
-        writer.writerow(["bkt", quote_plus(key), "v", *flags, number, "2026-11-21T18:40:00.250Z", etag or "", "STANDARD"])
+        writer.writerow(
+            ["bkt", quote_plus(key), "v", *flags, number, "2026-11-21T18:40:00.250Z", etag or "", "STANDARD"]
+        )
     return gzip.compress(text.getvalue().encode())
 
 
@@ -102,7 +104,9 @@ def manifest(kind: str, files: dict[str, bytes], /, **changes: Any) -> bytes:
     return json.dumps({**value, **changes}).encode()
 
 
-def rows_of(data: bytes, opened: Callable[[str], BinaryIO], tally: Tally, origin: Origin = ORIGIN) -> list[dict[str, Any]]:
+def rows_of(
+    data: bytes, opened: Callable[[str], BinaryIO], tally: Tally, origin: Origin = ORIGIN
+) -> list[dict[str, Any]]:
     batches = list(resolved(read_inventory(read_manifest(data, origin), opened, origin, tally), origin))
     assert all(batch.schema.equals(LISTED) for batch in batches)
     return [row for batch in batches for row in batch.to_pylist()]
@@ -203,7 +207,7 @@ def test_a_copy_on_disk(tmp_path: Path, place: str) -> None:
 
 
 def test_a_data_file_that_is_away(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="names x/1.csv.gz, which is not below"):
+    with pytest.raises(NotFound, match=r"names x/1\.csv\.gz, which is not below"):
         rows_of(manifest("CSV", {"x/1.csv.gz": GOOD}), data_opener(f"{tmp_path}/manifest.json", quick()), Tally())
 
 

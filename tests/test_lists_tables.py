@@ -32,12 +32,10 @@ CORNERS = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")
 
 def rows_of(batches: Any) -> list[dict[str, Any]]:
     """Rows without the columns that say nothing."""
-    found = []
-    for batch in batches:
-        assert batch.schema.equals(LISTED)
-        for row in batch.to_pylist():
-            found.append({name: value for name, value in row.items() if value is not None})
-    return found
+    held = list(batches)
+    assert all(batch.schema.equals(LISTED) for batch in held)
+    rows = [row for batch in held for row in batch.to_pylist()]
+    return [{name: value for name, value in row.items() if value is not None} for row in rows]
 
 
 def read(data: bytes, name: str = "t.csv", base: str = BASE, tally: Tally | None = None) -> list[dict[str, Any]]:
@@ -196,7 +194,9 @@ def test_a_table_may_have_both_kinds_of_box() -> None:
 @given(st.lists(st.tuples(*[st.floats(width=64)] * 4), min_size=1, max_size=6))
 def test_spelled_numbers_are_the_same_numbers(boxes: list[tuple[float, ...]]) -> None:
     """From Parquet, any floats: a fragment reads back as the box, and has a problem just where it is none."""
-    table = pa.table({"filename": ["a"] * len(boxes), **dict(zip(BOX, map(list, zip(*boxes, strict=True)), strict=True))})
+    table = pa.table(
+        {"filename": ["a"] * len(boxes), **dict(zip(BOX, map(list, zip(*boxes, strict=True)), strict=True))}
+    )
 
     rows = read(parquet(table), "t.parquet")
 
@@ -239,8 +239,8 @@ def test_spelled_numbers_are_the_same_numbers(boxes: list[tuple[float, ...]]) ->
         (parquet(FRAME)[:-20], "t.csv: a Parquet file that cannot be read"),
         (parquet(pa.table({"filename": [["a"]]})), "column filename is list.*; wanted text"),
         (parquet(pa.table({"filename": [b"a"]})), "column filename is binary; wanted text"),
-        (parquet(pa.table({"filename": ["a"], "label": [{"x": 1}]})), "column label is struct.*; wanted text or numbers"),
-        (parquet(pa.table({"filename": ["a"], **{name: [[1.0]] for name in BOX}})), "column col_x is list.*wanted numbers"),
+        (parquet(pa.table({"filename": ["a"], "label": [{"x": 1}]})), "column label is struct.*; wanted text or"),
+        (parquet(pa.table({"filename": ["a"], **{name: [[1.0]] for name in BOX}})), "col_x is list.*wanted numbers"),
         (parquet(pa.table({"filename": ["a", None]})), "t.csv row 1 has no filename"),
         (parquet(pa.table({"filename": pa.array([], pa.int64())})), "column filename is int64"),
     ],
@@ -289,7 +289,11 @@ def test_the_first_name_wins_and_sizes_of_images_are_no_boxes() -> None:
     assert read(data) == [{"address": "a.jpg", "row": 2}]
 
 
-LISTING: Mapping[str, list[Any]] = {"size": [5, None], "etag": ["e", None], "mtime_ns": [1_700_000_000_123_456_789, None]}
+LISTING: Mapping[str, list[Any]] = {
+    "size": [5, None],
+    "etag": ["e", None],
+    "mtime_ns": [1_700_000_000_123_456_789, None],
+}
 
 
 @pytest.mark.parametrize(
@@ -321,10 +325,17 @@ def test_ready_listings(base: str, columns: dict[str, list[str]], wanted: list[s
 def test_repeats() -> None:
     """Sorted rows: the first stays, the same is counted, another label or split is a conflict; over batches too."""
     said = [
-        ("a", None, "train", "cat"), ("a", None, "train", "cat"), ("a", None, "train", "dog"), ("a", "xywh=1", None, "cat"),
-        ("a", "xywh=1", None, None), ("b", None, None, None), ("b", None, None, None), ("c", None, "val", "x"),
-        ("c", None, "test", "x"), ("c", None, "val", "x"),
-    ]  # fmt: skip
+        ("a", None, "train", "cat"),
+        ("a", None, "train", "cat"),
+        ("a", None, "train", "dog"),
+        ("a", "xywh=1", None, "cat"),
+        ("a", "xywh=1", None, None),
+        ("b", None, None, None),
+        ("b", None, None, None),
+        ("c", None, "val", "x"),
+        ("c", None, "test", "x"),
+        ("c", None, "val", "x"),
+    ]
     columns = list(zip(*said, strict=True))
     nothing = [None] * len(said)
     table = pa.table(
@@ -348,12 +359,12 @@ def test_memory_is_flat() -> None:
     """Arrow holds some batches of a table of one row group, however long it is."""
     count = 300_000
     frame = pa.table({"filename": [f"train/{n % 500:03d}/{n:09d}.jpg" for n in range(count)], "label": ["x"] * count})
-    for data in (parquet(frame, row_group_size=count), frame.to_pandas().to_csv(index=False).encode()):
-        del frame
+    files = (parquet(frame, row_group_size=count), frame.to_pandas().to_csv(index=False).encode())
+    del frame
+    for data in files:
         before, most, rows = pa.total_allocated_bytes(), 0, 0
         for batch in read_list(io.BytesIO(data), "t.csv", BASE, Tally()):
             rows += batch.num_rows
             most = max(most, pa.total_allocated_bytes() - before)
-        frame = pa.table({})
         assert rows == count
         assert most < 3 * 2**24

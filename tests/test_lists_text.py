@@ -38,7 +38,18 @@ def read(data: bytes, base: str = BASE, tally: Tally | None = None, name: str = 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_a_line_is_a_name(end: bytes, mark: bytes) -> None:
     """Blank lines and comments are counted; everything else belongs to the name."""
-    lines = [b"a.jpg", b"", b"# a note", b"#1.jpg", b" b .jpg ", b"#", b"  ", "ä#.jpg".encode(), b'"q".jpg', b"./# c.jpg"]
+    lines = [
+        b"a.jpg",
+        b"",
+        b"# a note",
+        b"#1.jpg",
+        b" b .jpg ",
+        b"#",
+        b"  ",
+        "ä#.jpg".encode(),
+        b'"q".jpg',
+        b"./# c.jpg",
+    ]
     tally = Tally()
 
     found = read(mark + end.join(lines), tally=tally)
@@ -69,7 +80,12 @@ def test_blocks_meet_without_a_seam() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.binary(max_size=30).map(lambda raw: raw.translate(None, b"\0\n\r/:\\#. \t\x0b\x0c\x1c\x1d\x1e\x1f\x85")), max_size=30))
+@given(
+    st.lists(
+        st.binary(max_size=30).map(lambda raw: raw.translate(None, b"\0\n\r/:\\#. \t\x0b\x0c\x1c\x1d\x1e\x1f\x85")),
+        max_size=30,
+    )
+)
 def test_every_line_comes_back(names: list[bytes]) -> None:
     """Names of any bytes but separators, in order, each with its line."""
     wanted = [(number, name) for number, name in enumerate(names, 1) if name and not os.fsdecode(name).isspace()]
@@ -108,7 +124,8 @@ def test_a_line_of_a_gigabyte_is_refused_early() -> None:
     ("data", "said"),
     [
         (b"a.jpg\nb\0.jpg\n", "list.txt line 2 has a NUL"),
-        (b"a" * 200 + b"\n" + b"b\n" * 99_999 + b"c" * BLOCK_BYTES, "line 100,001 has over"), (b"abcdefg\n" * 300_000 + b"b\0", "line 300,001 has a NUL"),
+        (b"a" * 200 + b"\n" + b"b\n" * 99_999 + b"c" * BLOCK_BYTES, "line 100,001 has over"),
+        (b"abcdefg\n" * 300_000 + b"b\0", "line 300,001 has a NUL"),
         ("a.jpg\n".encode("utf-16"), "list.txt is UTF-16: save it as UTF-8"),
         (b"a\n\n" + b"x" * (MAX_LINE + 1) + b"\nb\n", "line 3 has over 65,536 bytes"),
         (b"a\nhttps://h/1.jpg\n", "line 2: 'https://h/1.jpg': https:// is no storage .* download the images first"),
@@ -136,7 +153,7 @@ def test_a_gzip_bomb_is_refused() -> None:
     bomb = gzip.compress((b"a" * 199 + b"\n") * 2**18)
     assert len(bomb) < 2**18
 
-    with pytest.raises(UsageError, match="grew to .* bytes from .*; wanted at most 200 times"):
+    with pytest.raises(UsageError, match=r"grew to .* bytes from .*; wanted at most 200 times"):
         for _ in read_list(io.BytesIO(bomb), "list.txt.gz", BASE, Tally()):
             pass
 
@@ -178,7 +195,8 @@ def test_resolve(address: str, base: str, wanted: tuple[str, str, str]) -> None:
     assert resolve(wanted[2], base) == wanted
 
 
-NAMES = st.text(st.sampled_from("ab./\\:% ~#-"), min_size=1, max_size=12)
+PLACES = st.sampled_from(["", "", "/", "/data/lists/", "/data/", "s3://buck/p/", "s3://buck/", "minio://h:1/buck/p/"])
+NAMES = st.builds(str.__add__, PLACES, st.text(st.sampled_from("ab./\\:% ~#-"), min_size=1, max_size=12))
 
 
 @settings(max_examples=300, deadline=None)
@@ -196,7 +214,9 @@ def test_what_is_stored_resolves_to_the_same(address: str, base: str) -> None:
     assert read(b"a.jpg\n" + address.encode(), base)[1:] == (
         [] if address.isspace() or address[:2] == "# " or address == "#" else [(2, found.uri)]
     )
-    if base.startswith("/"):
+    if address.startswith(("s3://", "minio://")):
+        assert f"{found.place}/{found.key}" == address
+    elif base.startswith("/"):
         whole = posixpath.join(found.place, found.key)
         assert whole == "/" + posixpath.normpath(posixpath.join(base, address)).lstrip("/")
     else:
@@ -221,7 +241,9 @@ def test_joined(base: str, address: str, wanted: str) -> None:
     assert joined(base, address) == wanted
 
 
-@pytest.mark.parametrize(("base", "address"), [("s3://bkt/d", "../../x"), ("minio://h:1/bkt", ".."), ("/d", "http://x/y")])
+@pytest.mark.parametrize(
+    ("base", "address"), [("s3://bkt/d", "../../x"), ("minio://h:1/bkt", ".."), ("/d", "http://x/y")]
+)
 def test_a_folder_out_of_its_bucket_is_refused(base: str, address: str) -> None:
     with pytest.raises(UsageError):
         joined(base, address)
@@ -252,7 +274,7 @@ def test_kinds(name: str, head: bytes, wanted: Kind) -> None:
 
 
 def test_an_image_is_no_list() -> None:
-    with pytest.raises(UsageError, match="photo.jpg is no list"):
+    with pytest.raises(UsageError, match=r"photo\.jpg is no list"):
         kind_of("photo.jpg", b"\xff\xd8\xff\xe0\x00\x10JFIF\x00")
 
 
@@ -264,7 +286,9 @@ def test_a_list_of_another_kind_says_so() -> None:
 def lines_of(count: int) -> Iterator[bytes]:
     """Lines of a long list, a megabyte at a time."""
     for start in range(0, count, 20_000):
-        yield b"".join(b"train/class_%03d/%09d.jpg\n" % (number % 500, number) for number in range(start, start + 20_000))
+        yield b"".join(
+            b"train/class_%03d/%09d.jpg\n" % (number % 500, number) for number in range(start, start + 20_000)
+        )
 
 
 def test_memory_is_flat() -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import UsageError
-from pipeline.sources.listed import Origin, addresses_of, batch_of, escape_bytes_anyway
+from pipeline.sources.listed import LISTED, Origin, addresses_of, batch_of, escape_bytes_anyway
 from pipeline.storage import is_remote, redact
 from pipeline.storage.uri import parse_path
 
@@ -25,6 +25,8 @@ _WINDOWS = re.compile(r"[A-Za-z]:[\\/]|\\\\")
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]+")
 _SPECIAL_ON_DISK = r"^[A-Za-z][A-Za-z0-9+.-]*:|^\\\\|(^|/)\.{0,2}(/|$)|\x00"
 _SPECIAL_ON_S3 = r"^[A-Za-z][A-Za-z0-9+.-]*:|^\\\\|^/|^\./|^$|\x00"
+_TO_RESOLVE = r"/\.{0,2}(/|$)|\x00"
+_WHOLE_URL = r"^(s3://|minio://[^/@]+/)[A-Za-z0-9][A-Za-z0-9._-]+/[^\x00]+$"
 _WEB = ("http", "https", "ftp")
 
 
@@ -94,7 +96,7 @@ def joined(base: str, address: str) -> str:
 
 
 def _of_url(address: str, scheme: str, rest: str, base: str) -> Resolved:
-    if redact(address) != address or "@" in rest.partition("/")[0]:
+    if "@" in rest.partition("/")[0]:
         raise UsageError(
             f"{redact(_shown(address))}: a URL must hold no credentials; use the AWS environment variables or a profile"
         )
@@ -145,23 +147,33 @@ def _in_bucket(url: str, base: str) -> Resolved:
 
 
 def _resolved_batch(batch: pa.RecordBatch, origin: Origin) -> pa.RecordBatch:
-    """Most lines are plain relative names, which Arrow tells from the others at once."""
-    base, column = origin.base, batch["address"]
-    pattern = _SPECIAL_ON_S3 if is_remote(base) else _SPECIAL_ON_DISK
-    used = len(base.encode("utf-8", "surrogateescape")) + 1
-    room = MAX_KEY - used if is_remote(base) else min(MAX_NAME, MAX_PATH - used)
-    is_plain = pc.and_(
-        pc.invert(pc.match_substring_regex(column, pattern)),
-        pc.and_(pc.less_equal(pc.binary_length(column), room), pc.is_null(batch["raw_address"])),
-    )
+    """Most lines are plain names, which Arrow tells from the others at once: 0.3 us each, where `resolve` takes 7."""
+    column, is_plain = _plain_uris(batch["address"], origin.base)
+    is_plain = pc.and_(is_plain, pc.is_null(batch["raw_address"]))
     left = np.flatnonzero(~is_plain.to_numpy(zero_copy_only=False))
     if not len(left):
-        return batch
-    texts, rows = addresses_of(batch), batch["row"]
+        return batch if column is batch["address"] else batch.set_column(0, LISTED.field("address"), column)
+    written, texts, rows = addresses_of(batch), column.to_pylist(), batch["row"]
     for at in left.tolist():
-        texts[at] = _uri(texts[at], rows[at], origin)
+        texts[at] = _uri(written[at], rows[at], origin)
     others = {name: batch[name] for name in batch.schema.names if name not in ("address", "raw_address", "row")}
     return batch_of(texts, rows.to_numpy(), others)
+
+
+def _plain_uris(column: pa.Array, base: str) -> tuple[pa.Array, pa.Array]:
+    """The uris of addresses, string (n,), and which of them are right, bool (n,): what is relative, below the base or
+    whole, and has nothing to resolve.
+    """
+    inside, uris, used = base.rstrip("/") + "/", column, len(base.encode("utf-8", "surrogateescape")) + 1
+    is_inside = pc.starts_with(column, inside)
+    if pc.any(is_inside).as_py():
+        uris = pc.if_else(is_inside, pc.utf8_slice_codeunits(column, len(inside)), column)
+    special = _SPECIAL_ON_S3 if is_remote(base) else _SPECIAL_ON_DISK
+    is_whole = pc.and_not(pc.match_substring_regex(column, "^/"), pc.match_substring_regex(column, _TO_RESOLVE))
+    is_whole = pc.and_not(pc.or_(is_whole, pc.match_substring_regex(column, _WHOLE_URL)), pc.equal(column, base))
+    is_right = pc.or_(pc.invert(pc.match_substring_regex(uris, special)), pc.and_not(is_whole, is_inside))
+    room = MAX_KEY - used if is_remote(base) else min(MAX_NAME, MAX_PATH - used)
+    return uris, pc.and_(is_right, pc.less_equal(pc.binary_length(column), min(room, MAX_NAME)))
 
 
 def _uri(address: str, row: pa.Scalar, origin: Origin) -> str:

@@ -14,7 +14,7 @@ from pipeline.sources.line_blocks import Readable, line_blocks, unpacked
 from pipeline.sources.listed import Origin, Tally
 from pipeline.sources.table_columns import find_columns, rows_of
 
-BATCH_ROWS, BATCH_BYTES = 65_536, 2**24
+BATCH_ROWS, BATCH_BYTES = 16_384, 2**24
 
 
 def read_csv(stream: BinaryIO, origin: Origin, tally: Tally) -> Iterator[pa.RecordBatch]:
