@@ -1,0 +1,72 @@
+"""Annotations that a caller holds in Python: a DataFrame, an Arrow table, columns, records or a COCO dict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import UsageError
+from pipeline.sources.addresses import resolved
+from pipeline.sources.arrow_list import arrow_rows, checked_columns
+from pipeline.sources.coco import coco_of_dict
+from pipeline.sources.coco_rows import coco_rows
+from pipeline.sources.listed import Origin, Tally
+
+_WANTED = (
+    "wanted a DataFrame, an Arrow table, a dict of columns, a list of records (dicts), or a COCO dict with images, "
+    "annotations and categories"
+)
+
+
+def listed_from(value: Any, base: str, tally: Tally, address: str = "annotations") -> Iterator[pa.RecordBatch]:
+    """Batches of LISTED with addresses as `addresses.resolve` has them; `row` counts from 0.
+
+    value: a DataFrame of pandas, polars or another library that speaks Arrow (or the DataFrame interchange protocol),
+    an Arrow table, batch or reader, a dict of columns, a list of dicts, or a COCO dict. NaN and None of pandas are
+    missing values. base: as in `list_kinds.read_list`; address: what messages call it. Raises UsageError for anything
+    else, at the first batch.
+    """
+    if isinstance(value, Mapping) and not _is_columns(value):
+        origin = Origin(address, base, "annotation")
+        yield from resolved(coco_rows(coco_of_dict(value, origin), origin, tally), origin)
+        return
+    origin = Origin(address, base, "row")
+    try:
+        reader = _reader(value, address)
+        columns = checked_columns(reader.schema, origin)
+        yield from resolved(arrow_rows(reader, columns, origin), origin)
+    except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+        said = " ".join(str(error).split())
+        raise UsageError(
+            f"{address}: a column has values of several types, or of one that Arrow has not ({said}): convert it, such "
+            "as df['filename'] = df['filename'].astype(str)"
+        ) from error
+
+
+def _is_columns(value: Mapping[Any, Any]) -> bool:
+    """Whether a dict is columns, and not COCO: that has images which are dicts."""
+    return "images" not in value and "annotations" not in value
+
+
+def _reader(value: Any, address: str) -> pa.RecordBatchReader:
+    if isinstance(value, (pa.Table, pa.RecordBatch)) or hasattr(value, "__arrow_c_stream__"):
+        return pa.RecordBatchReader.from_stream(value)
+    if isinstance(value, Mapping):
+        return _batches(pa.table(dict(value)))
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and not hasattr(value, "__dataframe__"):
+        records = list(value)
+        if records and all(isinstance(record, Mapping) for record in records):
+            return _batches(pa.Table.from_pylist([dict(record) for record in records]))
+    elif type(value).__module__.partition(".")[0] == "pandas":
+        return _batches(pa.Table.from_pandas(value))
+    elif hasattr(value, "__dataframe__"):
+        from pyarrow import interchange
+
+        return _batches(interchange.from_dataframe(value))
+    raise UsageError(f"{address} is {type(value).__name__} {repr(value)[:40]}; {_WANTED}")
+
+
+def _batches(table: pa.Table) -> pa.RecordBatchReader:
+    return pa.RecordBatchReader.from_batches(table.schema, table.to_batches())
