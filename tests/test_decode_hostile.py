@@ -215,6 +215,24 @@ def test_small_sizes(format_name: str, size: tuple[int, int], status: Status) ->
     assert (measured.width, measured.height) == size
 
 
+@pytest.mark.parametrize("format_name", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_width_and_height_have_minima_of_their_own_of_the_upright_image(format_name: str) -> None:
+    stored = PHOTO.resize((30, 20))
+    turned = {"tiffinfo": {274: 6}} if format_name == "TIFF" else {"exif": EXIF}
+    plain, upright = encoded(stored, format_name), encoded(stored, format_name, **turned)
+    for data, minima, status in (
+        (plain, (30, 20), Status.OK),
+        (plain, (20, 30), Status.TOO_SMALL),
+        (upright, (20, 30), Status.OK),
+        (upright, (30, 20), Status.TOO_SMALL),
+        (upright, (21, 1), Status.TOO_SMALL),
+    ):
+        measured = measure(data, MeasureParams(min_width=minima[0], min_height=minima[1]))
+        assert measured.status is status, measured.message
+        assert (measured.width, measured.height) == ((30, 20) if data is plain else (20, 30))
+        assert status is Status.OK or f"{measured.width}x{measured.height} pixels, at least" in measured.message
+
+
 def test_empty_text_and_unknown_formats() -> None:
     empty = measure(b"", PARAMS)
     assert (empty.status, empty.content_hash) == (Status.EMPTY, None)

@@ -47,8 +47,12 @@ class Limits(Protocol):
         """Bytes that the file and its decoding may take, above which an image is too_large."""
 
     @property
-    def min_side(self) -> int:
-        """Width or height below which an image is too_small."""
+    def min_width(self) -> int:
+        """Width after orientation below which an image is too_small."""
+
+    @property
+    def min_height(self) -> int:
+        """Height after orientation below which an image is too_small."""
 
 
 def decode(data: bytes, limits: Limits) -> Decoded:
@@ -119,7 +123,7 @@ def luminance_thumbnail(data: bytes, side: int, max_pixels: int) -> NDArray[np.u
 class _Thumbnail:
     """Limits of a thumbnail: even one pixel has one, and the memory was checked when the image was measured."""
 
-    min_side = 1
+    min_width = min_height = 1
     max_memory = math.inf
 
     def __init__(self, max_pixels: int) -> None:
@@ -144,13 +148,19 @@ def _check_size(header: Header, limits: Limits) -> None:
     if header.width * header.height > limits.max_pixels:
         wanted = f"at most {limits.max_pixels:,} are decoded; raise measure.max_pixels to measure it"
         raise ImageError(Status.TOO_LARGE, f"{_size(header)}, {wanted}", header)
-    if min(header.width, header.height) < limits.min_side:
-        wanted = f"at least {limits.min_side} each way are wanted"
+    width, height = _upright(header)
+    if width < limits.min_width or height < limits.min_height:
+        wanted = f"at least {limits.min_width}x{limits.min_height} are wanted"
         raise ImageError(Status.TOO_SMALL, f"{_size(header)}, {wanted}", header)
 
 
 def _size(header: Header) -> str:
-    return f"{header.format}: {header.width}x{header.height} pixels"
+    width, height = _upright(header)
+    return f"{header.format}: {width}x{height} pixels"
+
+
+def _upright(header: Header) -> tuple[int, int]:
+    return (header.height, header.width) if header.orientation >= 5 else (header.width, header.height)
 
 
 def _decode_jpeg(data: bytes, header: Header, check: Callable[[Header, float], None]) -> Decoded:

@@ -270,7 +270,7 @@ def _read_boxes(data: bytes) -> Header:
 
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-_TIFF_USED = frozenset({256, 257, 258, 273, 277, 279, 324, 325})
+_TIFF_USED = frozenset({256, 257, 258, 273, 274, 277, 279, 324, 325})
 
 
 def _read_tiff(data: bytes) -> Header:
@@ -290,8 +290,10 @@ def _read_tiff(data: bytes) -> Header:
             last = max(last, max((start + size for start, size in spans), default=0))
         end, offset = max(end, last), following
     width, height, bits, channels = (first.get(tag, (one,))[0] for tag, one in ((256, 0), (257, 0), (258, 1), (277, 1)))
+    orientation = first.get(274, (1,))[0]
+    orientation = orientation if 1 <= orientation <= 8 else 1
     missing = f"{end - len(data)} bytes" if end > len(data) else ""
-    return Header("tiff", width, height, channels, bits, max(1, len(seen)), 1, missing)
+    return Header("tiff", width, height, channels, bits, max(1, len(seen)), orientation, missing)
 
 
 def _tiff_directory(data: bytes, offset: int, order: str, is_big: bool) -> tuple[dict[int, tuple[int, ...]], int, int]:

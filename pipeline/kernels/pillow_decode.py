@@ -131,7 +131,8 @@ def pillow_decode(data: bytes, header: Header, check: Callable[[Header, float], 
 
 
 def _first_frame(image: ImageFile.ImageFile, header: Header, check: Callable[[Header, float], None]) -> Decoded:
-    header = header._replace(width=image.size[0], height=image.size[1])
+    if image.size != (header.height, header.width):  # it tells the size of a TIFF turned
+        header = header._replace(width=image.size[0], height=image.size[1])
     space = _space(image)
     check(header, pillow_footprint(header, image.mode, len(space) * (2 if _is_16_bit(image) else 1)))
     if header.format == "avif":
