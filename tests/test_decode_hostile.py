@@ -236,16 +236,13 @@ def test_width_and_height_have_minima_of_their_own_of_the_upright_image(format_n
 def test_empty_text_and_unknown_formats() -> None:
     empty = measure(b"", PARAMS)
     assert (empty.status, empty.content_hash) == (Status.EMPTY, None)
-    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
-    for data in (b"not an image", b"\0", b"%PDF-1.7", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"<svg/>", b"PK\3\4", heic):
+    for data in (b"not an image", b"\0", b"%PDF-1.7", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"<svg/>", b"PK\3\4"):
         assert_bad(measure(data, PARAMS), {Status.UNSUPPORTED})
 
 
 def test_pixels_without_8_bit_colours_are_unsupported() -> None:
-    floats = Image.fromarray(np.random.default_rng(0).random((40, 40), dtype=np.float32))
     integers = Image.fromarray(np.arange(1600, dtype=np.int32).reshape(40, 40) * 1000)
-    for image in (floats, integers):
-        assert_bad(measure(encoded(image, "TIFF"), PARAMS), {Status.UNSUPPORTED})
+    assert_bad(measure(encoded(integers, "TIFF"), PARAMS), {Status.UNSUPPORTED})
     start = FILES["jpeg"].index(b"\xff\xc0")
     twelve = FILES["jpeg"][: start + 4] + b"\x0c" + FILES["jpeg"][start + 5 :]
     assert_bad(measure(twelve, PARAMS), {Status.UNSUPPORTED})
