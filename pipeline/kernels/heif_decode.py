@@ -25,12 +25,12 @@ def heif_decode(data: bytes, header: Header, check: Callable[[Header, float], No
     """The primary image; 10 and 12 bits as the high ones of uint16. `check`: see `pillow_decode`. Raises ImageError."""
     try:
         import pillow_heif
+
+        pillow_heif.options.DECODE_THREADS = 1  # a worker has one core
+        return overheard(lambda: _primary(pillow_heif, data, header, check))[0]
     except ImportError as error:
         wanted = "it needs pillow-heif: pip install 'image-audit[heif]'"
         raise ImageError(Status.UNSUPPORTED, f"heif is not read on this machine ({error}); {wanted}") from error
-    pillow_heif.options.DECODE_THREADS = 1  # a worker has one core
-    try:
-        return overheard(lambda: _primary(pillow_heif, data, header, check))[0]
     except (MemoryError, OSError) as error:
         raise ImageError(Status.CRASHED, f"no memory left to decode it: {error}") from error
     except (ValueError, EOFError, SyntaxError, RuntimeError, LookupError) as error:
