@@ -50,6 +50,28 @@ def av1_bits(data: bytes) -> int:
     return bits
 
 
+def _meta(data: bytes) -> tuple[int, int]:
+    return next(((start, min(end, len(data))) for name, start, end in boxes(data) if name == b"meta"), (0, 0))
+
+
+def without_exif(data: bytes) -> bytes:
+    """An AVIF file in which nothing is EXIF: libavif refuses a file for a broken one; boxes say how it is turned."""
+    start, end = _meta(data)
+    if data.find(b"Exif", start, end) < 0:
+        return data
+    return b"".join((data[:start], data[start:end].replace(b"Exif", b"skip"), data[end:]))
+
+
+def largest_area(data: bytes) -> int:
+    """Pixels of the largest item that a HEIF file tells of, before anything is cut off it; 0 where it tells none."""
+    start, end = _meta(data)
+    area, place = 0, data.find(b"ispe", start, end)
+    while 0 <= place <= len(data) - 16:
+        width, height = struct.unpack_from(">II", data, place + 8)
+        area, place = max(area, width * height), data.find(b"ispe", place + 4, end)
+    return area
+
+
 def jpeg2000_size(data: bytes) -> tuple[int, int, int, int, bool]:
     """Width, height, channels, bits per sample of the codestream (ISO/IEC 15444-1 A.5.1), and whether it has its end.
 

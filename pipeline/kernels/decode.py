@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.kernels import raster
+from pipeline.kernels.boxes import without_exif
 from pipeline.kernels.footprint import opencv_footprint, pillow_footprint, raster_footprint
 from pipeline.kernels.header import Header, ImageError, read_header
 from pipeline.kernels.heif_decode import heif_decode
@@ -68,6 +69,8 @@ def decode(data: bytes, limits: Limits) -> Decoded:
     header = read_header(data)
     if header.width:
         _check_size(header, limits)
+    if header.whole > limits.max_pixels:
+        raise ImageError(Status.TOO_LARGE, f"{header.format}: an image of {header.whole:,} pixels, {_at_most(limits)}")
     if header.missing:
         raise ImageError(Status.TRUNCATED, f"{header.format}: {header.missing} missing at the end of {len(data)} bytes")
     if header.format == "jpeg" and header.bits != 8:
@@ -83,6 +86,8 @@ def decode(data: bytes, limits: Limits) -> Decoded:
         return heif_decode(data, header, check)
     if header.format == "webp":  # Pillow allocates its canvas on opening
         check(header, pillow_footprint(header, "RGBA", header.channels))
+    elif header.format == "avif":
+        data = without_exif(data)
     deep = _decode_deep(data, header, check) if _is_deep(header) else None
     return deep or pillow_decode(data, header, check)
 
@@ -153,12 +158,15 @@ def _check_all(file_bytes: int, limits: Limits, header: Header, bytes_per_pixel:
 
 def _check_size(header: Header, limits: Limits) -> None:
     if header.width * header.height > limits.max_pixels:
-        wanted = f"at most {limits.max_pixels:,} are decoded; raise measure.max_pixels to measure it"
-        raise ImageError(Status.TOO_LARGE, f"{_size(header)}, {wanted}", header)
+        raise ImageError(Status.TOO_LARGE, f"{_size(header)}, {_at_most(limits)}", header)
     width, height = _upright(header)
     if width < limits.min_width or height < limits.min_height:
         wanted = f"at least {limits.min_width}x{limits.min_height} are wanted"
         raise ImageError(Status.TOO_SMALL, f"{_size(header)}, {wanted}", header)
+
+
+def _at_most(limits: Limits) -> str:
+    return f"at most {limits.max_pixels:,} are decoded; raise measure.max_pixels to measure it"
 
 
 def _size(header: Header) -> str:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from pipeline.errors import AuditError
 from pipeline.kernels import raster
-from pipeline.kernels.boxes import av1_bits, brands, jpeg2000_size, missing_bytes
+from pipeline.kernels.boxes import av1_bits, brands, jpeg2000_size, largest_area, missing_bytes
 from pipeline.kernels.foreign import unsupported_message
 from pipeline.schemas import Status
 
@@ -23,7 +23,8 @@ class Header(NamedTuple):
     """Size in pixels as stored (before orientation; 0 when not read), bits per sample, what is missing at the end.
 
     buffered: bytes per pixel of the coefficients that a JPEG of several scans keeps until the last one is read, and of
-    the tile of a TIFF. is_real: samples are floating-point numbers.
+    the tile of a TIFF. is_real: samples are floating-point numbers. whole: pixels of the largest image in a HEIF or
+    AVIF file, before anything is cut off it.
     """
 
     format: str
@@ -36,6 +37,7 @@ class Header(NamedTuple):
     missing: str = ""
     buffered: float = 0.0
     is_real: bool = False
+    whole: int = 0
 
 
 class ImageError(AuditError):
@@ -51,7 +53,7 @@ class ImageError(AuditError):
 
 
 def sniff(data: bytes) -> str:
-    """Format of a file by its first bytes (the keys of `_PARSERS`, ppm, sun), or "" for others."""
+    """Format of a file by its first bytes (the keys of `_PARSERS`, or ppm), or "" for others."""
     for magic, name in _MAGIC:
         if data.startswith(magic):
             return name
@@ -113,9 +115,9 @@ def exif_orientation(block: bytes) -> int:
         entry = struct.Struct(order + "HHI")
         for index in range(struct.unpack_from(order + "H", block, offset)[0]):
             place = offset + 2 + 12 * index
-            tag, kind, _ = entry.unpack_from(block, place)
+            tag, kind, values = entry.unpack_from(block, place)
             if tag == 0x0112:
-                value: int = struct.unpack_from(order + _INTEGERS[kind], block, place + 8)[0]
+                value: int = 0 if values != 1 else struct.unpack_from(order + _INTEGERS[kind], block, place + 8)[0]
                 return value if 1 <= value <= 8 else 0
     except (KeyError, struct.error):
         return 0
@@ -266,11 +268,11 @@ def _read_webp(data: bytes) -> Header:
 
 def _read_heif(data: bytes) -> Header:
     """Size and frames come from the library; complete when the outermost boxes fit in the file."""
-    return Header("heif", missing=_bytes_short(missing_bytes(data)))
+    return Header("heif", missing=_bytes_short(missing_bytes(data)), whole=largest_area(data))
 
 
 def _read_avif(data: bytes) -> Header:
-    return Header("avif", bits=av1_bits(data), missing=_bytes_short(missing_bytes(data)))
+    return _read_heif(data)._replace(format="avif", bits=av1_bits(data))
 
 
 def _read_jpeg2000(data: bytes) -> Header:
@@ -289,6 +291,14 @@ def _read_raster(name: str, parse: Callable[[bytes], raster.Raster], data: bytes
     missing = _bytes_short(found.start + found.size - len(data))
     is_real = name != "pam"
     return Header(name, found.width, found.height, found.channels, 8 * found.depth, missing=missing, is_real=is_real)
+
+
+def _read_sun(data: bytes) -> Header:
+    """Complete when the rows fit in the file, each padded to 2 bytes, or packed ones are as long as is said."""
+    width, height, bits, length, kind, _, colours = struct.unpack_from(">7I", data, 4)
+    size = length if kind == 2 else (width * bits + 15) // 16 * 2 * height
+    missing = _bytes_short(32 + colours + size - len(data))
+    return Header("sun", width, height, 1 if bits <= 8 else 3, missing=missing)
 
 
 def _bytes_short(count: int) -> str:
@@ -357,5 +367,6 @@ _PARSERS: dict[str, Callable[[bytes], Header]] = {
     "jpeg2000": _read_jpeg2000,
     "hdr": partial(_read_raster, "hdr", raster.radiance_header),
     "pfm": partial(_read_raster, "pfm", raster.pfm_header),
+    "sun": _read_sun,
     "pam": partial(_read_raster, "pam", raster.pam_header),
 }

@@ -47,7 +47,7 @@ def _primary(library: Any, data: bytes, header: Header, check: Callable[[Header,
     width, height = image.size
     space = _SPACES[mode]
     header = header._replace(width=width, height=height, channels=len(space), bits=bits, frames=len(opened))
-    check(header, heif_footprint(header))
+    check(header, heif_footprint(header) * max(1.0, header.whole / max(1, width * height)))
     rows = np.frombuffer(image.data, np.dtype("<u2" if deep else "u1")).reshape(height, -1)
     if image.size != (width, height):
         raise ValueError(f"{image.size[0]}x{image.size[1]} pixels are decoded where {width}x{height} were told")
