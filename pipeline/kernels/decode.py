@@ -204,7 +204,7 @@ def _is_deep(header: Header) -> bool:
 def _decode_deep(data: bytes, header: Header, check: Callable[[Header, float], None]) -> Decoded | None:
     """Pixels of more than 8 bits (10 and 12 as the high ones of 16); None: OpenCV leaves them to Pillow."""
     if header.format == "avif":
-        header = pillow_header(data, header, check)
+        header = pillow_header(data, header)
     check(header, opencv_footprint(header))
     pixels, said = native_decode(data, cv2.IMREAD_UNCHANGED)
     if header.format != "png" and (pixels is None or pixels.dtype == np.uint8):

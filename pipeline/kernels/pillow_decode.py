@@ -132,9 +132,9 @@ def pillow_decode(data: bytes, header: Header, check: Callable[[Header, float], 
     return _opened(data, header, lambda image: _first_frame(image, header, check))
 
 
-def pillow_header(data: bytes, header: Header, check: Callable[[Header, float], None]) -> Header:
+def pillow_header(data: bytes, header: Header) -> Header:
     """Header of an image with what Pillow knows before it decodes: size, frames, orientation. Raises ImageError."""
-    return _opened(data, header, lambda image: _checked_header(image, header, check))
+    return _opened(data, header, lambda image: _known_header(image, header))
 
 
 def _opened(data: bytes, header: Header, work: Callable[[ImageFile.ImageFile], T]) -> T:
@@ -160,15 +160,12 @@ def _opened(data: bytes, header: Header, work: Callable[[ImageFile.ImageFile], T
         raise ImageError(Status.TRUNCATED if is_cut else Status.UNREADABLE, f"Pillow: {said[:200]}") from error
 
 
-def _checked_header(image: ImageFile.ImageFile, header: Header, check: Callable[[Header, float], None]) -> Header:
+def _known_header(image: ImageFile.ImageFile, header: Header) -> Header:
     if image.size != (header.height, header.width):  # it tells the size of a TIFF turned
         header = header._replace(width=image.size[0], height=image.size[1])
     if header.format == "avif":
-        orientation = _exif_orientation(image)
-        header = header._replace(
-            frames=getattr(image, "n_frames", 1), orientation=orientation, channels=len(image.mode)
-        )
-    check(header, pillow_footprint(header, image.mode, len(_space(image)) * np.dtype(_sample_type(image)).itemsize))
+        frames, channels = getattr(image, "n_frames", 1), len(image.mode)
+        header = header._replace(frames=frames, orientation=_exif_orientation(image), channels=channels)
     return header
 
 
@@ -180,7 +177,8 @@ def _exif_orientation(image: Image.Image) -> int:
 
 
 def _first_frame(image: ImageFile.ImageFile, header: Header, check: Callable[[Header, float], None]) -> Decoded:
-    header = _checked_header(image, header, check)
+    header = _known_header(image, header)
+    check(header, pillow_footprint(header, image.mode, len(_space(image)) * np.dtype(_sample_type(image)).itemsize))
     image.load()
     if image.fp is not None:
         image.fp.close()  # WebP and AVIF hold the decoded frame there once more

@@ -28,7 +28,13 @@ def toned(pixels: NDArray[Any], exposure: float) -> NDArray[np.uint8]:
 
     What is below 0 or no number is 0, infinity is 255.
     """
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        bright = np.nan_to_num(np.maximum(pixels * np.float64(exposure), 0), nan=0.0, posinf=np.inf)
-        levels = 255 * (1 - 1 / (1 + bright)) ** (1 / _GAMMA)
-    return np.rint(levels).astype(np.uint8)
+    levels = pixels.astype(np.float64)  # and all on in place: four arrays of a band are 25 MB
+    with np.errstate(over="ignore", invalid="ignore"):
+        levels *= exposure
+        levels[~(levels > 0)] = 0
+        levels += 1
+        np.reciprocal(levels, out=levels)
+        np.subtract(1, levels, out=levels)
+        levels **= 1 / _GAMMA
+        levels *= 255
+    return np.rint(levels, out=levels).astype(np.uint8)
