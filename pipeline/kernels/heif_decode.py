@@ -17,7 +17,7 @@ from pipeline.kernels.native_decode import overheard
 from pipeline.kernels.pillow_decode import Decoded
 from pipeline.schemas import Status
 
-_SPACES = {"L": "L", "I": "L", "RGB": "RGB", "RGBA": "RGBA", "RGBa": "RGBA"}
+_SPACES = {"L": "L", "I": "L", "LA": "LA", "La": "LA", "RGB": "RGB", "RGBA": "RGBA", "RGBa": "RGBA"}
 _CUT = ("truncated", "end of file", "end-of-file", "outside of file", "not enough data")
 
 
