@@ -205,6 +205,15 @@ def test_a_large_picture_is_shown_as_a_whole() -> None:
         np.testing.assert_array_equal(to_shown(decode(data, PARAMS)), toned(pixels, exposure_of(*logarithms(pixels))))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 12), (12, 1)])
+@pytest.mark.parametrize("extension", [".pfm", ".hdr", ".tiff", ".ras", ".pam"])
+def test_one_row_or_column_is_measured_where_it_is_wanted(extension: str, size: tuple[int, int]) -> None:
+    pixels = LIGHT[: size[1], : size[0]] if extension not in (".ras", ".pam") else LEVELS[: size[1], : size[0], :3]
+    measured = measure(cv2_written(extension, pixels), MeasureParams(min_width=1, min_height=1))
+    assert (measured.status, measured.width, measured.height) == (Status.OK, *size), measured.message
+    assert measure(cv2_written(extension, pixels), PARAMS).status is Status.TOO_SMALL
+
+
 UNREAD = {
     "pdf": (b"%PDF-1.7\n", "pdf"),
     "dicom": (bytes(128) + b"DICM", "dicom"),

@@ -72,7 +72,7 @@ def plain_pixels(data: bytes, raster: Raster) -> NDArray[Any]:
     shape = (raster.height, raster.width) if raster.channels == 1 else (*raster[1::-1], raster.channels)
     stored = np.frombuffer(data, kind, raster.size // raster.depth, raster.start).reshape(shape)
     if raster.depth == 4:
-        return np.ascontiguousarray(stored[::-1], np.float32)  # rows from bottom to top
+        return np.array(stored[::-1], np.float32, order="C")  # rows from bottom to top; a copy that may be written over
     full = 255 if raster.depth == 1 else 65_535
     levels = (np.arange(full + 1) * full + raster.top // 2) // raster.top
     pixels: NDArray[Any] = np.minimum(levels, full).astype(kind.newbyteorder("="))[stored]
