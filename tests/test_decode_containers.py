@@ -137,6 +137,13 @@ def test_heif_is_known_by_any_of_its_brands(brand: bytes) -> None:
     assert "video" in measure(other, PARAMS).message
 
 
+@pytest.mark.parametrize("coding", [b"jpeg", b"avc1", b"unci"])
+def test_heif_of_another_coding_is_unsupported(coding: bytes) -> None:
+    measured = measure(heif("RGB", np.asarray(PHOTO)).replace(b"hvc1", coding), PARAMS)
+    assert measured.status is Status.UNSUPPORTED
+    assert "no image of a coding that this build reads" in measured.message
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("depth", [8, 10])
 def test_avif_is_turned_once_at_any_depth(depth: int, orientation: int) -> None:

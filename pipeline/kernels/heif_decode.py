@@ -34,13 +34,24 @@ def heif_decode(data: bytes, header: Header, check: Callable[[Header, float], No
     except (MemoryError, OSError) as error:
         raise ImageError(Status.CRASHED, f"no memory left to decode it: {error}") from error
     except (ValueError, EOFError, SyntaxError, RuntimeError, LookupError) as error:
-        said = f"{type(error).__name__}: {str(error).strip()}"
-        is_cut = isinstance(error, EOFError) or any(words in said.lower() for words in _CUT)
-        raise ImageError(Status.TRUNCATED if is_cut else Status.UNREADABLE, f"libheif: {said[:200]}") from error
+        raise _image_error(error) from error
+
+
+def _image_error(error: Exception) -> ImageError:
+    said = f"{type(error).__name__}: {str(error).strip()}"
+    if isinstance(error, SyntaxError) or "not been built in" in said:
+        status = Status.UNSUPPORTED
+    elif isinstance(error, EOFError) or any(words in said.lower() for words in _CUT):
+        status = Status.TRUNCATED
+    else:
+        status = Status.UNREADABLE
+    return ImageError(status, f"libheif: {said[:200]}")
 
 
 def _primary(library: Any, data: bytes, header: Header, check: Callable[[Header, float], None]) -> Decoded:
     opened = library.open_heif(data, convert_hdr_to_8bit=False)
+    if not len(opened):
+        raise SyntaxError("no image of a coding that this build reads")
     image = opened[opened.primary_index]
     mode, _, deep = image.mode.partition(";")
     bits = image.info["bit_depth"]
