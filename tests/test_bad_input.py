@@ -44,7 +44,7 @@ def test_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog
     assert warning.startswith(
         f"no images found in {tmp_path / 'photos'}: every table is empty (there is 1 file: 1 .txt"
     )
-    assert "; 1 hidden; wanted .bmp, .gif, .jfif" in warning
+    assert "; 1 hidden; wanted .avif, .bmp, .gif, .giff, .heic" in warning
     assert "images      0 (0 ok, 0 invalid)" in capsys.readouterr().out
     assert_consistent(pipeline.open(tmp_path / "audit"), 0, 0)
 
@@ -66,17 +66,17 @@ def test_a_folder_that_fills_and_empties(tmp_path: Path) -> None:
 
 def test_files_that_are_no_images_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Counted by suffix over all sources, in a rerun too, and in the record; a source without an image warns."""
-    one = write_files(tmp_path / "one", {f"{i}.{suffix}": b"x" for i in range(5) for suffix in ("heic", "avif")})
+    one = write_files(tmp_path / "one", {f"{i}.{suffix}": b"x" for i in range(5) for suffix in ("dng", "exr")})
     write_files(one, {"a.jpg": noise_jpeg(1), ".git/config": b"x", "audit/audits/old.csv": b"x"})
-    two = write_files(tmp_path / "two", {"b.JPG.part": b"x", "c.heic": b"x"})
+    two = write_files(tmp_path / "two", {"b.JPG.part": b"x", "c.dng": b"x"})
     for line in ("catalog: 1 image in snapshot 1", "catalog: 1 image in snapshot 1, as before"):
         caplog.clear()
         with caplog.at_level("INFO"):
             audit = run(one, two, root=one / "audit", progress=True)
         assert line in caplog.messages
-        assert "left out 12 files: 6 .heic, 5 .avif, 1 .part; 1 hidden" in caplog.messages
+        assert "left out 12 files: 6 .dng, 5 .exr, 1 .part; 1 hidden" in caplog.messages
         (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-        assert warning.startswith(f"no images found in {two} (there are 2 files: 1 .heic, 1 .part; wanted .bmp, ")
+        assert warning.startswith(f"no images found in {two} (there are 2 files: 1 .dng, 1 .part; wanted .avif, ")
         counters = audit.published.session["stages"][0]["counters"]
         assert (counters["left_out"], counters["hidden"]) == (12, 1)
         assert (audit.summary()["left_out"], audit.summary()["hidden"]) == (12, 1)
@@ -85,11 +85,11 @@ def test_files_that_are_no_images_by_name(tmp_path: Path, caplog: pytest.LogCapt
 
 def test_quiet_run_warns_of_an_empty_audit(tmp_path: Path) -> None:
     """A typing error must not pass for an audit without findings: one line on stderr, even with -q."""
-    photos = write_files(tmp_path / "photos", {"a.heic": b"x"})
+    photos = write_files(tmp_path / "photos", {"a.dng": b"x"})
     command = [sys.executable, "-m", "pipeline.cli", "run", str(photos), "--root", str(tmp_path / "audit"), *QUIET]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
 
-    assert done.stderr.startswith(f"no images found in {photos}: every table is empty (there is 1 file: 1 .heic; ")
+    assert done.stderr.startswith(f"no images found in {photos}: every table is empty (there is 1 file: 1 .dng; ")
     assert done.stderr.count("\n") == 1
 
 

@@ -117,7 +117,8 @@ TAKEN = {
     "measure.max_pixels": [1, 2**62],
     "measure.max_bytes": [1, 2**62],
     "measure.max_memory": [1, 2**62],
-    "measure.min_side": [1, 2**62],
+    "measure.min_width": [1, 2**62],
+    "measure.min_height": [1, 2**62],
     "measure.input_width": [0],
     "measure.input_height": [0],
     "min_offset": [0, 1, 2**62],
@@ -247,7 +248,7 @@ def audits(values: dict[str, Any]) -> None:
     assert counts["invalid"] == (15 if MEASURED_OUT & set(values.get("measure", {}).items()) else 1)
 
 
-MEASURED_OUT = {("max_pixels", 1), ("max_bytes", 1), ("max_memory", 1), ("min_side", 2**62)}
+MEASURED_OUT = {("max_pixels", 1), ("max_bytes", 1), ("max_memory", 1), ("min_width", 2**62), ("min_height", 2**62)}
 FILES = ("root", "sources", "test", "rule.table", "model.path", "embeddings")
 RUNNABLE = [key for key in KEYS if key not in FILES]
 

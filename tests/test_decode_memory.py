@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pillow_heif
 from PIL import Image, features
 
 import pipeline
@@ -30,6 +32,23 @@ def encoded(mode: str, format_name: str, **options: object) -> bytes:
 
 def sixteen_bits(extension: str, channels: int) -> bytes:
     return cv2.imencode(extension, RAMP[:, :, :channels].astype(np.uint16) * 257)[1].tobytes()
+
+
+def deep_avif(channels: int) -> bytes:
+    options = [cv2.IMWRITE_AVIF_DEPTH, 10, cv2.IMWRITE_AVIF_SPEED, 10]
+    return cv2.imencode(".avif", RAMP[:, :, :channels].astype(np.uint16) * 4, options)[1].tobytes()
+
+
+def real(extension: str, *options: int) -> bytes:
+    return cv2.imencode(extension, RAMP[:, :, :3].astype(np.float32), options)[1].tobytes()
+
+
+def heif(mode: str, **options: object) -> bytes:
+    buffer, bits = io.BytesIO(), np.uint16 if mode.endswith("16") else np.uint8
+    pixels = RAMP[:, :, : len(mode.partition(";")[0])].astype(bits) * (257 if bits is np.uint16 else 1)
+    made = pillow_heif.from_bytes(mode, (SIDE, SIDE), pixels.tobytes())
+    made.save(buffer, quality=30, enc_params={"preset": "ultrafast"}, **options)
+    return buffer.getvalue()
 
 
 def files() -> dict[str, bytes]:
@@ -55,6 +74,18 @@ def files() -> dict[str, bytes]:
         "webp": encoded("RGB", "WEBP", quality=50, method=0),
         "webp without loss": encoded("RGBA", "WEBP", lossless=True, method=0),
         "jpeg2000": encoded("RGBA", "JPEG2000", num_resolutions=3),
+        "sun": cv2.imencode(".ras", RAMP[:, :, :3])[1].tobytes(),
+        "pam": b"P7\nWIDTH 2000\nHEIGHT 2000\nDEPTH 4\nMAXVAL 65535\nENDHDR\n" + RAMP.astype(">u2").tobytes(),
+        "pfm": real(".pfm"),
+        "hdr": real(".hdr"),
+        "hdr without runs": real(".hdr", cv2.IMWRITE_HDR_COMPRESSION, 0),
+        "tiff of real numbers": real(".tiff"),
+        "heif": heif("RGB", chroma=444),
+        "heif of tiles": heif("RGB", tile_size=512),
+        "heif of 10 bits": heif("RGBA;16"),
+        "avif of 10 bits": deep_avif(3),
+        "avif of 10 bits, grey": deep_avif(1),
+        "avif of 10 bits with alpha": deep_avif(4),
     }
     if features.check("avif"):
         made["avif"] = encoded("RGBA", "AVIF", speed=10)
@@ -76,6 +107,7 @@ def test_no_format_takes_more_than_was_reckoned(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
     script = """
 import pathlib, sys
+import pillow_heif
 from PIL import Image
 from pipeline.kernels.measure import MeasureParams, measure
 Image.init()
@@ -92,7 +124,9 @@ for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
 """
     photo = sorted((Path(pipeline.__file__).parent / "demo_photos").glob("*.jpg"))[0]
     arguments = [sys.executable, "-c", script, str(tmp_path), str(photo)]
-    lines = subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.splitlines()
+    given_back = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}  # else memory of the one before is used again
+    run = subprocess.run(arguments, capture_output=True, text=True, check=True, env=given_back)
+    lines = run.stdout.splitlines()
     assert len(lines) == len(made)
     for line in lines:
         name, status, taken = line.split("|")

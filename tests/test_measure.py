@@ -239,7 +239,15 @@ def test_equal_bytes_give_equal_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"max_pixels": 0}, {"min_side": 0}, {"input_size": -1}, {"input_width": 5}, {"input_height": -1}]
+    "wrong",
+    [
+        {"max_pixels": 0},
+        {"min_width": 0},
+        {"min_height": 0},
+        {"input_size": -1},
+        {"input_width": 5},
+        {"input_height": -1},
+    ],
 )
 def test_wrong_parameters(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):

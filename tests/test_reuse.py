@@ -118,8 +118,8 @@ def test_verdicts_are_of_the_bytes_that_were_extracted(
 
     with monkeypatch.context() as patch:
         patch.setattr(stored, "extract_range", swapped)
-        second = run(photos, root=root, measure={"min_side": 3})
-    fresh = run(photos, root=tmp_path / "fresh", measure={"min_side": 3})
+        second = run(photos, root=root, measure={"min_height": 3})
+    fresh = run(photos, root=tmp_path / "fresh", measure={"min_height": 3})
 
     assert verified(second)["reused"] > 0  # those of all other files
     found = [mirrored(audit, "train/b/b02.jpg", "val/b/new.jpg") for audit in (first, second, fresh)]
@@ -139,7 +139,7 @@ def test_damaged_features_of_another_audit_are_done_without(
     (part,) = root.glob("features/*/rows-*.parquet")
     part.write_bytes(part.read_bytes()[:-9])
     with caplog.at_level(logging.WARNING):
-        second = run(photos, root=root, measure={"min_side": 3})
+        second = run(photos, root=root, measure={"min_height": 3})
 
     assert f"{part.name}: it is damaged" in caplog.text
     assert (verified(second)["looked_at"], verified(second)["reused"]) == (verified(first)["looked_at"], 0)

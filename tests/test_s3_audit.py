@@ -100,7 +100,7 @@ def test_a_prefix_under_which_nothing_is(photos: Store, capsys: pytest.CaptureFi
     assert main(["run", typo, "--root", root, *QUIET]) == 3
     assert f"list {typo}: nothing is there. Check the path" in capsys.readouterr().err
     assert main(["run", photos.uri, typo, "--root", root, *QUIET]) == 3
-    open_store(other, StorageConfig(**STORAGE)).put("a.heic", b"x")
+    open_store(other, StorageConfig(**STORAGE)).put("a.psd", b"x")
     assert run(other, root=root, storage=STORAGE).summary()["images"]["live"] == 0
 
 

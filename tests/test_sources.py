@@ -72,16 +72,14 @@ def test_visible_names_with_dots() -> None:
 
 def test_images_in_order_and_the_others_counted() -> None:
     """Only images pass, in the order of the listing; what else there is is counted by suffix, hidden files apart."""
-    keys = ["b.jpg", "a.HEIC", "x/b.heic", "c.avif", ".x/c.png", "a.png", "Makefile", "d.of-a-long-name", "x/.DS_Store"]
+    keys = ["b.jpg", "a.PSD", "x/b.psd", "c.exr", ".x/c.png", "a.png", "Makefile", "d.of-a-long-name", "x/.DS_Store"]
     left_out = LeftOut()
     passed = image_objects((ObjectInfo(key, 1, "", 0) for key in keys), left_out)
 
     assert [entry.key for entry in passed] == ["b.jpg", "a.png"]
     assert (left_out.images, left_out.files, left_out.hidden) == (2, 5, 2)
-    assert str(left_out) == "5 files: 2 .heic, 2 without a suffix, 1 .avif; 2 hidden"
-    assert str(together([left_out, LeftOut(), left_out])) == (
-        "10 files: 4 .heic, 4 without a suffix, 2 .avif; 4 hidden"
-    )
+    assert str(left_out) == "5 files: 2 .psd, 2 without a suffix, 1 .exr; 2 hidden"
+    assert str(together([left_out, LeftOut(), left_out])) == ("10 files: 4 .psd, 4 without a suffix, 2 .exr; 4 hidden")
     assert str(LeftOut()) == ""
 
 

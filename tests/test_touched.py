@@ -90,7 +90,7 @@ def parts(root: Path) -> set[str]:
 def test_a_damaged_part_of_other_parameters_is_no_error(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is named, once, and the run goes on: its own features know the bytes. Who needs the part fails with it."""
     photos, root = write_files(tmp_path / "photos", FILES), tmp_path / "audit"
-    small = {"measure": {"min_side": 12}}
+    small = {"measure": {"min_width": 12}}
     run(photos, root=root, **small)
     (damaged,) = parts(root)
     first = run(photos, root=root)
@@ -116,7 +116,7 @@ def test_ids_stay_where_damage_hides_what_was_read(tmp_path: Path) -> None:
     (damaged,) = parts(root)
     (root / damaged).write_bytes(b"garbage")
     touch(photos / "train/a/a02.jpg", 1)
-    other = run(photos, root=root, measure={"min_side": 12})
+    other = run(photos, root=root, measure={"min_width": 12})
 
     assert {row["image_id"] for row in rows(other, "images")} == set(range(len(FILES)))
     assert number(first) == 1
@@ -127,7 +127,7 @@ def test_many_touched_files_are_told_apart(tmp_path: Path, monkeypatch: pytest.M
     """In any order, over parts of several models, with one read in flight or many: same, other, gone, never read."""
     photos, root = write_files(tmp_path / "photos", FILES), tmp_path / "audit"
     audit = run(photos, root=root, shard_size=4)
-    run(photos, root=root, shard_size=5, measure={"min_side": 12})
+    run(photos, root=root, shard_size=5, measure={"min_width": 12})
     monkeypatch.setattr("pipeline.storage.ahead.BYTES_AHEAD", ahead)
     listed = sorted(ids(audit).items(), key=lambda item: item[1] % 7)
     infos = [(at, ObjectInfo(uri, len(FILES[uri]), "", 1)) for uri, at in listed] + [
@@ -148,7 +148,7 @@ def test_many_touched_files_are_told_apart(tmp_path: Path, monkeypatch: pytest.M
 def test_a_file_that_two_models_read_differently_is_a_new_one(tmp_path: Path) -> None:
     """It was replaced between their runs, time and size kept: whichever bytes it has now, one of them read others."""
     photos, root = write_files(tmp_path / "photos", FILES), tmp_path / "audit"
-    uri, small = "train/a/a02.jpg", {"measure": {"min_side": 12}}
+    uri, small = "train/a/a02.jpg", {"measure": {"min_width": 12}}
     first = run(photos, root=root)
     time = (photos / uri).stat().st_mtime_ns
     (photos / uri).write_bytes(noise_jpeg(5).ljust(len(FILES[uri]), b"\0"))

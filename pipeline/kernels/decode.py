@@ -1,7 +1,8 @@
 """From the bytes of an image file to pixels, with Pillow's colours.
 
-JPEG, and 16-bit PNG and TIFF (which Pillow would cut to 8 bits), go through OpenCV; everything else through Pillow.
-Both use libjpeg-turbo and give equal pixels; OpenCV needs 0.65x the time.
+JPEG, and what Pillow would cut to 8 bits (16-bit PNG and TIFF, TIFF of real numbers, AVIF of 10 and 12 bits), go
+through OpenCV; HEIF through libheif; Radiance, PFM and PAM are read here; everything else goes through Pillow. It and
+OpenCV use libjpeg-turbo and give equal pixels; OpenCV needs 0.65x the time.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.kernels.footprint import opencv_footprint, pillow_footprint
+from pipeline.kernels import raster
+from pipeline.kernels.bmff import without_exif
+from pipeline.kernels.footprint import opencv_footprint, pillow_footprint, raster_footprint
 from pipeline.kernels.header import Header, ImageError, read_header
+from pipeline.kernels.heif_decode import heif_decode
 from pipeline.kernels.native_decode import native_decode
-from pipeline.kernels.pillow_decode import Decoded, bands, pillow_decode, to_shown
+from pipeline.kernels.pillow_decode import Decoded, bands, pillow_decode, pillow_header, to_shown
 from pipeline.kernels.shrink import fitted_size
 from pipeline.schemas import Status
 
@@ -32,7 +36,8 @@ _REDUCED_GREY = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-_SPACES = {1: "L", 3: "RGB", 4: "RGBA"}
+_SPACES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_RASTERS = {"hdr": raster.radiance_header, "pfm": raster.pfm_header, "pam": raster.pam_header}
 
 
 class Limits(Protocol):
@@ -47,8 +52,12 @@ class Limits(Protocol):
         """Bytes that the file and its decoding may take, above which an image is too_large."""
 
     @property
-    def min_side(self) -> int:
-        """Width or height below which an image is too_small."""
+    def min_width(self) -> int:
+        """Width after orientation below which an image is too_small."""
+
+    @property
+    def min_height(self) -> int:
+        """Height after orientation below which an image is too_small."""
 
 
 def decode(data: bytes, limits: Limits) -> Decoded:
@@ -60,6 +69,8 @@ def decode(data: bytes, limits: Limits) -> Decoded:
     header = read_header(data)
     if header.width:
         _check_size(header, limits)
+    if header.whole > limits.max_pixels:
+        raise ImageError(Status.TOO_LARGE, f"{header.format}: an image of {header.whole:,} pixels, {_at_most(limits)}")
     if header.missing:
         raise ImageError(Status.TRUNCATED, f"{header.format}: {header.missing} missing at the end of {len(data)} bytes")
     if header.format == "jpeg" and header.bits != 8:
@@ -68,12 +79,17 @@ def decode(data: bytes, limits: Limits) -> Decoded:
     if header.format == "jpeg" and header.channels in _JPEG_FLAGS:
         check(header, opencv_footprint(header))
         return _decode_jpeg(data, header, check)
-    if header.bits == 16 and (header.format == "png" or (header.format == "tiff" and header.channels in (3, 4))):
-        check(header, opencv_footprint(header))
-        return _decode_16_bit(data, header)
+    if header.format in _RASTERS:
+        check(header, raster_footprint(header))
+        return _decode_raster(data, header)
+    if header.format == "heif":
+        return heif_decode(data, header, check)
     if header.format == "webp":  # Pillow allocates its canvas on opening
         check(header, pillow_footprint(header, "RGBA", header.channels))
-    return pillow_decode(data, header, check)
+    elif header.format == "avif":
+        data = without_exif(data)
+    deep = _decode_deep(data, header, check) if _is_deep(header) else None
+    return deep or pillow_decode(data, header, check)
 
 
 def decode_rgb(data: bytes, limits: Limits) -> NDArray[np.uint8]:
@@ -119,7 +135,7 @@ def luminance_thumbnail(data: bytes, side: int, max_pixels: int) -> NDArray[np.u
 class _Thumbnail:
     """Limits of a thumbnail: even one pixel has one, and the memory was checked when the image was measured."""
 
-    min_side = 1
+    min_width = min_height = 1
     max_memory = math.inf
 
     def __init__(self, max_pixels: int) -> None:
@@ -142,15 +158,24 @@ def _check_all(file_bytes: int, limits: Limits, header: Header, bytes_per_pixel:
 
 def _check_size(header: Header, limits: Limits) -> None:
     if header.width * header.height > limits.max_pixels:
-        wanted = f"at most {limits.max_pixels:,} are decoded; raise measure.max_pixels to measure it"
-        raise ImageError(Status.TOO_LARGE, f"{_size(header)}, {wanted}", header)
-    if min(header.width, header.height) < limits.min_side:
-        wanted = f"at least {limits.min_side} each way are wanted"
+        raise ImageError(Status.TOO_LARGE, f"{_size(header)}, {_at_most(limits)}", header)
+    width, height = _upright(header)
+    if width < limits.min_width or height < limits.min_height:
+        wanted = f"at least {limits.min_width}x{limits.min_height} are wanted"
         raise ImageError(Status.TOO_SMALL, f"{_size(header)}, {wanted}", header)
 
 
+def _at_most(limits: Limits) -> str:
+    return f"at most {limits.max_pixels:,} are decoded; raise measure.max_pixels to measure it"
+
+
 def _size(header: Header) -> str:
-    return f"{header.format}: {header.width}x{header.height} pixels"
+    width, height = _upright(header)
+    return f"{header.format}: {width}x{height} pixels"
+
+
+def _upright(header: Header) -> tuple[int, int]:
+    return (header.height, header.width) if header.orientation >= 5 else (header.width, header.height)
 
 
 def _decode_jpeg(data: bytes, header: Header, check: Callable[[Header, float], None]) -> Decoded:
@@ -169,20 +194,46 @@ def _complete(data: bytes, flags: int) -> NDArray[Any] | None:
     return pixels
 
 
-def _decode_16_bit(data: bytes, header: Header) -> Decoded:
+def _is_deep(header: Header) -> bool:
+    """Whether Pillow would cut an image to 8 bits, or refuse it, where OpenCV has all of them."""
+    if header.format == "tiff":
+        return header.channels in (3, 4) if header.bits == 16 else header.is_real and header.bits in (32, 64)
+    return header.format in ("png", "avif") and header.bits > 8
+
+
+def _decode_deep(data: bytes, header: Header, check: Callable[[Header, float], None]) -> Decoded | None:
+    """Pixels of more than 8 bits (10 and 12 as the high ones of 16); None: OpenCV leaves them to Pillow."""
+    if header.format == "avif":
+        header = pillow_header(data, header)
+    check(header, opencv_footprint(header))
     pixels, said = native_decode(data, cv2.IMREAD_UNCHANGED)
+    if header.format != "png" and (pixels is None or pixels.dtype == np.uint8):
+        return None  # a TIFF of four inks, a build without AVIF
     if pixels is None:
         raise ImageError(Status.UNREADABLE, f"{header.format}: OpenCV gives no pixels. {said}".strip())
     if pixels.ndim == 3:
         for top, bottom in bands(pixels):
-            pixels[top:bottom] = cv2.cvtColor(pixels[top:bottom], _TO_RGB[pixels.shape[2]])
-    if header.format == "png":  # OpenCV turns TIFF itself
+            pixels[top:bottom, :, :3] = pixels[top:bottom, :, 2::-1].copy()
+    if header.format == "avif":
+        np.left_shift(pixels, 16 - header.bits, out=pixels)
+    if header.format != "tiff":  # OpenCV turns TIFF itself
         pixels = orient(pixels, header.orientation)
     header = header._replace(width=pixels.shape[1], height=pixels.shape[0])
     return Decoded(header, pixels, _SPACES[1 if pixels.ndim == 2 else pixels.shape[2]])
 
 
-_TO_RGB = {3: cv2.COLOR_BGR2RGB, 4: cv2.COLOR_BGRA2RGBA}
+def _decode_raster(data: bytes, header: Header) -> Decoded:
+    found = _RASTERS[header.format](data)
+    if found.channels not in _SPACES:
+        raise ImageError(Status.UNSUPPORTED, f"{header.format} of {found.channels} channels")
+    if header.format != "hdr":
+        return Decoded(header, raster.plain_pixels(data, found), _SPACES[found.channels])
+    try:
+        return Decoded(header, raster.radiance_pixels(data, found), "RGB")
+    except IndexError as error:
+        raise ImageError(Status.TRUNCATED, f"hdr: the file ends inside its rows at {len(data)} bytes") from error
+    except ValueError as error:
+        raise ImageError(Status.UNREADABLE, f"hdr: {error}") from error
 
 
 def orient(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:

@@ -9,16 +9,22 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 from pipeline.errors import AuditError
+from pipeline.kernels import raster
+from pipeline.kernels.bmff import av1_bits, brands, jpeg2000_size, largest_area, missing_bytes
+from pipeline.kernels.foreign import unsupported_message
 from pipeline.schemas import Status
 
 
 class Header(NamedTuple):
     """Size in pixels as stored (before orientation; 0 when not read), bits per sample, what is missing at the end.
 
-    buffered: bytes per pixel of the coefficients that a JPEG of several scans keeps until the last one is read.
+    buffered: bytes per pixel of the coefficients that a JPEG of several scans keeps until the last one is read, and of
+    the tile of a TIFF. is_real: samples are floating-point numbers. whole: pixels of the largest image in a HEIF or
+    AVIF file, before anything is cut off it.
     """
 
     format: str
@@ -30,6 +36,8 @@ class Header(NamedTuple):
     orientation: int = 1
     missing: str = ""
     buffered: float = 0.0
+    is_real: bool = False
+    whole: int = 0
 
 
 class ImageError(AuditError):
@@ -45,17 +53,16 @@ class ImageError(AuditError):
 
 
 def sniff(data: bytes) -> str:
-    """Format of a file by its first bytes: jpeg, png, gif, bmp, webp, tiff, ppm, jpeg2000, avif, or "" for others."""
+    """Format of a file by its first bytes (the keys of `_PARSERS`, or ppm), or "" for others."""
     for magic, name in _MAGIC:
         if data.startswith(magic):
             return name
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     if data[4:8] == b"ftyp":
-        return "avif" if b"avif" in data[8:64] or b"avis" in data[8:64] else ""
-    if data[:2] in _PNM and data[2:3].isspace():
-        return "ppm"
-    return ""
+        found = brands(data)
+        return "avif" if found & _AVIF_BRANDS else "heif" if found & _HEIF_BRANDS else ""
+    return _PNM.get(data[:2], "") if data[2:3].isspace() else ""
 
 
 _MAGIC = (
@@ -70,8 +77,13 @@ _MAGIC = (
     (b"MM\0+", "tiff"),
     (b"\0\0\0\x0cjP  \r\n\x87\n", "jpeg2000"),
     (b"\xff\x4f\xff\x51", "jpeg2000"),
+    (b"\x59\xa6\x6a\x95", "sun"),
+    (b"#?RADIANCE", "hdr"),
+    (b"#?RGBE", "hdr"),
 )
-_PNM = {b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"}
+_PNM = {**dict.fromkeys((b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"), "ppm"), b"P7": "pam", b"PF": "pfm", b"Pf": "pfm"}
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_HEIF_BRANDS = frozenset({b"mif1", b"msf1", *(b"he" + kind for kind in (b"ic", b"ix", b"im", b"is", b"vc", b"vx"))})
 
 
 def read_header(data: bytes) -> Header:
@@ -83,7 +95,7 @@ def read_header(data: bytes) -> Header:
         raise ImageError(Status.EMPTY, "the file has 0 bytes")
     name = sniff(data)
     if not name:
-        raise ImageError(Status.UNSUPPORTED, f"not an image format that is read here (first bytes {data[:12].hex()})")
+        raise ImageError(Status.UNSUPPORTED, unsupported_message(data))
     parse = _PARSERS.get(name)
     if parse is None:
         return Header(name)
@@ -91,6 +103,8 @@ def read_header(data: bytes) -> Header:
         return parse(data)
     except (struct.error, IndexError) as error:
         raise ImageError(Status.TRUNCATED, f"{name}: the file ends inside its header") from error
+    except ValueError as error:
+        raise ImageError(Status.UNREADABLE, f"{name}: {error}") from error
 
 
 def exif_orientation(block: bytes) -> int:
@@ -101,9 +115,9 @@ def exif_orientation(block: bytes) -> int:
         entry = struct.Struct(order + "HHI")
         for index in range(struct.unpack_from(order + "H", block, offset)[0]):
             place = offset + 2 + 12 * index
-            tag, kind, _ = entry.unpack_from(block, place)
+            tag, kind, values = entry.unpack_from(block, place)
             if tag == 0x0112:
-                value: int = struct.unpack_from(order + _INTEGERS[kind], block, place + 8)[0]
+                value: int = 0 if values != 1 else struct.unpack_from(order + _INTEGERS[kind], block, place + 8)[0]
                 return value if 1 <= value <= 8 else 0
     except (KeyError, struct.error):
         return 0
@@ -252,25 +266,48 @@ def _read_webp(data: bytes) -> Header:
     return Header("webp", width, height, channels, 8, max(1, frames), orientation, missing)
 
 
-def _read_boxes(data: bytes) -> Header:
+def _read_heif(data: bytes) -> Header:
     """Size and frames come from the library; complete when the outermost boxes fit in the file."""
-    position = 0
-    while position + 8 <= len(data):
-        length = struct.unpack_from(">I", data, position)[0]
-        if length == 1:
-            length = struct.unpack_from(">Q", data, position + 8)[0]
-        if length == 0:  # up to the end of the file
-            position = len(data)
-        elif length < 8:
-            raise ImageError(Status.UNREADABLE, f"avif: a box of {length} bytes at byte {position}")
-        position += length
-    missing = f"{position - len(data)} bytes" if position > len(data) else ""
-    return Header("avif", missing=missing)
+    return Header("heif", missing=_bytes_short(missing_bytes(data)), whole=largest_area(data))
+
+
+def _read_avif(data: bytes) -> Header:
+    return _read_heif(data)._replace(format="avif", bits=av1_bits(data))
+
+
+def _read_jpeg2000(data: bytes) -> Header:
+    """Complete when the codestream has its end marker."""
+    width, height, channels, bits, ended = jpeg2000_size(data)
+    if min(width, height) < 1:
+        raise ValueError(f"{width}x{height} pixels")
+    return Header("jpeg2000", width, height, channels, bits, missing="" if ended else "the end-of-codestream marker")
+
+
+def _read_raster(name: str, parse: Callable[[bytes], raster.Raster], data: bytes) -> Header:
+    """Complete when the rows fit in the file; packed ones are left to the decoder."""
+    found = parse(data)
+    if not found.width * found.height:
+        raise ValueError(f"{found.width}x{found.height} pixels")
+    missing = _bytes_short(found.start + found.size - len(data))
+    is_real = name != "pam"
+    return Header(name, found.width, found.height, found.channels, 8 * found.depth, missing=missing, is_real=is_real)
+
+
+def _read_sun(data: bytes) -> Header:
+    """Complete when the rows fit in the file, each padded to 2 bytes, or packed ones are as long as is said."""
+    width, height, bits, length, kind, _, colours = struct.unpack_from(">7I", data, 4)
+    size = length if kind == 2 else (width * bits + 15) // 16 * 2 * height
+    missing = _bytes_short(32 + colours + size - len(data))
+    return Header("sun", width, height, 1 if bits <= 8 else 3, missing=missing)
+
+
+def _bytes_short(count: int) -> str:
+    return f"{count} bytes" if count > 0 else ""
 
 
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-_TIFF_USED = frozenset({256, 257, 258, 273, 277, 279, 324, 325})
+_TIFF_USED = frozenset({256, 257, 258, 273, 274, 277, 279, 322, 323, 324, 325, 339})
 
 
 def _read_tiff(data: bytes) -> Header:
@@ -290,8 +327,12 @@ def _read_tiff(data: bytes) -> Header:
             last = max(last, max((start + size for start, size in spans), default=0))
         end, offset = max(end, last), following
     width, height, bits, channels = (first.get(tag, (one,))[0] for tag, one in ((256, 0), (257, 0), (258, 1), (277, 1)))
+    orientation = first.get(274, (1,))[0]
+    orientation = orientation if 1 <= orientation <= 8 else 1
     missing = f"{end - len(data)} bytes" if end > len(data) else ""
-    return Header("tiff", width, height, channels, bits, max(1, len(seen)), 1, missing)
+    tile = first.get(322, (0,))[0] * first.get(323, (0,))[0] * channels * max(1, bits // 8)
+    buffered, is_real = tile / max(1, width * height), first.get(339, (1,))[0] == 3
+    return Header("tiff", width, height, channels, bits, max(1, len(seen)), orientation, missing, buffered, is_real)
 
 
 def _tiff_directory(data: bytes, offset: int, order: str, is_big: bool) -> tuple[dict[int, tuple[int, ...]], int, int]:
@@ -321,5 +362,11 @@ _PARSERS: dict[str, Callable[[bytes], Header]] = {
     "bmp": _read_bmp,
     "webp": _read_webp,
     "tiff": _read_tiff,
-    "avif": _read_boxes,
+    "avif": _read_avif,
+    "heif": _read_heif,
+    "jpeg2000": _read_jpeg2000,
+    "hdr": partial(_read_raster, "hdr", raster.radiance_header),
+    "pfm": partial(_read_raster, "pfm", raster.pfm_header),
+    "sun": _read_sun,
+    "pam": partial(_read_raster, "pam", raster.pam_header),
 }

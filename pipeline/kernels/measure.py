@@ -29,19 +29,20 @@ class MeasureParams:
     """What is decoded, and the model's input size in pixels (`input_width`, `input_height` where it is no square).
 
     max_bytes: of a file that is read. max_memory: bytes that a file and its decoding may take together; beside some
-    220 MB of a worker's own.
+    220 MB of a worker's own. min_width, min_height: pixels after orientation.
     """
 
     max_pixels: int = 80_000_000
     max_bytes: int = 200_000_000
     max_memory: int = 540_000_000
-    min_side: int = 10
+    min_width: int = 10
+    min_height: int = 10
     input_size: int = 160
     input_width: int = 0
     input_height: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_pixels", "max_bytes", "max_memory", "min_side", "input_size"):
+        for name in ("max_pixels", "max_bytes", "max_memory", "min_width", "min_height", "input_size"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; give a number of 1 or more")
         if min(self.input_width, self.input_height) < 0 or bool(self.input_width) != bool(self.input_height):

@@ -9,16 +9,17 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, features
 
 from pipeline.kernels.footprint import pillow_footprint
 from pipeline.kernels.header import Header, ImageError
 from pipeline.kernels.native_decode import overheard
+from pipeline.kernels.tone import exposure_of, logarithms, toned
 from pipeline.schemas import Status
 
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its warnings go to standard error
@@ -33,7 +34,11 @@ _PLUGINS = {
     "ppm": "PPM",
     "jpeg2000": "JPEG2000",
     "avif": "AVIF",
+    "sun": "SUN",
 }
+_OPTIONAL = {"avif": "avif", "webp": "webp", "jpeg2000": "jpg_2000"}
+"""What a build of Pillow may lack, by its name in `PIL.features`."""
+
 _REFUSALS = (
     OSError,
     SyntaxError,
@@ -50,6 +55,7 @@ _REFUSALS = (
 )
 """Everything Pillow's plugins were seen to raise on broken files; it promises no list."""
 
+T = TypeVar("T")
 _SPACES = {"1": "L", "P": "RGB", "PA": "RGBA", "RGBX": "RGB", "La": "LA", "RGBa": "RGBA", "YCbCr": "RGB", "HSV": "RGB"}
 _KEPT = frozenset({"L", "LA", "RGB", "RGBA", "CMYK"})
 _WITH_ALPHA = {"1": "LA", "L": "LA", "P": "RGBA", "RGB": "RGBA"}
@@ -70,15 +76,17 @@ def to_shown(decoded: Decoded) -> NDArray[np.uint8]:
     """Grey (h, w) or RGB (h, w, 3) uint8 of decoded pixels, written over `native` where that is something else.
 
     Alpha is dropped, as `convert("RGB")` does, not blended; 16 bits count by their high byte, as Pillow shows 16-bit
-    RGB (it clips 16-bit grey at 255). A second array beside the first took as much memory again.
+    RGB (it clips 16-bit grey at 255); real numbers as `tone.toned` says, by the exposure of the whole image. A second
+    array beside the first took as much memory again.
     """
     native = decoded.native
     if native.dtype == np.uint8 and decoded.space in ("L", "RGB"):
         return native
+    exposure = _exposure(native) if native.dtype.kind == "f" else 1.0
     flat = native.reshape(-1).view(np.uint8)
     end = 0
     for top, bottom in bands(native):
-        shown = _shown_band(native[top:bottom], decoded.space)
+        shown = _shown_band(native[top:bottom], decoded.space, exposure)
         flat[end : end + shown.size] = shown.reshape(-1)
         end += shown.size
     colours = () if decoded.space in ("L", "LA") else (3,)
@@ -92,9 +100,20 @@ def bands(pixels: NDArray[Any]) -> Iterator[tuple[int, int]]:
     return ((top, min(top + step, height)) for top in range(0, height, step))
 
 
-def _shown_band(native: NDArray[Any], space: str) -> NDArray[np.uint8]:
+def _exposure(native: NDArray[Any]) -> float:
+    """Of all colours of an image of real numbers, alpha left out."""
+    sums = [
+        logarithms(native[top:bottom, ..., :3] if native.ndim == 3 else native[top:bottom])
+        for top, bottom in bands(native)
+    ]
+    return exposure_of(sum(total for total, _ in sums), sum(count for _, count in sums))
+
+
+def _shown_band(native: NDArray[Any], space: str, exposure: float) -> NDArray[np.uint8]:
     if native.dtype == np.uint16:
         native = np.right_shift(native, 8).astype(np.uint8)
+    elif native.dtype.kind == "f":
+        native = toned(native, exposure)
     if space == "CMYK":
         size = (native.shape[1], native.shape[0])
         return np.asarray(Image.frombuffer(space, size, native, "raw", space, 0, 1).convert("RGB"))
@@ -110,16 +129,27 @@ def pillow_decode(data: bytes, header: Header, check: Callable[[Header, float], 
 
     Raises ImageError.
     """
+    return _opened(data, header, lambda image: _first_frame(image, header, check))
+
+
+def pillow_header(data: bytes, header: Header) -> Header:
+    """Header of an image with what Pillow knows before it decodes: size, frames, orientation. Raises ImageError."""
+    return _opened(data, header, lambda image: _known_header(image, header))
+
+
+def _opened(data: bytes, header: Header, work: Callable[[ImageFile.ImageFile], T]) -> T:
     plugin = _PLUGINS[header.format]
     if plugin not in Image.OPEN:
         Image.init()
-    if plugin not in Image.OPEN:
-        raise ImageError(Status.UNSUPPORTED, f"this build of Pillow does not read {plugin}")
+    feature = _OPTIONAL.get(header.format)
+    if plugin not in Image.OPEN or (feature and not features.check(feature)):
+        wanted = "one from PyPI does: pip install 'image-audit[avif]'"
+        raise ImageError(Status.UNSUPPORTED, f"this build of Pillow does not read {header.format}; {wanted}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=(plugin,)) as image:
-                return overheard(lambda: _first_frame(image, header, check))[0]
+                return overheard(lambda: work(image))[0]
     except Image.DecompressionBombError as error:
         raise ImageError(Status.TOO_LARGE, f"Pillow: {error}") from error
     except MemoryError as error:
@@ -130,12 +160,25 @@ def pillow_decode(data: bytes, header: Header, check: Callable[[Header, float], 
         raise ImageError(Status.TRUNCATED if is_cut else Status.UNREADABLE, f"Pillow: {said[:200]}") from error
 
 
-def _first_frame(image: ImageFile.ImageFile, header: Header, check: Callable[[Header, float], None]) -> Decoded:
-    header = header._replace(width=image.size[0], height=image.size[1])
-    space = _space(image)
-    check(header, pillow_footprint(header, image.mode, len(space) * (2 if _is_16_bit(image) else 1)))
+def _known_header(image: ImageFile.ImageFile, header: Header) -> Header:
+    if image.size != (header.height, header.width):  # it tells the size of a TIFF turned
+        header = header._replace(width=image.size[0], height=image.size[1])
     if header.format == "avif":
-        header = header._replace(frames=getattr(image, "n_frames", 1))
+        frames, channels = getattr(image, "n_frames", 1), len(image.mode)
+        header = header._replace(frames=frames, orientation=_exif_orientation(image), channels=channels)
+    return header
+
+
+def _exif_orientation(image: Image.Image) -> int:
+    with suppress(*_REFUSALS):  # broken EXIF says nothing about the pixels
+        value = image.getexif().get(0x0112, 1)
+        return value if value in range(1, 9) else 1
+    return 1
+
+
+def _first_frame(image: ImageFile.ImageFile, header: Header, check: Callable[[Header, float], None]) -> Decoded:
+    header = _known_header(image, header)
+    check(header, pillow_footprint(header, image.mode, len(_space(image)) * np.dtype(_sample_type(image)).itemsize))
     image.load()
     if image.fp is not None:
         image.fp.close()  # WebP and AVIF hold the decoded frame there once more
@@ -152,10 +195,14 @@ def _is_16_bit(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")  # PPM: any maxval as 65535
 
 
+def _sample_type(image: Image.Image) -> type[np.uint8] | type[np.uint16] | type[np.float32]:
+    return np.uint16 if _is_16_bit(image) else np.float32 if image.mode == "F" else np.uint8
+
+
 def _space(image: Image.Image) -> str:
     """Colour space of all channels, palettes and bits expanded, transparency as alpha; "" where it has none."""
     mode = image.mode
-    if _is_16_bit(image):
+    if _is_16_bit(image) or mode == "F":
         return "L"
     if mode in _WITH_ALPHA and "transparency" in image.info:
         return _WITH_ALPHA[mode]
@@ -169,11 +216,10 @@ def _native(image: Image.Image) -> NDArray[Any]:
     space = _space(image)
     if not space:
         raise ImageError(Status.UNSUPPORTED, f"{image.mode} pixels have no defined 8-bit colours")
-    is_16_bit = _is_16_bit(image)
     width, height = image.size
     shape = (height, width) if len(space) == 1 else (height, width, len(space))
-    native = np.empty(shape, np.uint16 if is_16_bit else np.uint8)
+    native: NDArray[Any] = np.empty(shape, _sample_type(image))
     for top, bottom in bands(native):
         band = image if bottom - top == height else image.crop((0, top, width, bottom))
-        native[top:bottom] = np.asarray(band if is_16_bit or band.mode == space else band.convert(space))
+        native[top:bottom] = np.asarray(band if native.dtype != np.uint8 or band.mode == space else band.convert(space))
     return native

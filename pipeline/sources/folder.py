@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from pipeline.errors import UsageError
 from pipeline.storage import ObjectInfo
 
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff"})
+IMAGE_SUFFIXES = frozenset(
+    {"jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "giff", "tif", "tiff"}
+    | {"heic", "heif", "avif", "jp2", "j2k", "jpx"}
+)
 """Last parts of the names that are taken as images, in any case. What the bytes are is for the decoder to say."""
 
 MAX_SUFFIXES, MAX_SUFFIX, SHOWN_SUFFIXES = 40, 12, 8
@@ -63,7 +66,7 @@ class LeftOut:
         self.suffixes.update(other.suffixes)
 
     def __str__(self) -> str:
-        """`15 files: 5 .heic, 5 .avif, 5 .txt; 3 hidden`."""
+        """`15 files: 5 .psd, 5 .exr, 5 .txt; 3 hidden`."""
         most = sorted(self.suffixes.items(), key=lambda item: (item[0] == OTHER, -item[1], item[0]))
         shown = [f"{count:,} {name}" for name, count in most[:SHOWN_SUFFIXES]]
         rest = sum(count for _, count in most[SHOWN_SUFFIXES:])
