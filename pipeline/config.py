@@ -13,6 +13,8 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pipeline.errors import UsageError
+from pipeline.kernels.boxes import parse_bounding_box
+from pipeline.kernels.crop import BoxParams
 from pipeline.kernels.groups import KeeperPolicy
 from pipeline.kernels.hits import MOST_NEIGHBOURS, JoinParams
 from pipeline.kernels.measure import MeasureParams
@@ -141,7 +143,8 @@ def _index_problems(index: str, distance: str) -> list[str]:
 class AuditConfig:
     """Everything that decides the tables of an audit, and where they go. Who runs it is not part of it.
 
-    sources: folders or buckets; test: one more, whose split is test; embeddings: a .npy or Parquet of the user's own
+    sources: folders or buckets; test: one more, whose split is test; bounding_box: a box of every image that is audited
+    in its place, as 'row_y=0,col_x=0,height=100,width=100'; embeddings: a .npy or Parquet of the user's own
     vectors in place of a model. start: "features" lists nothing and audits the latest snapshot by what was extracted;
     until: "features" publishes nothing; min_offset, max_offset: nor does it list and extract more than this range of
     the snapshot (max_offset None = to the end).
@@ -155,6 +158,7 @@ class AuditConfig:
     storage: StorageConfig = field(default_factory=StorageConfig)
     model: ModelParams = field(default_factory=ModelParams)
     measure: MeasureParams = field(default_factory=MeasureParams)
+    boxes: BoxParams = field(default_factory=BoxParams)
     space: SpaceParams = field(default_factory=SpaceParams)
     threshold: ThresholdParams = field(default_factory=ThresholdParams)
     neighbours: NeighbourParams = field(default_factory=NeighbourParams)
@@ -162,6 +166,7 @@ class AuditConfig:
     groups: GroupParams = field(default_factory=GroupParams)
     quality: QualityLimits = field(default_factory=QualityLimits)
     keeper: KeeperPolicy = field(default_factory=KeeperPolicy)
+    bounding_box: str = ""
     embeddings: str = ""
     start: str = "sources"
     until: str = "tables"
@@ -174,6 +179,7 @@ class AuditConfig:
     def __post_init__(self) -> None:
         problems = []
         problems += _range_problems(self)
+        problems += _box_problems(self.bounding_box)
         if not self.root:
             problems.append("no root given: --root says where the audit is kept")
         if isinstance(self.storage, StorageConfig):
@@ -223,6 +229,15 @@ def _range_problems(config: AuditConfig) -> list[str]:
     return problems
 
 
+def _box_problems(bounding_box: str) -> list[str]:
+    try:
+        if bounding_box:
+            parse_bounding_box(bounding_box)
+    except UsageError as error:
+        return [str(error)]
+    return []
+
+
 def _place_problem(place: str, storage: StorageConfig) -> str:
     try:
         canonical_uri(place, storage).encode()
@@ -239,6 +254,7 @@ SECTIONS: dict[str, type[Any]] = {
     "storage": StorageConfig,
     "model": ModelParams,
     "measure": MeasureParams,
+    "boxes": BoxParams,
     "space": SpaceParams,
     "threshold": ThresholdParams,
     "neighbours": NeighbourParams,

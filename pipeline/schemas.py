@@ -306,7 +306,7 @@ QUALITY = Table(
     (
         *_SUBJECT,
         *_SHAPE,
-        Column("size_bytes", _LONG, "size of the file or archive member", "bytes"),
+        Column("size_bytes", _LONG, "size of the file or archive member; null for a box or a frame", "bytes"),
         *_STATISTICS,
         *(column for check in CHECKS for column in _check_columns(check)),
     ),
@@ -394,7 +394,7 @@ CATALOG_ROWS = Table(
             Column("position", _LONG, "where it lies in its file: the order of the images in it"),
             Column("length", _LONG, "bytes that it takes there", "bytes"),
             Column("parent_size", _LONG, "size of its file", "bytes"),
-            Column("parent_kind", _TEXT, "what its file is: tar, tar.gz or zip"),
+            Column("parent_kind", _TEXT, "what its file is: tar, tar.gz, zip, video or image"),
             Column("problem", _TEXT, "status and cause where its file cannot be opened, else empty"),
         ),
     ),

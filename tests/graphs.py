@@ -82,7 +82,7 @@ class PlantedInputs(Inputs):
         size = np.bincount(representative, minlength=self.total)
         ids = np.flatnonzero(size[representative] > 1)
         codes = np.zeros(len(ids), np.int32)
-        return ExactGroups(ids, representative[ids], ids, codes, codes)
+        return ExactGroups(ids, representative[ids], ids, codes, codes, np.full(len(ids), -1))
 
     def population(self) -> Any:
         """The planted features."""

@@ -293,3 +293,8 @@ def test_names_of_rows() -> None:
     assert rule_path("a.tar#%E9.jpg", None, "%E9.jpg") == "a.tar/%E9.jpg"
     assert rule_path("cat/1.jpg", None, None) == shown_name("cat/1.jpg", None, None) == "cat/1.jpg"
     assert rule_path("broken.zip", None, "") == "broken.zip"
+    assert rule_path("cat/1.jpg#xywh=1,2,3,4", None, "xywh=1,2,3,4") == "cat/1.jpg"
+    assert rule_path("cat/v.mp4#t=1.500", None, "t=1.500") == "cat/v.mp4"
+    boxed = "t=1.500#corners=1,2,3,4,5,6,7,8"
+    assert rule_path(f"cat/v.mp4#{boxed}", None, boxed) == "cat/v.mp4"
+    assert rule_path("a.tar#b.jpg#2#xywh=1,2,3,4", None, "b.jpg#2#xywh=1,2,3,4") == "a.tar/b.jpg"

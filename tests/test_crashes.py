@@ -25,6 +25,7 @@ from pipeline.layout.images import ImageObject
 from pipeline.layout.snapshots import Snapshot
 from pipeline.plan import preparing
 from pipeline.plan.session import RunnerStart, Session
+from pipeline.stages import prepared
 from pipeline.stages.extract import ExtractSpec
 from pipeline.storage import StorageConfig
 
@@ -208,7 +209,7 @@ def test_store_that_is_away_while_pairs_are_verified(
     def away(image: ImageObject, *_: object) -> bytes:
         raise StorageUnavailable(f"{image.source}: no answer")
 
-    monkeypatch.setattr(ImageObject, "read_as_extracted", away)
+    monkeypatch.setattr(prepared, "load_as_extracted", away)
     with pytest.raises(StorageUnavailable, match=r"verify: 1 of 1 parts failed(.|\n)*no answer(.|\n)*Resume with"):
         run(photos, root=root)
     monkeypatch.undo()

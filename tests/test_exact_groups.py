@@ -21,7 +21,7 @@ from pipeline.layout.parts import cut, part_name
 from pipeline.layout.root import Root
 from pipeline.layout.snapshots import CatalogPart, Snapshot, SourceRecord, snapshot_key, snapshot_to_json
 from pipeline.layout.tables import read_table, write_json, write_table
-from pipeline.schemas import FEATURE_ROWS, Status
+from pipeline.schemas import CATALOG_ROWS, FEATURE_ROWS, Status
 from pipeline.stages import exact_groups
 from pipeline.storage import StorageConfig, Store
 
@@ -154,7 +154,11 @@ def write_artifacts(store: Store, columns: Columns, vectors: list[NDArray[Any]])
     later = Features(table.slice(AGAIN, 1), vectors[0][AGAIN : AGAIN + 1], vectors[1][AGAIN : AGAIN + 1])
     commit_features(store, f"features/f/{part_name('again', AGAIN, AGAIN + 1, 1)}", later)
     write_table(store, "catalog/removed.parquet", pa.table({"image_id": pa.array(GONE, pa.int64())}))
-    parts = (CatalogPart(0, IMAGES, "catalog/none.parquet", 0),)
+    nothing = {field.name: pa.nulls(IMAGES, field.type) for field in CATALOG_ROWS.schema}
+    named = {"image_id": range(IMAGES), "source": [0] * IMAGES, "uri": [f"{at}.jpg" for at in range(IMAGES)]}
+    named["size_bytes"] = [1] * IMAGES
+    write_table(store, "catalog/rows.parquet", pa.table(nothing | named, schema=CATALOG_ROWS.schema))
+    parts = (CatalogPart(0, IMAGES, "catalog/rows.parquet", 0),)
     snapshot = Snapshot(1, IMAGES, (SourceRecord("/nowhere", ""),), parts, "catalog/removed.parquet", len(GONE), "")
     write_json(store, snapshot_key(1), snapshot_to_json(snapshot))
     codes = {name: pa.array(columns[name], pa.int32()) for name in ("split", "label")}

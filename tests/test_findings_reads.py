@@ -106,7 +106,7 @@ def test_members_of_representatives() -> None:
     rng = np.random.default_rng(2)
     ids = np.sort(rng.permutation(1000)[:300])
     heads = ids[rng.integers(0, 40, 300)]
-    exact = ExactGroups(ids, heads, ids, np.zeros(300, np.int32), np.zeros(300, np.int32))
+    exact = ExactGroups(ids, heads, ids, np.zeros(300, np.int32), np.zeros(300, np.int32), np.full(300, -1))
     asked = np.unique(rng.integers(0, 1000, 500))
     expected = sorted((int(h), int(i)) for i, h in zip(ids, heads, strict=True) if h in asked)
     rows = exact.rows_of(asked)

@@ -13,8 +13,10 @@ from audited import by_uri, half_size, rows, run, small_set, write_files
 from PIL import Image
 
 from pipeline.audit import Audit, summary_lines
+from pipeline.kernels.crop import BoxParams
 from pipeline.kernels.measure import MeasureParams
 from pipeline.layout.images import ImageObject
+from pipeline.layout.pixels import Cutting
 from pipeline.layout.root import Root
 from pipeline.plan import searching
 from pipeline.stages import reads
@@ -66,7 +68,8 @@ def test_few_bytes_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_bytes()
     root = Root(str(tmp_path / "root"), StorageConfig())
-    first = [data[:1] for data, _ in reads.read_images(root, wanted, MeasureParams().max_bytes)]
+    params = MeasureParams()
+    first = [data[:1] for data in reads.read_images(root, wanted, params.max_bytes, Cutting(params, BoxParams()))]
     assert first == [bytes([at]) for at in range(len(sizes))]
     assert peak_bytes() - before < 130_000_000
 

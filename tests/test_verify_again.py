@@ -153,10 +153,10 @@ def test_a_few_images_that_may_not_be_read_block_nothing(tmp_path: Path, monkeyp
         raise NotFound(f"{image.info.key}: no such file")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ImageObject, "read_as_extracted", gone)
+        patch.setattr(prepared, "load_as_extracted", gone)
         with pytest.raises(StorageUnavailable, match="2 of 2 images that were read before"):
             run(folder, root=root)
-        patch.setattr(ImageObject, "read_as_extracted", denied)
+        patch.setattr(prepared, "load_as_extracted", denied)
         first, second = run(folder, root=root), run(folder, root=root)
     assert [row["kind"] for row in rows(first, "duplicates") if not row["is_verified"]] == ["look_alike"]
     assert second.audit_id == first.audit_id
@@ -255,14 +255,14 @@ def test_touched_images_cost_one_look_at_the_features(
     for at, path in enumerate(sorted(photos.rglob("*.jpg"))):
         os.utime(path, ns=(10**18 + at, 10**18 + at))
     calls: list[str] = []
-    for name in ("read_pinned_features", "content_hashes"):
+    for name in ("read_pinned_features", "extracted_hashes"):
         real = getattr(prepared, name)
         monkeypatch.setattr(prepared, name, lambda *a, real=real, name=name: (calls.append(name), real(*a))[1])
     store = spec.inputs.root.open()
     edges = read_table(store, verify.part_key(spec))
     again = replace(spec, folder=spec.folder + "0")
     assert verify.verify(again)["unreadable"] == 0
-    assert sorted(calls) == ["content_hashes", "read_pinned_features"]
+    assert sorted(calls) == ["extracted_hashes", "read_pinned_features"]
     assert read_table(store, verify.part_key(again)).equals(edges)
 
 

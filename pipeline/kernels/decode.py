@@ -122,17 +122,22 @@ def luminance_thumbnail(data: bytes, side: int, max_pixels: int) -> NDArray[np.u
     """
     header = read_header(data)
     if header.format == "jpeg" and header.channels in _JPEG_FLAGS and header.bits == 8 and not header.missing:
-        _check_size(header, _Thumbnail(max_pixels))
+        _check_size(header, Thumbnail(max_pixels))
         longest = max(header.width, header.height)
         factor = next((factor for factor in (8, 4, 2) if longest // factor >= 2 * side), 1)
         pixels = _complete(data, _REDUCED_GREY[factor] | cv2.IMREAD_IGNORE_ORIENTATION)
         if pixels is not None:
             return orient(_fitted(pixels, fitted_size(header.width, header.height, side)), header.orientation)
-    shown = to_shown(decode(data, _Thumbnail(max_pixels)))
+    return thumbnail_of(decode(data, Thumbnail(max_pixels)), side)
+
+
+def thumbnail_of(decoded: Decoded, side: int) -> NDArray[np.uint8]:
+    """The same of decoded pixels, which are written over."""
+    shown = to_shown(decoded)
     return _fitted(as_luminance(shown), fitted_size(shown.shape[1], shown.shape[0], side))
 
 
-class _Thumbnail:
+class Thumbnail:
     """Limits of a thumbnail: even one pixel has one, and the memory was checked when the image was measured."""
 
     min_width = min_height = 1

@@ -61,10 +61,10 @@ class Measured(NamedTuple):
     """One image. Of a bad one only status, message, content_hash and, where its header was read, format and size hold.
 
     width, height: pixels after orientation. channels: of the decoded pixels, alpha counted. frames: images in the
-    file; the first one is measured. content_hash: 16 bytes, None for an empty file. pixel_hash: 16 bytes, None for
-    several frames. mean ... unique: see `quality.Quality`. entropy: bits per pixel of the luminance, 0-8;
-    channel_difference: mean max-min of R, G, B in levels, 0 for grey; signature: uint8 (256,); all three of the image
-    shrunk to RASTER. model_input: uint8 (input_height, input_width, 3) RGB.
+    file; the first one is measured. content_hash: 16 bytes, None for an empty file, a box or a frame. pixel_hash: 16
+    bytes, None for several frames. mean ... unique: see `quality.Quality`. entropy: bits per pixel of the luminance,
+    0-8; channel_difference: mean max-min of R, G, B in levels, 0 for grey; signature: uint8 (256,); all three of the
+    image shrunk to RASTER. model_input: uint8 (input_height, input_width, 3) RGB.
     """
 
     status: Status
@@ -96,10 +96,11 @@ def measure(data: bytes, params: MeasureParams) -> Measured:
         decoded = decode(data, params)
     except ImageError as error:
         return _measure_bad(data, error)
-    return _measure_pixels(data, decoded, params)
+    return measure_pixels(decoded, params)._replace(content_hash=content_hash(data))
 
 
-def _measure_pixels(data: bytes, decoded: Decoded, params: MeasureParams) -> Measured:
+def measure_pixels(decoded: Decoded, params: MeasureParams) -> Measured:
+    """Measure pixels that have no bytes of their own, such as a box or a frame; they are written over."""
     header, native, space = decoded
     pixels = pixel_hash(native, space) if header.frames == 1 else None
     shown = to_shown(decoded)  # over native, which was hashed
@@ -114,7 +115,6 @@ def _measure_pixels(data: bytes, decoded: Decoded, params: MeasureParams) -> Mea
         height=shown.shape[0],
         channels=1 if native.ndim == 2 else native.shape[2],
         frames=header.frames,
-        content_hash=content_hash(data),
         pixel_hash=pixels,
         **numbers._asdict(),
         entropy=entropy(small_luminance),

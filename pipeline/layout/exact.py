@@ -29,10 +29,11 @@ MEMBER_SCHEMA = pa.schema(
         pa.field("content_id", pa.int64()),
         pa.field("split", pa.int32()),
         pa.field("label", pa.int32()),
+        pa.field("parent_id", pa.int64()),
     ]
 )
 """Every image of a group of two or more, its representative included. content_id: smallest id with the same bytes;
-split and label: codes of the vocabulary, -1 without one."""
+split and label: codes of the vocabulary, -1 without one; parent_id: as `layout.images.parents_of` tells it."""
 
 SIZES = "sizes"
 SIZE_SCHEMA = pa.schema(
@@ -80,6 +81,20 @@ class ExactGroups:
     content_id: NDArray[np.int64]
     split: NDArray[np.int32]
     label: NDArray[np.int32]
+    parent_id: NDArray[np.int64]
+
+    @cached_property
+    def is_within(self) -> NDArray[np.bool_]:
+        """Which rows are of a group that is all frames or boxes of one file: its images are no copies of each other."""
+        order, heads = self.by_representative
+        parents = self.parent_id[order]
+        starts = np.flatnonzero(np.r_[True, heads[1:] != heads[:-1]]) if len(heads) else np.empty(0, np.int64)
+        is_same = parents == np.repeat(parents[starts], np.diff(np.r_[starts, len(heads)]))
+        within = np.zeros(len(heads), bool)
+        if len(starts):
+            whole = np.logical_and.reduceat(is_same & (parents >= 0), starts)
+            within[order] = np.repeat(whole, np.diff(np.r_[starts, len(heads)]))
+        return within
 
     def representatives_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The representative of each id: itself where it has no copy."""

@@ -200,10 +200,13 @@ def read_feature_rows(store: Store, features: FeatureSet, lo: int, hi: int, colu
     return table.select(list(columns))
 
 
-def content_hashes(store: Store, features: FeatureSet, ids: Sequence[int]) -> dict[int, bytes | None]:
-    """Content hash of each of some sorted ids that lie close together: all rows between them are read, once."""
+def extracted_hashes(store: Store, features: FeatureSet, ids: Sequence[int]) -> dict[int, bytes | None]:
+    """Content hash of each of some sorted ids that lie close together, the pixel hash of a frame or box: all rows
+    between them are read, once.
+    """
     lo = ids[0]
-    hashes = read_feature_rows(store, features, lo, ids[-1] + 1, ["content_hash"])["content_hash"]
+    rows = read_feature_rows(store, features, lo, ids[-1] + 1, ["content_hash", "pixel_hash"])
+    hashes = pc.coalesce(rows["content_hash"], rows["pixel_hash"])
     return {image_id: hashes[image_id - lo].as_py() for image_id in ids}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.errors import ObjectChanged
-from pipeline.kernels.hashing import content_hash
 from pipeline.kernels.header import ImageError
 from pipeline.layout.fragments import Parent
 from pipeline.layout.inputs import Inputs
@@ -21,7 +19,7 @@ from pipeline.layout.root import Root, opened
 from pipeline.layout.snapshots import Snapshot
 from pipeline.schemas import Status
 from pipeline.sources.folder import decode_key, escape_key
-from pipeline.sources.fragments import Fragment, fragment_uri
+from pipeline.sources.fragments import VIDEO, Fragment, fragment_uri
 from pipeline.storage import ObjectInfo
 
 
@@ -46,6 +44,29 @@ class ImageObject:
         return self.info.size if self.fragment is None else self.fragment.size
 
     @property
+    def box(self) -> str:
+        """The box that it is of an image, a member or a frame; "" where it is none."""
+        return self.fragment.box if self.fragment else ""
+
+    @property
+    def is_frame(self) -> bool:
+        """Whether it is a frame of a video, or a box of one."""
+        return self.kind == VIDEO and self.fragment is not None and not self.fragment.problem
+
+    @property
+    def has_bytes(self) -> bool:
+        """Whether it is a file or a member of an archive, not a box or a frame."""
+        return not (self.box or self.is_frame)
+
+    @property
+    def whole(self) -> ImageObject:
+        """The image that it is a box of; itself where it is none."""
+        if not self.box or self.fragment is None:
+            return self
+        whole = self.fragment.whole
+        return ImageObject(self.source, self.info) if whole is None else replace(self, fragment=whole)
+
+    @property
     def expected(self) -> ObjectInfo:
         """What its file must still be: the time of one on disk may be another, where it was only touched."""
         return replace(self.info, mtime_ns=0)
@@ -55,27 +76,11 @@ class ImageObject:
         """The file that it is, or lies in."""
         return Parent(self.source, self.info, self.kind)
 
-    def read(self, root: Root) -> bytes:
-        """The bytes, whatever the time of a file. Raises a StorageError: missing, changed, denied, unreachable; and
-        ImageError for a fragment that is not what its file says.
+    def read(self, root: Root, expect: ObjectInfo | None = None) -> bytes:
+        """The bytes, of a file that is still `expect` (None: whatever its time is). Raises a StorageError: missing,
+        changed, denied, unreachable; and ImageError for a member that is not what its archive says.
         """
-        return self._read(root, self.expected)
-
-    def read_as_extracted(self, root: Root, extracted: Callable[[], bytes | None]) -> bytes:
-        """The bytes, if they are those whose content hash `extracted` tells; it is asked only where a file's time
-        differs from the listed one: a touched file, or another one of the same size. Raises as `read` does.
-        """
-        try:
-            return self._read(root, self.info)
-        except ObjectChanged:
-            if self.info.etag:
-                raise
-        data = self.read(root)
-        if content_hash(data) != extracted():
-            raise ObjectChanged(f"read {self.name}: it was replaced after it was extracted; run again")
-        return data
-
-    def _read(self, root: Root, expect: ObjectInfo) -> bytes:
+        expect = expect or self.expected
         if self.fragment is None:
             return opened(self.source, root.storage).read(self.info.key, expect=expect)
         if self.fragment.problem:
@@ -106,6 +111,31 @@ def image_objects_of(inputs: Inputs, ids: NDArray[np.int64]) -> dict[int, ImageO
     snapshot = inputs.opened_snapshot()
     rows = inputs.catalog_rows_of(ids).to_pylist()
     return {image_id: image_object(row, snapshot) for image_id, row in zip(ids.tolist(), rows, strict=True)}
+
+
+PARENT_COLUMNS = ("source", "uri", "parent_kind")
+NO_PARENT = -1
+
+
+def parents_of(rows: pa.Table) -> NDArray[np.int64]:
+    """What each catalog row (PARENT_COLUMNS of it) is a frame or box of, int64 (n,): a hash of the uri of the file or
+    archive member, equal for the children of one; NO_PARENT for a file or member.
+    """
+    found = np.full(rows.num_rows, NO_PARENT, np.int64)
+    kinds, uris = rows["parent_kind"].combine_chunks(), rows["uri"].combine_chunks()
+    if kinds.null_count == len(kinds):
+        return found
+    parents = pc.replace_substring_regex(uris, "#(xywh|corners)=[^#]*$", "")
+    is_frame = pc.fill_null(pc.equal(kinds, VIDEO), fill_value=False)
+    parents = pc.if_else(is_frame, pc.replace_substring_regex(parents, "#t=[^#]*$", ""), parents)
+    at = np.flatnonzero(pc.not_equal(parents, uris).to_numpy(zero_copy_only=False))
+    named = zip(rows["source"].to_numpy()[at].tolist(), parents.take(pa.array(at)).to_pylist(), strict=True)
+    found[at] = [_hashed(f"{source} {parent}") for source, parent in named]
+    return found
+
+
+def _hashed(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 def paths_of(rows: pa.Table, snapshot: Snapshot) -> pa.Array:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import re
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,29 +138,32 @@ def snapshot_to_json(snapshot: Snapshot) -> dict[str, object]:
     }
 
 
-def catalog_rows(store: Store, snapshot: Snapshot, lo: int, hi: int) -> pa.Table:
-    """Catalog rows of offsets [lo, hi), in order, as CATALOG_ROWS (removed ones included)."""
+def catalog_rows(store: Store, snapshot: Snapshot, lo: int, hi: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """Catalog rows of offsets [lo, hi), in order, as CATALOG_ROWS (removed ones included), or some of their columns."""
     if hi > snapshot.total:
         raise NotFound(f"offsets [{lo}, {hi}) pass the end of snapshot {snapshot.number} ({snapshot.total} rows).")
     pieces = [
-        read_rows(store, part.key, max(lo, part.lo) - part.lo, min(hi, part.hi) - part.lo)
+        read_rows(store, part.key, max(lo, part.lo) - part.lo, min(hi, part.hi) - part.lo, columns)
         for part in snapshot.parts
         if part.lo < hi and lo < part.hi
     ]
     if not pieces:
-        return CATALOG_ROWS.empty()
+        return CATALOG_ROWS.empty() if columns is None else CATALOG_ROWS.empty().select(list(columns))
     return pa.concat_tables(pieces).combine_chunks()
 
 
-def catalog_rows_of(store: Store, snapshot: Snapshot, ids: npt.NDArray[np.int64]) -> pa.Table:
-    """Catalog rows of some ids (any order, repeats allowed), row-aligned with `ids`."""
+def catalog_rows_of(
+    store: Store, snapshot: Snapshot, ids: npt.NDArray[np.int64], columns: Sequence[str] | None = None
+) -> pa.Table:
+    """Catalog rows of some ids (any order, repeats allowed), row-aligned with `ids`, or some of their columns."""
     wanted, inverse = np.unique(ids, return_inverse=True)
     pieces = []
     for lo, hi in _blocks(wanted):
         inside = wanted[(wanted >= lo) & (wanted < hi)]
-        pieces.append(catalog_rows(store, snapshot, lo, min(hi, snapshot.total)).take(pa.array(inside - lo)))
+        rows = catalog_rows(store, snapshot, lo, min(hi, snapshot.total), columns)
+        pieces.append(rows.take(pa.array(inside - lo)))
     if not pieces:
-        return CATALOG_ROWS.empty()
+        return CATALOG_ROWS.empty() if columns is None else CATALOG_ROWS.empty().select(list(columns))
     return pa.concat_tables(pieces).combine_chunks().take(pa.array(inverse.ravel()))
 
 

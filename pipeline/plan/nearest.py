@@ -17,7 +17,7 @@ from pipeline.kernels.metrics import nearest_by_metric, similarity_of_distance
 from pipeline.kernels.space import ExactVectors, compare_rows, exact_vectors, project_copy, project_semantic
 from pipeline.layout.annotations import names_of
 from pipeline.layout.exact import Representatives
-from pipeline.layout.features import content_hashes
+from pipeline.layout.features import extracted_hashes
 from pipeline.layout.images import paths_of
 from pipeline.layout.indexes import partition_of, route_vectors
 from pipeline.layout.inputs import Inputs
@@ -215,5 +215,5 @@ def _same_bytes(recipe: Recipe, queries: SearchedFor, best: _Best) -> pa.Array:
             same.append(None)
         else:
             is_close = similarity > 1 - 1e-3
-            same.append(bool(is_close and content_hashes(store, features, [image_id])[image_id] == content))
+            same.append(bool(is_close and extracted_hashes(store, features, [image_id])[image_id] == content))
     return pa.array(same, pa.bool_())

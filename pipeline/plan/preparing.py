@@ -10,7 +10,9 @@ from functools import partial
 
 import numpy as np
 
+from pipeline.config import AuditConfig
 from pipeline.errors import IncompleteError, UsageError
+from pipeline.kernels.boxes import UprightBox, box_name, parse_bounding_box
 from pipeline.kernels.measure import MeasureParams
 from pipeline.layout.annotations import CODES, STEM, VOCABULARY, read_vocabulary, store_table
 from pipeline.layout.exact import MAX_SPLITS
@@ -40,8 +42,10 @@ from pipeline.plan.session import SHOWN_FAILURES, RunnerStart, Session, StageWor
 from pipeline.plan.touched import KnownContent
 from pipeline.runner import Task
 from pipeline.schemas import TRANSIENT, Status
+from pipeline.sources.boxed import Boxes, SameBox
 from pipeline.stages import annotate, extract
 from pipeline.stages.catalog import Wanted, update_catalog
+from pipeline.stages.listing import Taken
 
 ANNOTATION_ROWS = 131_072
 RETRY_IDS = 1024
@@ -54,7 +58,7 @@ def take_snapshot(session: Session, start_runner: RunnerStart) -> Snapshot:
     started, cpu = time.perf_counter(), time.process_time()
     expand = partial(expand_parents, session, start_runner)
     known = KnownContent(session.root)
-    wanted = Wanted(named_sources(config), config.select, config.accept_empty)
+    wanted = Wanted(named_sources(config), Taken(config.select, _boxes(config)), config.accept_empty)
     update = update_catalog(session.root, wanted, known, expand)
     snapshot = first_alike(session.store, update.snapshot)
     record.counters = listed_counts(update)
@@ -62,6 +66,11 @@ def take_snapshot(session: Session, start_runner: RunnerStart) -> Snapshot:
     session.close(record, time.perf_counter() - started - inside, time.process_time() - cpu, snapshot.live)
     say_listed(session, snapshot, update)
     return snapshot
+
+
+def _boxes(config: AuditConfig) -> Boxes | None:
+    asked = parse_bounding_box(config.bounding_box) if config.bounding_box else None
+    return SameBox(box_name(asked)) if isinstance(asked, UprightBox) else None
 
 
 def annotate_snapshot(session: Session, snapshot: Snapshot) -> str:
@@ -97,7 +106,8 @@ def annotate_snapshot(session: Session, snapshot: Snapshot) -> str:
 def features_folder(session: Session, model: ModelRef) -> str:
     """Folder of the features of this model, preprocessing and decoders."""
     measured = measure_params(session, model)
-    of = {"model": model.sha256, "input": model.input, "measure": measured, "versions": versions()}
+    boxes = session.config.boxes
+    of = {"model": model.sha256, "input": model.input, "measure": measured, "boxes": boxes, "versions": versions()}
     name = fingerprint("extract", extract.VERSION, **of)
     return f"features/{name}"
 
@@ -112,10 +122,9 @@ def extract_range(session: Session, snapshot: Snapshot, model: ModelRef, lo: int
     folder = features_folder(session, model)
     size = session.config.shard_size or shard_size(snapshot.total)
     have = list_features(session.store, folder)
+    whole = _extract_spec(session, snapshot, model, lo, hi)
     specs = [
-        extract.ExtractSpec(session.root, snapshot.number, folder, model, measure_params(session, model), start, stop)
-        for gap in missing_features(have, lo, hi)
-        for start, stop in cut(*gap, size)
+        replace(whole, lo=start, hi=stop) for gap in missing_features(have, lo, hi) for start, stop in cut(*gap, size)
     ]
     parts = len(cover(have.base, lo, hi)) + len(specs)
     tasks = [_extract_task(spec, live_between(session.store, snapshot, spec.lo, spec.hi)) for spec in specs]
@@ -142,8 +151,7 @@ def _extract_again(session: Session, snapshot: Snapshot, model: ModelRef, earlie
         for at in range(0, len(ids), RETRY_IDS):
             only = tuple(int(image_id) for image_id in ids[at : at + RETRY_IDS])
             lo, hi = only[0], only[-1] + 1
-            measured = measure_params(session, model)
-            whole = extract.ExtractSpec(session.root, snapshot.number, folder, model, measured, lo, hi)
+            whole = _extract_spec(session, snapshot, model, lo, hi)
             task = _extract_task(replace(whole, only=only, attempt=next_attempt(features, lo, hi)), len(only))
             tasks.append(replace(task, is_suspect=bool(np.isin(deadly, only).any())))
     if tasks:
@@ -202,6 +210,11 @@ def _first_failed(session: Session, snapshot: Snapshot, features: FeatureSet, lo
         if len(shown) == SHOWN_FAILURES:
             break
     return shown
+
+
+def _extract_spec(session: Session, snapshot: Snapshot, model: ModelRef, lo: int, hi: int) -> extract.ExtractSpec:
+    folder, measured = features_folder(session, model), measure_params(session, model)
+    return extract.ExtractSpec(session.root, snapshot.number, folder, model, measured, session.config.boxes, lo, hi)
 
 
 def _extract_task(spec: extract.ExtractSpec, items: int) -> Task:

@@ -31,6 +31,9 @@ class KnownContent:
     def __call__(self, touched: Sequence[Touched]) -> list[Content]:
         """What the bytes of each file are."""
         known = self._known(np.sort(np.array([file.image_id for file in touched], np.int64)))
+        for file in touched:
+            if not file.image.has_bytes:  # a frame or box: no hash of it tells whether its file has changed
+                known.pop(file.image_id, None)
         # of two hashes none speaks for both models: the file was replaced between their runs
         asked = [file for file in touched if len(known.get(file.image_id, ())) == 1]
         hashes = dict(zip((file.image_id for file in asked), _hashes(asked, self._root), strict=True))

@@ -38,13 +38,14 @@ def pairs_per_task(count: int) -> int:
 def verify_pairs(session: Session, inputs: Inputs, found_pairs: str) -> str:
     """Kinds of the pairs. Folders side by side hold the edges of all audits that compare pixels in the same way."""
     params, max_pixels = session.config.verify, session.config.measure.max_pixels
-    how = fingerprint("verify", verify.VERSION, params=params, max_pixels=max_pixels, decoders=decoders())
+    boxes = session.config.boxes
+    how = fingerprint("verify", verify.VERSION, params=params, max_pixels=max_pixels, boxes=boxes, decoders=decoders())
     count = count_pairs(session.store, found_pairs)
     of = {"pairs": found_pairs, "rows": pairs_per_task(count)}
     folder = edges_folder(how, inputs.features, fingerprint("edges", verify.VERSION, **of))
     have = list_parts(session.store, folder, EDGES)
     ranges = [bounds for gap in missing(have, 0, count) for bounds in cut(*gap, pairs_per_task(count))]
-    whole = verify.VerifySpec(inputs, found_pairs, folder, params, max_pixels, "", 0, count)
+    whole = verify.VerifySpec(inputs, found_pairs, folder, params, max_pixels, boxes, "", 0, count)
     asks = ranges and params.pixels
     spec = replace(whole, known=_earlier_verdicts(session, found_pairs, folder, count) if asks else "")
     tasks = [_verify_task(replace(spec, lo=lo, hi=hi), hi - lo) for lo, hi in ranges]

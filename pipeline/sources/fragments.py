@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -10,6 +11,10 @@ from pipeline.sources.folder import escape_key, is_hidden, is_image_key, own_nam
 ARCHIVE_SUFFIXES = {".tar": "tar", ".tar.gz": "tar.gz", ".tgz": "tar.gz", ".zip": "zip"}
 """Last part of the name of an archive, in any case, and its kind: what a catalog row calls `parent_kind`."""
 ARCHIVES = frozenset(ARCHIVE_SUFFIXES.values())
+VIDEO, IMAGE = "video", "image"
+"""Kinds of other parents: their fragments are frames, and boxes."""
+_FRAME = re.compile(r"^t=\d+\.\d{3}$")
+_BOX = re.compile(r"(?:^|#)((?:xywh|corners)=[^#]*)$")
 
 
 class Fragment(NamedTuple):
@@ -26,6 +31,20 @@ class Fragment(NamedTuple):
     length: int
     size: int
     problem: str = ""
+
+    @property
+    def box(self) -> str:
+        """The box that it is, as `kernels.boxes` writes it; "" where it is none."""
+        found = _BOX.search(self.name)
+        return found[1] if found else ""
+
+    @property
+    def whole(self) -> Fragment | None:
+        """What its box is cut out of: the fragment without it, None for that of an image file; itself without a box."""
+        box = self.box
+        if not box:
+            return self
+        return self._replace(name=self.name[: -len(box) - 1]) if len(self.name) > len(box) else None
 
 
 def parent_kind(key: str) -> str:
@@ -82,9 +101,10 @@ def plain_name(name: str) -> str:
 
 
 def rule_path(uri: str, raw_key: bytes | None, name: str | None) -> str:
-    """The path that gives a catalog row its split and label: an archive stands in it like a folder."""
+    """The path that gives a catalog row its split and label: that of its file; an archive stands in it as a folder."""
     key = own_name(_file_uri(uri, name), raw_key)
-    return f"{key}/{plain_name(name.partition('#')[0])}" if name else key
+    member = _FRAME.sub("", _BOX.sub("", name or "")).partition("#")[0]
+    return f"{key}/{plain_name(member)}" if member else key
 
 
 def _file_uri(uri: str, name: str | None) -> str:

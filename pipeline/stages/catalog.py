@@ -37,7 +37,7 @@ from pipeline.schemas import CATALOG_ROWS
 from pipeline.sources.folder import LeftOut, encode_key
 from pipeline.sources.fragments import fragment_uri
 from pipeline.sources.selection import SelectParams
-from pipeline.stages.listing import Listed, Listing
+from pipeline.stages.listing import Listed, Listing, Taken
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
@@ -112,10 +112,10 @@ class Update:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be listed: sources, and which of their images; accept_empty: one that had images may have none."""
+    """What is to be listed: sources, and what of them; accept_empty: one that had images may have none."""
 
     sources: tuple[SourceRecord, ...]
-    select: SelectParams = field(default_factory=SelectParams)
+    taken: Taken = field(default_factory=lambda: Taken(SelectParams()))
     accept_empty: bool = False
 
 
@@ -133,7 +133,7 @@ def update_catalog(root: Root, wanted: Wanted, compare: Compare, expand: Expand)
         previous = latest_snapshot(store)
         merged = merge_sources(root, previous.sources, wanted.sources)
         fragments = KnownFragments(store, is_expanded)
-        listing = Listing(root, merged, fragments, wanted.select)
+        listing = Listing(root, merged, fragments, wanted.taken)
         changes = _compare(store, previous, listing.images(len(previous.sources)), compare)
         if fragments.missing:
             expand(fragments.missing)

@@ -38,17 +38,18 @@ from pipeline.layout.exact import (
     usable,
 )
 from pipeline.layout.features import FeatureSet, pinned_to_json, read_feature_rows
+from pipeline.layout.images import PARENT_COLUMNS, parents_of
 from pipeline.layout.lookups import FORM, lookup_name, read_between, write_lookup
 from pipeline.layout.parts import cut, list_parts
 from pipeline.layout.root import Root
 from pipeline.layout.shuffle import read_column, write_batches
-from pipeline.layout.snapshots import read_snapshot, removed_ids
+from pipeline.layout.snapshots import catalog_rows_of, read_snapshot, removed_ids
 from pipeline.layout.tables import json_bytes, parquet_bytes, read_json, read_table, write_table
 from pipeline.runner import Counters
 from pipeline.schemas import Status
 from pipeline.storage import Store
 
-VERSION = 2
+VERSION = 3
 RANGE = 262_144
 """Offsets per range; sets that have no more are one task."""
 BUCKET_IMAGES = 1_048_576  # 48 bytes each, and three times that to sort them
@@ -260,7 +261,8 @@ def _commit(
 def _members(store: Store, spec: MergeSpec, forest: Forest, same_bytes: Forest) -> pa.Table:
     ids = np.union1d(forest.child, forest.root)
     codes = read_codes(store, spec.annotations)
-    columns = [ids, labels_for(ids, forest), labels_for(ids, same_bytes), codes.split[ids], codes.label[ids]]
+    parents = parents_of(catalog_rows_of(store, read_snapshot(store, spec.snapshot), ids, PARENT_COLUMNS))
+    columns = [ids, labels_for(ids, forest), labels_for(ids, same_bytes), codes.split[ids], codes.label[ids], parents]
     return pa.table(dict(zip(MEMBER_SCHEMA.names, columns, strict=True)), schema=MEMBER_SCHEMA)
 
 

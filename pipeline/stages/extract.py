@@ -14,13 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import NotFound
+from pipeline.kernels.crop import BoxParams
 from pipeline.kernels.embed import Embedder, embed_for_storage
-from pipeline.kernels.measure import Measured, MeasureParams, measure
+from pipeline.kernels.measure import Measured, MeasureParams, measure, measure_pixels
 from pipeline.layout.features import AGAIN, BASE, Features, commit_features, list_features, read_feature_rows
 from pipeline.layout.images import image_object
 from pipeline.layout.models import ModelRef, load_model
 from pipeline.layout.own_vectors import given_vectors
 from pipeline.layout.parts import part_name
+from pipeline.layout.pixels import Cutting
 from pipeline.layout.root import Root
 from pipeline.layout.snapshots import Snapshot, catalog_rows, catalog_rows_of, read_snapshot, removed_ids
 from pipeline.runner import Counters
@@ -46,6 +48,7 @@ class ExtractSpec:
     folder: str
     model: ModelRef
     measure: MeasureParams
+    boxes: BoxParams
     lo: int
     hi: int
     only: tuple[int, ...] | None = None
@@ -141,8 +144,9 @@ def _with_given(
 
 
 def _measured(params: MeasureParams, read: Read) -> Measured:
-    data, bad = read
-    return measure(data, params) if bad is None else bad
+    if isinstance(read, Measured):
+        return read
+    return measure(read, params) if isinstance(read, bytes) else measure_pixels(read, params)
 
 
 def _embed(pending: list[Measured], model: Embedder) -> Iterator[tuple[Measured, np.ndarray[Any, Any] | None]]:
@@ -171,7 +175,7 @@ def _read_all(spec: ExtractSpec, snapshot: Snapshot, rows: pa.Table) -> Iterator
     ids = rows["image_id"].to_numpy()
     gone = frozenset(ids[np.isin(ids, removed_ids(spec.root.open(), snapshot))].tolist())
     wanted = [None if row["image_id"] in gone else image_object(row, snapshot) for row in rows.to_pylist()]
-    return read_images(spec.root, wanted, spec.measure.max_bytes)
+    return read_images(spec.root, wanted, spec.measure.max_bytes, Cutting(spec.measure, spec.boxes))
 
 
 def _while_there(spec: ExtractSpec, snapshot: Snapshot, found: Iterator[Measured]) -> Iterator[Measured]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.kernels.components import (
     Forest,
@@ -131,6 +132,7 @@ def finish(spec: FinishSpec) -> Counters:
     parts = forest_parts(spec.near, spec.whole.ranges)
     exact, pieces = spec.whole.inputs.exact_groups(), read_pieces(store, spec.work)
     rows = _copies(exact, spec.lo, spec.hi)
+    rows = rows[~_is_alone(store, parts, exact, rows)]
     heads = labels_among(store, parts, exact.representative_id[rows])
     near = read_stars(store, forest_key(spec.near, (spec.lo, spec.hi)))
     forest = grouped(near, Forest(exact.image_id[rows], heads), pieces, exact, rows)
@@ -142,6 +144,8 @@ def commit_groups(store: Store, spec: GroupSpec, near: Forest, pieces: Pieces) -
     """Commits the groups of a data set of which everything is at hand."""
     exact = spec.inputs.exact_groups()
     rows = _copies(exact, 0, spec.total)
+    joined = np.r_[near.child, near.root]
+    rows = rows[~exact.is_within[rows] | np.isin(exact.representative_id[rows], joined)]
     heads = labels_for(exact.representative_id[rows], near)
     forest = grouped(near, Forest(exact.image_id[rows], heads), pieces, exact, rows)
     for bounds, part in in_ranges([forest], spec.ranges):
@@ -200,6 +204,15 @@ def _united(store: Store, spec: UniteSpec) -> Iterator[Forest]:
     forests = star_files(store, spec.parts)
     is_dense = 4 * spec.total <= spec.memory_bytes
     return union_forests(Touched(spec.total) if is_dense else touched_ids(spec.total, forests()), forests())
+
+
+def _is_alone(store: Store, parts: Sequence[Part], exact: ExactGroups, rows: Int64) -> NDArray[np.bool_]:
+    """Which rows are copies within one file alone, of which no near-duplicate is in another: bool (n,)."""
+    alone = exact.is_within[rows]
+    for part in parts if alone.any() else ():
+        stars = read_stars(store, part.key)
+        alone &= ~np.isin(exact.representative_id[rows], np.r_[stars.child, stars.root])
+    return alone
 
 
 def _copies(exact: ExactGroups, lo: int, hi: int) -> Int64:

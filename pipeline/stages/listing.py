@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeline.errors import NotFound
@@ -11,14 +12,17 @@ from pipeline.layout.fragments import KnownFragments, Parent
 from pipeline.layout.root import Root, is_own, opened
 from pipeline.layout.snapshots import SourceRecord
 from pipeline.sources.archives import nested_archives
+from pipeline.sources.boxed import Boxes
 from pipeline.sources.folder import LeftOut, is_image_key
-from pipeline.sources.fragments import ARCHIVES, Fragment, fragment_uri, parent_kind, plain_name
+from pipeline.sources.fragments import ARCHIVES, IMAGE, Fragment, fragment_uri, parent_kind, plain_name
 from pipeline.sources.selection import Selection, SelectParams, sample_limit
 from pipeline.sources.vectors import open_vectors
 from pipeline.storage import ObjectInfo, StorageConfig, is_remote
 from pipeline.storage.uri import parse_bucket
 
 log = logging.getLogger(__name__)
+
+UNBOXED = "images without a box"
 
 
 class Listed(NamedTuple):
@@ -37,6 +41,12 @@ class Listed(NamedTuple):
             return self.source, self.raw, -1, ""
         return self.source, self.raw, self.fragment.position, self.fragment.name
 
+    def boxed(self, name: str) -> Listed:
+        """A box of it, which has its place and size."""
+        if self.fragment is None:
+            return self._replace(fragment=Fragment(name, 0, self.info.size, self.info.size), kind=IMAGE)
+        return self._replace(fragment=self.fragment._replace(name=f"{self.fragment.name}#{name}"))
+
     @property
     def told(self) -> tuple[str, int, bool]:
         """What a selection asks of it: its name as its owner writes it, its size, whether it lies in an archive."""
@@ -49,6 +59,14 @@ class Listed(NamedTuple):
         return self.info.size if self.fragment is None else self.fragment.size
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What is taken of a listing: which images, and which boxes of them in their place (None: whole images)."""
+
+    select: SelectParams
+    boxes: Boxes | None = None
+
+
 class Listing:
     """One pass over the sources; what each holds beside images is counted in `left_out`, which is complete at its end.
 
@@ -56,11 +74,9 @@ class Listing:
     more is yielded, for the pass will be made again.
     """
 
-    def __init__(
-        self, root: Root, sources: Sequence[SourceRecord], fragments: KnownFragments, select: SelectParams
-    ) -> None:
+    def __init__(self, root: Root, sources: Sequence[SourceRecord], fragments: KnownFragments, wanted: Taken) -> None:
         self.left_out = tuple(LeftOut() for _ in sources)
-        self._root, self._sources, self._fragments, self._select = root, sources, fragments, select
+        self._root, self._sources, self._fragments, self._wanted = root, sources, fragments, wanted
 
     def images(self, known: int) -> Iterator[Listed]:
         """The selected images of every source, sorted by `place`, without the root's own files.
@@ -68,9 +84,9 @@ class Listing:
         One of the first `known` sources, which the root has listed before, may be gone: it is listed as empty. For a
         sample the sources are listed twice, and 8 bytes are held for each image.
         """
-        params = self._select
+        params = self._wanted.select
         if params == SelectParams():
-            yield from self._every(known)
+            yield from self._boxed(self._every(known))
             return
         limit = None
         if params.order == "sample":
@@ -79,14 +95,33 @@ class Listing:
             limit = sample_limit(names, params.num_images)
             self.left_out = tuple(LeftOut() for _ in self._sources)
         selection = Selection(params, limit)
+        yield from self._boxed(self._selected(known, selection))
+        if unseen := () if self._fragments.missing else selection.unseen():
+            log.warning("%d names of the subset are no image, such as %r", len(unseen), unseen[0])
+
+    def _selected(self, known: int, selection: Selection) -> Iterator[Listed]:
         for listed in self._every(known):
             if selection.takes(*listed.told):
                 yield listed
             else:
                 self.left_out[listed.source].images -= 1
                 self.left_out[listed.source].unselected += 1
-        if unseen := () if self._fragments.missing else selection.unseen():
-            log.warning("%d names of the subset are no image, such as %r", len(unseen), unseen[0])
+
+    def _boxed(self, images: Iterator[Listed]) -> Iterator[Listed]:
+        """The boxes of each image in place of it, where boxes are audited; a file that is none stays what it is."""
+        boxes = self._wanted.boxes
+        if boxes is None:
+            yield from images
+            return
+        for image in images:
+            if image.fragment and image.fragment.problem:
+                yield image
+                continue
+            names = boxes.of(image.told[0])
+            self.left_out[image.source].images += len(names) - 1
+            if not names:
+                self.left_out[image.source].count(UNBOXED)
+            yield from (image.boxed(name) for name in names)
 
     def _every(self, known: int) -> Iterator[Listed]:
         for index, source in enumerate(self._sources):

@@ -8,16 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import AccessDenied, CorruptObject, NotFound, ObjectChanged, StorageError, StorageUnavailable
-from pipeline.kernels.decode import luminance_thumbnail
+from pipeline.kernels.decode import luminance_thumbnail, thumbnail_of
 from pipeline.kernels.header import ImageError
 from pipeline.kernels.verify import PreparedImage, prepare
 from pipeline.kernels.verify_params import VerifyParams
 from pipeline.layout.exact import read_pinned_features
-from pipeline.layout.features import FeatureSet, content_hashes
+from pipeline.layout.features import FeatureSet, extracted_hashes
 from pipeline.layout.images import image_objects_of
 from pipeline.layout.inputs import Inputs
+from pipeline.layout.pixels import Content, Cutting, load_as_extracted
 from pipeline.sources.folder import escape_bytes
 from pipeline.storage import is_remote
 from pipeline.storage.ahead import BYTES_AHEAD, READS_IN_FLIGHT
@@ -33,16 +35,16 @@ UNREADABLE = (NotFound, ObjectChanged, CorruptObject, AccessDenied)
 class PreparedImages:
     """Images prepared for comparison, the latest few hundred kept; None for one that cannot be read any more."""
 
-    def __init__(self, inputs: Inputs, params: VerifyParams, max_pixels: int, ids: Iterable[int]) -> None:
+    def __init__(self, inputs: Inputs, params: VerifyParams, cutting: Cutting, ids: Iterable[int]) -> None:
         """`ids`: of all images of the task, in the order in which they are asked for, repeats allowed."""
         snapshot = inputs.opened_snapshot()
-        self._inputs, self._params, self._max_pixels = inputs, params, max_pixels
+        self._inputs, self._params, self._cutting = inputs, params, cutting
         self._order = list(dict.fromkeys(ids))
         self._place = {image_id: at for at, image_id in enumerate(self._order)}
         self._objects = image_objects_of(inputs, np.array(sorted(self._order), np.int64))
         self._is_remote = any(is_remote(source.place) for source in snapshot.sources)
         self._kept: OrderedDict[int, PreparedImage | None] = OrderedDict()
-        self._bytes: dict[int, bytes | None] = {}
+        self._bytes: dict[int, Content | None] = {}
         self._hashes: dict[int, dict[int, bytes | None]] = {}
         self._lost: dict[int, tuple[type[StorageError], str]] = {}
 
@@ -83,12 +85,17 @@ class PreparedImages:
         if data is None:
             return None
         try:
-            luminance = luminance_thumbnail(data, self._params.side, self._max_pixels)
+            luminance = self._luminance(data)
         except ImageError:
             return None
         return prepare(luminance, self._params)
 
-    def _read(self, image_id: int) -> bytes | None:
+    def _luminance(self, content: Content) -> NDArray[np.uint8]:
+        if isinstance(content, bytes):
+            return luminance_thumbnail(content, self._params.side, self._cutting.limits.max_pixels)
+        return thumbnail_of(content, self._params.side)
+
+    def _read(self, image_id: int) -> Content | None:
         if not self._is_remote:
             return self._read_now(image_id)
         if image_id not in self._bytes:
@@ -105,10 +112,10 @@ class PreparedImages:
         with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
             self._bytes.update(zip(wanted, pool.map(self._read_now, wanted), strict=True))
 
-    def _read_now(self, image_id: int) -> bytes | None:
+    def _read_now(self, image_id: int) -> Content | None:
         try:
             image = self._objects[image_id]
-            return image.read_as_extracted(self._inputs.root, lambda: self._extracted(image_id))
+            return load_as_extracted(image, self._inputs.root, self._cutting, lambda: self._extracted(image_id))
         except UNREADABLE as error:
             self._lost[image_id] = type(error), escape_bytes(str(error))  # an error would keep the bytes in its frames
             return None
@@ -120,7 +127,7 @@ class PreparedImages:
         block = image_id // HASH_BLOCK
         if block not in self._hashes:
             ids = sorted(i for i in self._order if i // HASH_BLOCK == block)
-            self._hashes[block] = content_hashes(self._inputs.root.open(), self._features, ids)
+            self._hashes[block] = extracted_hashes(self._inputs.root.open(), self._features, ids)
         return self._hashes[block][image_id]
 
     @cached_property

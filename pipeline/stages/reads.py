@@ -4,19 +4,23 @@ their source is remote.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from typing import NamedTuple, TypeAlias
 
 from pipeline.errors import AccessDenied, CorruptObject, NotFound, ObjectChanged, StorageError, StorageUnavailable
 from pipeline.kernels.header import ImageError
 from pipeline.kernels.measure import Measured
+from pipeline.kernels.pillow_decode import Decoded
 from pipeline.layout.images import ImageObject
 from pipeline.layout.members import member_content, read_span
+from pipeline.layout.pixels import Content, Cutting, cut_out, decoded, read_frames
 from pipeline.layout.root import Root
 from pipeline.runner import FATAL
 from pipeline.schemas import Status
 from pipeline.sources.folder import escape_bytes
+from pipeline.sources.fragments import IMAGE
 from pipeline.storage import is_remote, read_ahead
 
 SPAN_BYTES = 2**23
@@ -32,12 +36,15 @@ CAUSES: dict[type[StorageError], Status] = {
     StorageError: Status.TIMEOUT,  # such as a bad sector: one image of a shard must not hold up the others
 }
 
-Read: TypeAlias = "tuple[bytes, Measured | None]"
-"""The bytes of an image, or what is known without them."""
+Read: TypeAlias = "Content | Measured"
+"""The bytes of an image, or pixels of a frame or box; or what is known without them."""
 
 
 class _Span(NamedTuple):
-    """What is read at once: a file, or members of one that lie side by side; `failed` where nothing is to be read."""
+    """What is read at once: a file, members of one that lie side by side, frames of one; with all boxes of each.
+
+    `failed` where nothing is to be read.
+    """
 
     images: list[ImageObject]
     start: int = 0
@@ -50,10 +57,12 @@ def failed(status: Status, message: str) -> Measured:
     return Measured(status, escape_bytes(message))  # it may name the file, and the name may be no UTF-8
 
 
-def read_images(root: Root, wanted: Sequence[ImageObject | None], max_bytes: int) -> Iterator[Read]:
-    """The bytes of every image in order, or why they could not be had; None is one that is gone.
+def read_images(root: Root, wanted: Sequence[ImageObject | None], max_bytes: int, cutting: Cutting) -> Iterator[Read]:
+    """What every image is looked at by, in order, or why it could not be had; None is one that is gone.
 
-    Members of an archive are read up to 8 MB at once and unpacked one at a time. What has over `max_bytes` is not read.
+    Members of an archive are read up to 8 MB at once and unpacked one at a time; what boxes are cut out of is read and
+    decoded once for all that follow one another, and so are frames. A file of over `max_bytes` is not read, but for a
+    video.
     """
     spans = _spans(wanted, max_bytes)
     load = partial(_load, root)
@@ -62,12 +71,11 @@ def read_images(root: Root, wanted: Sequence[ImageObject | None], max_bytes: int
     else:
         loaded = map(load, spans)
     for span, early in loaded:
-        data = _fetch(root, span) if early is None else early
-        if isinstance(data, Measured):
-            yield from ((b"", data) for _ in span.images or (None,))
+        if isinstance(early, Measured):
+            yield from (early for _ in span.images or (None,))
         else:
-            yield from _contents(span, data)
-        del early, data  # else an image is held while the next one is read
+            yield from _cut(span, _wholes(root, span, early, cutting), cutting)
+        del early  # else an image is held while the next one is read
 
 
 def _spans(wanted: Sequence[ImageObject | None], max_bytes: int) -> Iterator[_Span]:
@@ -75,7 +83,8 @@ def _spans(wanted: Sequence[ImageObject | None], max_bytes: int) -> Iterator[_Sp
     for image in wanted:
         following = _span_of(image, max_bytes)
         if span is not None and _joins(span, following):
-            span = _Span([*span.images, *following.images], span.start, following.end)
+            span.images.extend(following.images)
+            span = span._replace(end=following.end)
             continue
         if span is not None:
             yield span
@@ -92,31 +101,39 @@ def _span_of(image: ImageObject | None, max_bytes: int) -> _Span:
     if inside is not None and inside.problem:
         status, _, message = inside.problem.partition(": ")
         return _Span([image], failed=failed(Status(status), message))
+    if image.is_frame:
+        return _Span([image])
     if taken > max_bytes:
         said = f"{taken:,} bytes, files of at most {max_bytes:,} are read; raise measure.max_bytes to measure it"
         return _Span([image], failed=failed(Status.TOO_LARGE, said))
-    if inside is None:
+    if inside is None or image.kind == IMAGE:
         return _Span([image], 0, image.size)
     return _Span([image], inside.position, inside.position + inside.length)
 
 
 def _joins(span: _Span, following: _Span) -> bool:
-    """Whether a member lies so close behind those of a span that one read of all costs less than another one."""
-    if span.failed or following.failed or not following.images[0].fragment or not span.images[0].fragment:
+    """Whether one read of all costs less than another one: a box of the same image, another frame of a video, a member
+    that lies close behind those of a span.
+    """
+    if span.failed or following.failed:
         return False
-    is_near = 0 <= following.start - span.end <= SPAN_GAP and following.end - span.start <= SPAN_BYTES
-    return is_near and span.images[0].parent == following.images[0].parent
+    last, image = span.images[-1], following.images[0]
+    if not last.fragment or not image.fragment or last.parent != image.parent:
+        return False
+    is_next = 0 <= following.start - span.end <= SPAN_GAP and following.end - span.start <= SPAN_BYTES
+    return is_next or image.is_frame or last.whole == image.whole
 
 
 def _load(root: Root, span: _Span) -> tuple[_Span, bytes | Measured | None]:
-    """The bytes of a span; None for a tar.gz, which is unpacked in its turn: one span after the other costs least."""
+    """The bytes of a span; None for a tar.gz and a video, whose turn must come: in order they cost least."""
     if span.failed is not None:
         return span, span.failed
-    return span, None if span.images[0].kind == "tar.gz" else _fetch(root, span)
+    first = span.images[0]
+    return span, None if first.kind == "tar.gz" or first.is_frame else _fetch(root, span)
 
 
 def _fetch(root: Root, span: _Span) -> bytes | Measured:
-    first = span.images[0]
+    first = span.images[0].whole
     try:
         if first.fragment is None:
             return first.read(root)
@@ -124,21 +141,80 @@ def _fetch(root: Root, span: _Span) -> bytes | Measured:
     except FATAL:
         raise
     except tuple(CAUSES) as error:
-        return failed(next(CAUSES[cause] for cause in type(error).__mro__ if cause in CAUSES), str(error))
+        return _failure(error)
     except ImageError as error:
         return failed(error.status, str(error))
 
 
-def _contents(span: _Span, data: bytes) -> Iterator[Read]:
-    """The bytes of each image of a span, unpacked one at a time."""
-    for image in span.images:
-        if image.fragment is None:
-            yield data, None
-            continue
-        at = image.fragment.position - span.start
-        try:
-            content = member_content(image.kind, data[at : at + image.fragment.length], image.fragment)
-        except ImageError as error:
-            yield b"", failed(error.status, str(error))
+def _failure(error: StorageError) -> Measured:
+    return failed(next(CAUSES[cause] for cause in type(error).__mro__ if cause in CAUSES), str(error))
+
+
+def _wholes(root: Root, span: _Span, data: bytes | None, cutting: Cutting) -> Iterator[Read]:
+    """The images of a span without their boxes, each once, unpacked or decoded one at a time."""
+    wholes = [image for image, _ in groupby(span.images, lambda image: image.whole)]
+    if wholes[0].is_frame:
+        yield from _frames(root, wholes, cutting)
+        return
+    fetched = _fetch(root, span) if data is None else data
+    for whole in wholes:
+        if isinstance(fetched, Measured):
+            yield fetched
         else:
-            yield content, None
+            yield _member(whole, fetched, span.start)
+
+
+def _frames(root: Root, frames: list[ImageObject], cutting: Cutting) -> Iterator[Read]:
+    given = 0
+    try:
+        for frame in read_frames(root, frames, cutting):
+            yield failed(frame.status, str(frame)) if isinstance(frame, ImageError) else frame
+            given += 1
+    except FATAL:
+        raise
+    except tuple(CAUSES) as error:
+        yield from [_failure(error)] * (len(frames) - given)
+
+
+def _member(image: ImageObject, span: bytes, start: int) -> Read:
+    if image.fragment is None:
+        return span
+    at = image.fragment.position - start
+    try:
+        return member_content(image.kind, span[at : at + image.fragment.length], image.fragment)
+    except ImageError as error:
+        return failed(error.status, str(error))
+
+
+def _cut(span: _Span, wholes: Iterator[Read], cutting: Cutting) -> Iterator[Read]:
+    """Every image of a span: a whole as it is, boxes cut out of one decode of theirs."""
+    for _, images in groupby(span.images, lambda image: image.whole):
+        whole = next(wholes)
+        if isinstance(whole, Measured):
+            yield from (whole for _ in images)
+        else:
+            yield from _boxes(whole, images, cutting)
+
+
+def _boxes(whole: Content, images: Iterable[ImageObject], cutting: Cutting) -> Iterator[Read]:
+    pixels: Decoded | Measured | None = None
+    for image in images:
+        if not image.box:
+            yield whole
+            continue
+        pixels = _decoded(whole, cutting) if pixels is None else pixels
+        yield pixels if isinstance(pixels, Measured) else _box(pixels, image, cutting)
+
+
+def _decoded(whole: Content, cutting: Cutting) -> Decoded | Measured:
+    try:
+        return decoded(whole, cutting)
+    except ImageError as error:
+        return failed(error.status, str(error))
+
+
+def _box(pixels: Decoded, image: ImageObject, cutting: Cutting) -> Decoded | Measured:
+    try:
+        return cut_out(pixels, image, cutting)
+    except ImageError as error:
+        return failed(error.status, str(error))

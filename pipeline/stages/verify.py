@@ -6,23 +6,28 @@ Under `pixels=False` no image is opened and nothing is asked of the catalog: sim
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from pipeline.kernels.crop import BoxParams
+from pipeline.kernels.decode import Thumbnail
 from pipeline.kernels.header import ImageError
 from pipeline.kernels.verify import Evidence, compare, is_near_without_pixels, kind_without_pixels, may_skip
 from pipeline.kernels.verify_params import VerifyParams
 from pipeline.layout.edges import AGAIN, commit_edges
-from pipeline.layout.images import ImageObject, image_objects_of
+from pipeline.layout.images import NO_PARENT, PARENT_COLUMNS, ImageObject, image_objects_of, parents_of
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import EDGES
 from pipeline.layout.pairs import read_pairs
 from pipeline.layout.parts import part_name
-from pipeline.layout.root import Root
+from pipeline.layout.pixels import Cutting, load
 from pipeline.layout.tables import parquet_bytes, read_rows
 from pipeline.runner import Counters
 from pipeline.schemas import EDGES as EDGES_TABLE
@@ -32,10 +37,12 @@ from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 UNREAD = "unreadable"
 """Counter and cause of pairs that were judged without pixels, for want of an image."""
 ALIGNED = ("correlation", "overlap", "is_mirrored")
+ENDS = ("image_id", "match_id")
+_SIBLINGS: dict[str, Any] = {**dict.fromkeys(ALIGNED), "kind": Kind.SAME_PARENT.value, "is_verified": True}
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ class VerifySpec:
     folder: str
     params: VerifyParams
     max_pixels: int
+    boxes: BoxParams
     known: str
     lo: int
     hi: int
@@ -68,10 +76,11 @@ def verify(spec: VerifySpec) -> Counters:
     if not spec.params.pixels:
         return _by_similarity(store, spec, pairs)
     rows = pairs.to_pylist()
-    known = _known(store, spec, rows)
+    siblings = siblings_of(spec.inputs, pairs)
+    known = [_SIBLINGS if same else found for same, found in zip(siblings, _known(store, spec, rows), strict=True)]
     looked_at = [row for row, found in zip(rows, known, strict=True) if not (found or _skips(row, spec.params))]
-    ids = (row[name] for row in looked_at for name in ("image_id", "match_id"))
-    prepared = PreparedImages(spec.inputs, spec.params, spec.max_pixels, ids)
+    ids = (row[name] for row in looked_at for name in ENDS)
+    prepared = PreparedImages(spec.inputs, spec.params, _cutting(spec), ids)
     evidence = [found or _evidence(row, prepared, spec.params) for row, found in zip(rows, known, strict=True)]
     edges = _edge_table(pairs, evidence)
     unread = pc.sum(unsettled(edges, spec.params)).as_py() or 0
@@ -81,7 +90,8 @@ def verify(spec: VerifySpec) -> Counters:
     else:
         _commit_settled(store, spec, edges)
     kinds = [item["kind"] for item in evidence]
-    seen = {"pairs": len(rows), "looked_at": len(looked_at), "reused": sum(map(bool, known)), UNREAD: unread}
+    reused = sum(map(bool, known)) - int(siblings.sum())
+    seen = {"pairs": len(rows), "looked_at": len(looked_at), "reused": reused, UNREAD: unread}
     return seen | {kind: kinds.count(kind) for kind in set(kinds)}
 
 
@@ -115,7 +125,7 @@ def quarantine(spec: VerifySpec, cause: str) -> Counters:
     images = image_objects_of(spec.inputs, np.array(ids, np.int64))
     if cause == Status.TIMEOUT.value:
         for image_id in ids:
-            _read_bytes(images[image_id], spec.inputs.root)
+            _look(images[image_id], spec)
     names = " and ".join(f"{images[image_id].name} ({image_id})" for image_id in ids)
     evidence = _unseen(kind_without_pixels(row["similarity"], row["signature_similarity"], spec.params))
     if spec.only is None:
@@ -140,14 +150,23 @@ def unsettled(edges: pa.Table, params: VerifyParams) -> pa.ChunkedArray:
 def _by_similarity(store: Store, spec: VerifySpec, pairs: pa.Table) -> Counters:
     """Commits what similarity says of pairs of which no pixels are ever compared."""
     near = is_near_without_pixels(pairs["similarity"].to_numpy(), pairs["signature_similarity"].to_numpy(), spec.params)
+    siblings = siblings_of(spec.inputs, pairs)
+    near &= ~siblings
     kinds = pa.array([Kind.LOOK_ALIKE.value, Kind.NEAR_IDENTICAL.value]).take(pa.array(near.astype(np.int8)))
+    kinds = pc.if_else(pa.array(siblings), pa.scalar(Kind.SAME_PARENT.value), kinds)
     nothing = {name: pa.nulls(len(near), EDGES_TABLE.schema.field(name).type) for name in ALIGNED}
-    unverified = pa.array(np.zeros(len(near), bool))
-    columns = {name: pairs[name] for name in pairs.column_names} | nothing | {"kind": kinds, "is_verified": unverified}
+    columns = {name: pairs[name] for name in pairs.column_names} | nothing
+    columns |= {"kind": kinds, "is_verified": pa.array(siblings)}
     edges = pa.table({name: columns[name] for name in EDGES_TABLE.schema.names}, schema=EDGES_TABLE.schema)
     commit_edges(store, part_key(spec), edges)
-    counts = {Kind.NEAR_IDENTICAL.value: int(near.sum()), Kind.LOOK_ALIKE.value: int((~near).sum())}
-    return {"pairs": len(near), "looked_at": 0, "reused": 0} | {kind: count for kind, count in counts.items() if count}
+    counts: dict[str, float] = {"pairs": len(near), "looked_at": 0, "reused": 0}
+    return counts | Counter(kinds.to_pylist())
+
+
+def siblings_of(inputs: Inputs, pairs: pa.Table) -> NDArray[np.bool_]:
+    """Which pairs are two frames or boxes of one file: no pixels decide what they are, bool (n,)."""
+    one, other = (parents_of(inputs.catalog_rows_of(pairs[end].to_numpy(), PARENT_COLUMNS)) for end in ENDS)
+    return np.asarray((one == other) & (one != NO_PARENT), bool)
 
 
 def _pairs(store: Store, spec: VerifySpec) -> pa.Table:
@@ -204,8 +223,11 @@ def _edge_table(pairs: pa.Table, evidence: list[dict[str, Any]]) -> pa.Table:
     return pa.table({name: columns[name] for name in EDGES_TABLE.schema.names}, schema=EDGES_TABLE.schema)
 
 
-def _read_bytes(image: ImageObject, root: Root) -> bytes | None:
-    try:
-        return image.read(root)
-    except (*UNREADABLE, ImageError):
-        return None
+def _cutting(spec: VerifySpec) -> Cutting:
+    return Cutting(Thumbnail(spec.max_pixels), spec.boxes)
+
+
+def _look(image: ImageObject, spec: VerifySpec) -> None:
+    """Raises StorageUnavailable where its store does not answer."""
+    with suppress(*UNREADABLE, ImageError):
+        load(image, spec.inputs.root, _cutting(spec))

@@ -45,11 +45,15 @@ def _exact_pairs(found: Range) -> dict[str, pa.Array]:
     rows = rows[head[rows] != exact.image_id[rows]]
     content_of_head = exact.content_id[np.searchsorted(exact.image_id, head[rows])]
     same_bytes = exact.content_id[rows] == content_of_head
+    parent_of_head = exact.parent_id[np.searchsorted(exact.image_id, head[rows])]
+    same_parent = (exact.parent_id[rows] == parent_of_head) & (parent_of_head >= 0)
+    kinds = np.where(same_bytes, Kind.SAME_BYTES.value, Kind.SAME_PIXELS.value).astype(object)
+    kinds[same_parent] = Kind.SAME_PARENT.value
     count = len(rows)
     columns: dict[str, Any] = {
         "image_id": head[rows],
         "match_id": exact.image_id[rows],
-        "kind": np.where(same_bytes, Kind.SAME_BYTES.value, Kind.SAME_PIXELS.value).astype(object),
+        "kind": kinds,
         **_exact_evidence(count),
     }
     return {name: pa.array(values) for name, values in columns.items()}
