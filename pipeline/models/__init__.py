@@ -6,6 +6,7 @@ height, layout, dtype, mean, std, channel_order, scale); what is left out is tak
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -17,11 +18,12 @@ from importlib import resources
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ModelError, UsageError
+from pipeline.errors import ArtifactError, ModelError, UsageError
 from pipeline.kernels.embed import Embedder, ModelInput, check_canary, load_embedder
-from pipeline.kernels.moments import Moments
+from pipeline.kernels.moments import Moments, moments_from_bytes, moments_to_bytes
 
 DEFAULT_NAME = "efficientnet_lite0_160_int8"
+MOMENTS_KEY = "image_audit.embedding_moments"
 _EXAMPLE = '{"width": 224, "height": 224, "layout": "NCHW"}'
 
 
@@ -29,8 +31,8 @@ _EXAMPLE = '{"width": 224, "height": 224, "layout": "NCHW"}'
 class Model:
     """A model's bytes and all that is known of it; small enough to be handed to every worker once.
 
-    `embedding_moments` and `canary` (float16 (c, d)) are None for a user's own model, `signature_moments` are of the
-    signature alone and hold for any model. `sha256` is of `data`, in hexadecimal.
+    `embedding_moments` (unless its file holds them) and `canary` (float16 (c, d)) are None for a user's own model,
+    `signature_moments` are of the signature alone and hold for any model. `sha256` is of `data`, in hexadecimal.
     """
 
     name: str
@@ -74,15 +76,41 @@ def default_model() -> Model:
 def open_model(data: bytes, name: str, description: ModelInput | Mapping[str, object] | None = None) -> Model:
     """A user's own ONNX or ORT model, from its bytes; `name` is for messages and the run's record.
 
-    ModelError if it cannot be used or its input cannot be inferred, UsageError for a wrong description.
+    Moments that `moments_to_metadata` put into the file are taken from there. ModelError if it cannot be used or its
+    input cannot be inferred, UsageError for a wrong description.
     """
     try:
         embedder = load_embedder(data, description)
+        moments = moments_from_metadata(embedder.metadata, embedder.dimension)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
-    return Model(name, _sha256(data), data, embedder.input, embedder.dimension, default_model().signature_moments)
+    of_signature = default_model().signature_moments
+    return Model(name, _sha256(data), data, embedder.input, embedder.dimension, of_signature, moments)
+
+
+def moments_to_metadata(moments: Moments) -> dict[str, str]:
+    """Moments of normalised embeddings as an entry of a model's own metadata, float32, so that they travel with it."""
+    short = Moments(moments.count, moments.mean.astype(np.float32), moments.cov.astype(np.float32))
+    return {MOMENTS_KEY: base64.b64encode(moments_to_bytes(short)).decode()}
+
+
+def moments_from_metadata(metadata: Mapping[str, str], dimension: int) -> Moments | None:
+    """The moments that a model's file holds, None for most. ModelError where they are damaged or of another length."""
+    if MOMENTS_KEY not in metadata:
+        return None
+    try:
+        found = moments_from_bytes(base64.b64decode(metadata[MOMENTS_KEY], validate=True))
+    except (ValueError, ArtifactError, UsageError) as error:
+        raise ModelError(f"the moments in its metadata cannot be read ({error}); build it anew") from error
+    moments = Moments(found.count, found.mean.astype(np.float64), found.cov.astype(np.float64))
+    if moments.mean.shape != (dimension,) or not (np.isfinite(moments.mean).all() and np.isfinite(moments.cov).all()):
+        raise ModelError(
+            f"the moments in its metadata are of {moments.mean.shape[0]} numbers or not finite, its embedding has "
+            f"{dimension}; build it anew"
+        )
+    return moments
 
 
 def parse_description(text: bytes, where: str) -> dict[str, object]:
