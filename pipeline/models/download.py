@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Patience:
-    """attempts: connections per address that may bring nothing before it is given up; timeout: seconds without a byte;
-    backoff: seconds before the second attempt, doubled for each further one.
+    """attempts: broken connections in a row after which an address is given up, one that brings bytes begins anew;
+    timeout: seconds without a byte; backoff: seconds before the second attempt, doubled for each further one.
     """
 
     attempts: int = 4
