@@ -99,9 +99,9 @@ def _download(named: NamedModel, store: Store, patience: Patience) -> None:
     except StorageError as error:
         size = f"{named.size} bytes, " if named.size else ""
         raise ModelError(
-            f"the model {named.name} is not in the model cache and could not be put there: {error}. On a machine "
-            f"without a network: download {named.urls[0]} elsewhere and put it here as {place} ({size}sha256 "
-            f"{named.sha256}); --model-cache or {CACHE_VARIABLE} name another folder"
+            f"the model {named.name} is not in the model cache and could not be put there ({error}). Without a "
+            f"network, download {named.urls[0]} elsewhere and put it here as {place} ({size}sha256 {named.sha256}); "
+            f"--model-cache or {CACHE_VARIABLE} name another folder"
         ) from error
 
 

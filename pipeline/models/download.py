@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from pipeline import __version__
 from pipeline.errors import StorageUnavailable
@@ -45,18 +46,16 @@ def downloaded(urls: Sequence[str], size: int, patience: Patience) -> Iterator[b
     A broken connection is taken up where it broke, at the same address or the next. StorageUnavailable when none is
     left, with what each of them said.
     """
-    done = 0
-    said = time.monotonic()
-    failures = []
+    done, said, failures = 0, time.monotonic(), []
     for url in urls:
-        tries = 0
+        host, tries, failure = urlsplit(url).netloc, 0, ""
         while tries < patience.attempts:
             try:
                 for piece in _pieces(url, done, patience.timeout):
                     done, tries = done + len(piece), 0
                     if time.monotonic() - said > _SAY_EVERY:
                         said = time.monotonic()
-                        _log.info("%s: %.0f MB%s", url, done / 1e6, f" of {size / 1e6:.0f}" if size else "")
+                        _log.info("%s: %.0f of %s MB", host, done / 1e6, round(size / 1e6) or "?")
                     yield piece
                 if done >= size:
                     return
@@ -67,9 +66,9 @@ def downloaded(urls: Sequence[str], size: int, patience: Patience) -> Iterator[b
             except _Broken as error:
                 tries, failure = tries + 1, str(error)
             if tries < patience.attempts:
-                _log.info("%s: %s after %d bytes; trying again", url, failure, done)
-                time.sleep(patience.backoff * 2.0 ** (tries - 1) if tries else 0)
-        failures.append(f"{url}: {failure}")
+                _log.info("%s: %s after %d bytes; trying again", host, failure, done)
+                time.sleep(patience.backoff * 2.0 ** (tries - 1))
+        failures.append(f"{host}: {failure}")
     raise StorageUnavailable("; ".join(failures))
 
 
