@@ -289,6 +289,26 @@ def test_one_token_of_many(token: int, ir_version: int) -> None:
     np.testing.assert_allclose(found, by_hand("tokens")[:, token], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("asked", "tensor", "token"), [({"output": "pooled"}, "pooled", 0), ({"token": 3}, "tokens", 3)]
+)
+def test_an_output_of_ones_own_model(asked: dict[str, object], tensor: str, token: int) -> None:
+    """A description names the tensor; the model that workers get is cut already, and needs no second cut."""
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(INPUT).items()}
+    model = open_model(DATA, "mine", {**plain, "output": tensor, **asked})
+    wanted = by_hand(tensor).reshape(len(IMAGES), -1, WIDTH)[:, token]
+    np.testing.assert_allclose(model.load().embed(IMAGES), wanted, rtol=1e-4, atol=1e-5)
+    again = open_model(model.data, "mine", vars(model.input))
+    assert again.sha256 == model.sha256 == hashlib.sha256(model.data).hexdigest()
+
+
+@pytest.mark.parametrize("wrong", [{"output": 3}, {"output": ""}, {"token": 0}, {"output": "tokens", "token": -1}])
+def test_a_senseless_output(wrong: dict[str, object]) -> None:
+    """Refused before the model is read."""
+    with pytest.raises(UsageError, match=f"^mine: .*{list(wrong)[-1]}"):
+        open_model(b"", "mine", wrong)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, len(DATA) - 1))
 def test_a_file_that_is_cut_off(size: int) -> None:

@@ -1,7 +1,8 @@
 """The models: the default one that ships in this package, and how any other is opened from its bytes.
 
-A user's own model may come with a description of its input, a JSON object with any of the keys of `ModelInput` (width,
-height, layout, dtype, mean, std, channel_order, scale); what is left out is taken from the graph.
+A user's own model may come with a description, a JSON object with any of the keys of `ModelInput` (width, height,
+layout, dtype, mean, std, channel_order, scale), what is left out is taken from the graph; and with `output`, the tensor
+that holds the embedding, and `token`, which vector of it.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ArtifactError, ModelError, UsageError
 from pipeline.kernels.embed import Embedder, ModelInput, check_canary, load_embedder
+from pipeline.kernels.graph_output import with_output
 from pipeline.kernels.moments import Moments, moments_from_bytes, moments_to_bytes
 
 DEFAULT_NAME = "efficientnet_lite0_160_int8"
+MAX_TOKEN = 2**31
 MOMENTS_KEY = "image_audit.embedding_moments"
 _EXAMPLE = '{"width": 224, "height": 224, "layout": "NCHW"}'
 
@@ -76,10 +79,13 @@ def default_model() -> Model:
 def open_model(data: bytes, name: str, description: ModelInput | Mapping[str, object] | None = None) -> Model:
     """A user's own ONNX or ORT model, from its bytes; `name` is for messages and the run's record.
 
-    Moments that `moments_to_metadata` put into the file are taken from there. ModelError if it cannot be used or its
-    input cannot be inferred, UsageError for a wrong description.
+    Its `data` is the model cut to the output that the description names, if any; moments that `moments_to_metadata` put
+    into the file are taken from there. ModelError if it cannot be used or its input cannot be inferred, UsageError for
+    a wrong description.
     """
     try:
+        if isinstance(description, Mapping):
+            data, description = _cut(data, description)
         embedder = load_embedder(data, description)
         moments = moments_from_metadata(embedder.metadata, embedder.dimension)
     except ModelError as error:
@@ -88,6 +94,19 @@ def open_model(data: bytes, name: str, description: ModelInput | Mapping[str, ob
         raise UsageError(f"{name}: {error}") from error
     of_signature = default_model().signature_moments
     return Model(name, _sha256(data), data, embedder.input, embedder.dimension, of_signature, moments)
+
+
+def _cut(data: bytes, description: Mapping[str, object]) -> tuple[bytes, dict[str, object]]:
+    """The model with the output that the description asks for, and the rest of the description."""
+    rest = dict(description)
+    output, token = rest.pop("output", None), rest.pop("token", None)
+    if not (output is None or (isinstance(output, str) and output)):
+        raise UsageError(f"output is {output!r}, want the name of a tensor of the graph, such as last_hidden_state")
+    if not (token is None or (type(token) is int and 0 <= token < MAX_TOKEN)):
+        raise UsageError(f"token is {token!r}, want a whole number from 0, the class token of most transformers, on")
+    if output is None and token is not None:
+        raise UsageError("token says which vector of output is taken, and no output is named: name it too")
+    return (data if output is None else with_output(data, output, token)), rest
 
 
 def moments_to_metadata(moments: Moments) -> dict[str, str]:
