@@ -135,15 +135,16 @@ def test_the_six_names() -> None:
 def test_download_once(tmp_path: Path, use: Use, caplog: pytest.LogCaptureFixture) -> None:
     """The file is fetched, kept under its name and cut before its class scores; the second time nothing is asked."""
     with serving(Served(DATA)) as server, caplog.at_level("INFO"):
-        use(tiny(server.url))
+        use(tiny(server.url, licence="a test licence, said once"))
         first = resolve_model(NAME, str(tmp_path / "new/cache"), patience=QUICK)
         again = resolve_model(NAME, str(tmp_path / "new/cache"), patience=QUICK)
     assert server.ranges == [""]
     assert [path.name for path in (tmp_path / "new/cache").iterdir()] == ["tiny.onnx"]
     assert (tmp_path / "new/cache/tiny.onnx").read_bytes() == DATA
     assert first.model.sha256 == again.model.sha256
-    assert "a test licence" in first.note
+    assert "said once" in first.note
     assert server.url in caplog.text
+    assert caplog.text.count("said once") == 1
     found = first.model.load().embed(IMAGES)
     np.testing.assert_allclose(found, by_hand("pooled").reshape(-1, WIDTH), rtol=1e-4, atol=1e-5)
 

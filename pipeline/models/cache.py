@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from pipeline.errors import ModelError, NotFound, StorageError
 from pipeline.kernels.embed import MAX_MODEL_BYTES
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A named model, ready to embed, and the line on its licence that a run prints once."""
+    """A named model, ready to embed, and the line on its licence, which a process logs once."""
 
     model: Model
     note: str
@@ -50,9 +51,14 @@ def resolve_model(
     download and where to put it. UsageError for an unknown name, StorageError for a cache that cannot be used.
     """
     store = open_store(cache_folder(cache), storage)
-    if name == HIGH_ACCURACY:
-        return _built(store)
-    return _opened(named_model(name), store, patience)
+    found = _built(store) if name == HIGH_ACCURACY else _opened(named_model(name), store, patience)
+    _say_once(found.note)
+    return found
+
+
+@lru_cache(maxsize=None)
+def _say_once(note: str) -> None:
+    _log.info("%s", note)
 
 
 def _opened(named: NamedModel, store: Store, patience: Patience) -> ResolvedModel:
@@ -91,7 +97,6 @@ def _checked(named: NamedModel, store: Store) -> bytes | None:
 def _download(named: NamedModel, store: Store, patience: Patience) -> None:
     """Into the cache under a temporary name, in place once its sha256 is right; two runs at once do no harm."""
     place = f"{store.uri}/{named.file}"
-    _log.info("%s", named.note)
     _log.info("downloading %s to %s", named.urls[0], place)
     _remove_leftovers(store)
     try:
