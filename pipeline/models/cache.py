@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 
 from pipeline.errors import ModelError, NotFound, StorageError
 from pipeline.kernels.embed import MAX_MODEL_BYTES
@@ -56,7 +56,7 @@ def resolve_model(
     return found
 
 
-@lru_cache(maxsize=None)
+@functools.cache
 def _say_once(note: str) -> None:
     _log.info("%s", note)
 
