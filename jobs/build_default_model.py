@@ -63,7 +63,7 @@ class Variant:
 
 VARIANTS = {
     "default": Variant("lite0", 160, 320, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
-    "high_accuracy": Variant("lite2", 224, 352, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+    "high_accuracy": Variant("lite1", 224, 320, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
 }
 
 

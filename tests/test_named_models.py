@@ -19,11 +19,12 @@ from audited import projection_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_server import Served, resolve_in_child, serving
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
+from tiny_model import DATA, INPUT, NAME, SIDE, TOKENS, WIDTH, classifier, tiny
 
 from pipeline.errors import ModelError, UsageError
-from pipeline.kernels.embed import ModelInput, load_embedder
+from pipeline.kernels.embed import load_embedder
 from pipeline.kernels.graph_output import with_output
 from pipeline.kernels.moments import Moments
 from pipeline.models import MOMENTS_KEY, moments_to_metadata, named, open_model
@@ -31,48 +32,8 @@ from pipeline.models.cache import CACHE_VARIABLE, HIGH_ACCURACY_FILE, cache_fold
 from pipeline.models.download import Patience
 from pipeline.models.named import NAMED, NamedModel, is_model_name
 
-SIDE, TOKENS, WIDTH, CLASSES = 12, 9, 5, 7
-INPUT = ModelInput(SIDE, SIDE, "NCHW", "float32", (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "RGB", 1 / 255)
 QUICK = Patience(attempts=3, timeout=0.3, backoff=0.0)
-NAME = "tiny"
 Use = Callable[[NamedModel], None]
-
-
-def classifier(ir_version: int = 8) -> bytes:
-    """A classifier as providers publish them: convolution, tokens, their mean, scores; (n, 7) is its only output."""
-    rng = np.random.default_rng(3)
-    weights = {
-        "kernel": rng.normal(size=(WIDTH, 3, 4, 4)).astype(np.float32),
-        "head": rng.normal(size=(WIDTH, CLASSES)).astype(np.float32),
-        "shape": np.array([0, WIDTH, -1]),
-    }
-    nodes = [
-        helper.make_node("Conv", ["x", "kernel"], ["map"], strides=[4, 4]),
-        helper.make_node("Reshape", ["map", "shape"], ["rows"]),
-        helper.make_node("Transpose", ["rows"], ["tokens"], perm=[0, 2, 1]),
-        helper.make_node("GlobalAveragePool", ["map"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "head"], ["scores"]),
-    ]
-    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, SIDE, SIDE])]
-    if ir_version < 4:  # then a weight is an input as well
-        inputs += [
-            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
-            for name, value in weights.items()
-        ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        inputs,
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["n", CLASSES])],
-        [numpy_helper.from_array(value, name) for name, value in weights.items()],
-    )
-    opset = helper.make_opsetid("", 7 if ir_version < 4 else 17)
-    data: bytes = helper.make_model(graph, opset_imports=[opset], ir_version=ir_version).SerializeToString()
-    return data
-
-
-DATA = classifier()
 IMAGES = np.random.default_rng(1).integers(0, 256, (11, SIDE, SIDE, 3), dtype=np.uint8)
 
 
@@ -83,23 +44,6 @@ def by_hand(tensor: str) -> np.ndarray:
     x = (IMAGES / 255 - np.array(INPUT.mean)) / np.array(INPUT.std)
     run = ReferenceEvaluator(model).run(None, {"x": x.transpose(0, 3, 1, 2).astype(np.float32)})
     return np.asarray(run[-1])
-
-
-def tiny(*urls: str, data: bytes = DATA, **changes: object) -> NamedModel:
-    """A row of the table for `data`; its embedding is the pooled map."""
-    row = NamedModel(
-        name=NAME,
-        title="a test model",
-        urls=urls,
-        sha256=hashlib.sha256(data).hexdigest(),
-        size=len(data),
-        licence="a test licence",
-        citation="nobody",
-        dimension=WIDTH,
-        input=INPUT,
-        tensor="pooled",
-    )
-    return replace(row, **changes)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -176,15 +120,24 @@ def test_another_file_in_the_cache(tmp_path: Path, use: Use, refused_url: str) -
     assert (tmp_path / "tiny.onnx").read_bytes() == DATA[:-1]
 
 
-@pytest.mark.parametrize("sent", [b"<html>sign in</html>" * 200, DATA[:-1] + b"\xff", DATA + b"more"])
-def test_another_file_on_the_server(sent: bytes, tmp_path: Path, use: Use) -> None:
-    """A wrong checksum is an error with both, and nothing is kept: no half file, no temporary one."""
-    with serving(Served(sent)) as server:
+@pytest.mark.parametrize("is_sized", [True, False])
+@pytest.mark.parametrize("sent", [b"<html>sign in</html>", DATA[:-1] + b"\xff", DATA + b"more"])
+def test_another_file_on_the_server(sent: bytes, is_sized: bool, tmp_path: Path, use: Use) -> None:
+    """Told by its length or its checksum, it is an error that says what is wanted; no half or temporary file stays."""
+    with serving(Served(sent, is_sized=is_sized)) as server:
         use(tiny(server.url))
-        with pytest.raises(ModelError, match="nothing was kept") as error:
+        with pytest.raises(ModelError, match=r"nothing was kept|another file|bytes of \d+ came") as error:
             resolve_model(NAME, str(tmp_path), patience=QUICK)
     assert tiny().sha256 in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_in_place_of_the_file(tmp_path: Path, use: Use) -> None:
+    """What a sign-in page says is not put before what the next address gives."""
+    with serving(Served(b"<html>sign in</html>")) as page, serving(Served(DATA)) as there:
+        use(tiny(page.url, there.url))
+        resolve_model(NAME, str(tmp_path), patience=QUICK)
+    assert (page.ranges, there.ranges) == ([""], [""])
 
 
 @pytest.mark.parametrize("has_ranges", [True, False])

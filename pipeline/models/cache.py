@@ -18,7 +18,7 @@ from pipeline.models.named import HIGH_ACCURACY, NamedModel, named_model
 from pipeline.storage import StorageConfig, Store, is_remote, open_store, remove_leftovers
 
 CACHE_VARIABLE = "IMAGE_AUDIT_MODEL_CACHE"
-HIGH_ACCURACY_FILE = "efficientnet_lite2_224_int8.onnx"
+HIGH_ACCURACY_FILE = "efficientnet_lite1_224_int8.onnx"
 _PATIENT = Patience()
 _DEFAULT_STORAGE = StorageConfig()
 _log = logging.getLogger(__name__)
@@ -143,5 +143,5 @@ def _built(store: Store) -> ResolvedModel:
             "Build it from any 10,000 photos, with a subfolder for each kind: pip install 'image-audit[model-build]' "
             f"and python -m jobs.build_default_model --variant {HIGH_ACCURACY} --photos FOLDER --out {store.uri}"
         ) from None
-    note = f"model {HIGH_ACCURACY}: EfficientNet-Lite2 of Google, built here; Apache-2.0, trained on ImageNet-1k"
+    note = f"model {HIGH_ACCURACY}: EfficientNet-Lite1 of Google, built here; Apache-2.0, trained on ImageNet-1k"
     return ResolvedModel(open_model(data, HIGH_ACCURACY_FILE, None), note)

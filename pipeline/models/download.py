@@ -51,7 +51,7 @@ def downloaded(urls: Sequence[str], size: int, patience: Patience) -> Iterator[b
         host, tries, failure = urlsplit(url).netloc, 0, ""
         while tries < patience.attempts:
             try:
-                for piece in _pieces(url, done, patience.timeout):
+                for piece in _pieces(url, done, size, patience.timeout):
                     done, tries = done + len(piece), 0
                     if time.monotonic() - said > _SAY_EVERY:
                         said = time.monotonic()
@@ -72,8 +72,8 @@ def downloaded(urls: Sequence[str], size: int, patience: Patience) -> Iterator[b
     raise StorageUnavailable("; ".join(failures))
 
 
-def _pieces(url: str, start: int, timeout: float) -> Iterator[bytes]:
-    """The bytes of a file from `start` on, over one connection."""
+def _pieces(url: str, start: int, size: int, timeout: float) -> Iterator[bytes]:
+    """The bytes of a file of `size` (0 = not known) from `start` on, over one connection."""
     headers = {"User-Agent": f"image-audit/{__version__}", "Accept-Encoding": "identity"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -82,6 +82,9 @@ def _pieces(url: str, start: int, timeout: float) -> Iterator[bytes]:
         with urllib.request.urlopen(request, timeout=timeout) as answer:  # noqa: S310 - as above
             skipped = 0 if answer.status == 206 else start  # a server may know no ranges
             rest = answer.length  # None where the server does not say
+            wanted = size - start + skipped
+            if size and rest is not None and rest != wanted:  # nothing of a sign-in page may precede the next address
+                raise _Refused(f"it gives {rest} bytes where {wanted} are wanted: another file or a page in its place")
             while piece := answer.read(PIECE):
                 rest = None if rest is None else rest - len(piece)
                 kept, skipped = piece[skipped:], max(0, skipped - len(piece))
