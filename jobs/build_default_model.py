@@ -278,7 +278,7 @@ def photo_moments(embedder: Embedder, photos: Sequence[Path]) -> tuple[Moments, 
     """Moments of the normalised embeddings and signatures of the photos; refuses fewer than 10,000."""
     embeddings, signatures = features(embedder, photos)
     if len(embeddings) < MIN_PHOTOS:
-        raise SystemExit(f"{len(embeddings)} decodable photos for the moments, want at least {MIN_PHOTOS}")
+        raise SystemExit(f"{len(embeddings)} photos for the moments, want {MIN_PHOTOS}: give more, or raise --cap")
     return moments_of(normalise_embeddings(embeddings)), moments_of(normalise_signatures(signatures))
 
 
