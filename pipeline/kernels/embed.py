@@ -115,6 +115,12 @@ class Embedder:
         # equal rows are owed for any shard size.
         self._is_padded = isinstance(fixed, int) or model_input.dtype == "float32"
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What the file says of itself: the `metadata_props` of an ONNX model."""
+        found: dict[str, str] = self._session.get_modelmeta().custom_metadata_map
+        return found
+
     def embed(self, images: Images) -> NDArray[np.float32]:
         """Raw model output of uint8 RGB images (n, height, width, 3): float32 (n, dimension). May hold NaN or infinity.
 

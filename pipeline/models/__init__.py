@@ -1,11 +1,13 @@
 """The models: the default one that ships in this package, and how any other is opened from its bytes.
 
-A user's own model may come with a description of its input, a JSON object with any of the keys of `ModelInput` (width,
-height, layout, dtype, mean, std, channel_order, scale); what is left out is taken from the graph.
+A user's own model may come with a description, a JSON object with any of the keys of `ModelInput` (width, height,
+layout, dtype, mean, std, channel_order, scale), what is left out is taken from the graph; and with `output`, the tensor
+that holds the embedding, and `token`, which vector of it.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
@@ -17,11 +19,14 @@ from importlib import resources
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import ModelError, UsageError
+from pipeline.errors import ArtifactError, ModelError, UsageError
 from pipeline.kernels.embed import Embedder, ModelInput, check_canary, load_embedder
-from pipeline.kernels.moments import Moments
+from pipeline.kernels.graph_output import with_output
+from pipeline.kernels.moments import Moments, moments_from_bytes, moments_to_bytes
 
 DEFAULT_NAME = "efficientnet_lite0_160_int8"
+MAX_TOKEN = 2**31
+MOMENTS_KEY = "image_audit.embedding_moments"
 _EXAMPLE = '{"width": 224, "height": 224, "layout": "NCHW"}'
 
 
@@ -29,8 +34,8 @@ _EXAMPLE = '{"width": 224, "height": 224, "layout": "NCHW"}'
 class Model:
     """A model's bytes and all that is known of it; small enough to be handed to every worker once.
 
-    `embedding_moments` and `canary` (float16 (c, d)) are None for a user's own model, `signature_moments` are of the
-    signature alone and hold for any model. `sha256` is of `data`, in hexadecimal.
+    `embedding_moments` (unless its file holds them) and `canary` (float16 (c, d)) are None for a user's own model,
+    `signature_moments` are of the signature alone and hold for any model. `sha256` is of `data`, in hexadecimal.
     """
 
     name: str
@@ -74,15 +79,57 @@ def default_model() -> Model:
 def open_model(data: bytes, name: str, description: ModelInput | Mapping[str, object] | None = None) -> Model:
     """A user's own ONNX or ORT model, from its bytes; `name` is for messages and the run's record.
 
-    ModelError if it cannot be used or its input cannot be inferred, UsageError for a wrong description.
+    Its `data` is the model cut to the output that the description names, if any; moments that `moments_to_metadata` put
+    into the file are taken from there. ModelError if it cannot be used or its input cannot be inferred, UsageError for
+    a wrong description.
     """
     try:
+        if isinstance(description, Mapping):
+            data, description = _cut(data, description)
         embedder = load_embedder(data, description)
+        moments = moments_from_metadata(embedder.metadata, embedder.dimension)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from error
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
-    return Model(name, _sha256(data), data, embedder.input, embedder.dimension, default_model().signature_moments)
+    of_signature = default_model().signature_moments
+    return Model(name, _sha256(data), data, embedder.input, embedder.dimension, of_signature, moments)
+
+
+def _cut(data: bytes, description: Mapping[str, object]) -> tuple[bytes, dict[str, object]]:
+    """The model with the output that the description asks for, and the rest of the description."""
+    rest = dict(description)
+    output, token = rest.pop("output", None), rest.pop("token", None)
+    if not (output is None or (isinstance(output, str) and output)):
+        raise UsageError(f"output is {output!r}, want the name of a tensor of the graph, such as last_hidden_state")
+    if not (token is None or (type(token) is int and 0 <= token < MAX_TOKEN)):
+        raise UsageError(f"token is {token!r}, want a whole number from 0, the class token of most transformers, on")
+    if output is None and token is not None:
+        raise UsageError("token says which vector of output is taken, and no output is named: name it too")
+    return (data if output is None else with_output(data, output, token)), rest
+
+
+def moments_to_metadata(moments: Moments) -> dict[str, str]:
+    """Moments of normalised embeddings as an entry of a model's own metadata, float32, so that they travel with it."""
+    short = Moments(moments.count, moments.mean.astype(np.float32), moments.cov.astype(np.float32))
+    return {MOMENTS_KEY: base64.b64encode(moments_to_bytes(short)).decode()}
+
+
+def moments_from_metadata(metadata: Mapping[str, str], dimension: int) -> Moments | None:
+    """The moments that a model's file holds, None for most. ModelError where they are damaged or of another length."""
+    if MOMENTS_KEY not in metadata:
+        return None
+    try:
+        found = moments_from_bytes(base64.b64decode(metadata[MOMENTS_KEY], validate=True))
+    except (ValueError, ArtifactError, UsageError) as error:
+        raise ModelError(f"the moments in its metadata cannot be read ({error}); build it anew") from error
+    moments = Moments(found.count, found.mean.astype(np.float64), found.cov.astype(np.float64))
+    if moments.mean.shape != (dimension,) or not (np.isfinite(moments.mean).all() and np.isfinite(moments.cov).all()):
+        raise ModelError(
+            f"the moments in its metadata are of {moments.mean.shape[0]} numbers or not finite, its embedding has "
+            f"{dimension}; build it anew"
+        )
+    return moments
 
 
 def parse_description(text: bytes, where: str) -> dict[str, object]:
