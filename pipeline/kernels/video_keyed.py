@@ -23,9 +23,9 @@ from pipeline.kernels.video_stream import (
     decoded,
     opened,
     packets,
+    sized,
     translated,
 )
-from pipeline.schemas import Status
 
 if TYPE_CHECKING:
     import av
@@ -297,7 +297,7 @@ def _seek(reading: _Reading, ms: int) -> bool:
     ticks = video.origin + (2 * ms + 1) * video.time_base.denominator // (2000 * video.time_base.numerator)
     live.file.renew()
     try:
-        with translated(live.file):
+        with sized(), translated(live.file):
             live.container.seek(ticks, stream=live.stream)
     except ImageError:
         return False
@@ -324,9 +324,7 @@ def _next(reading: _Reading) -> _Item | None:
         return reading.back.popleft()
     try:
         packet = next(reading.source, None)
-    except ImageError as error:
-        if error.status is Status.CRASHED:
-            raise
+    except ImageError:
         reading.broke = True
         return None
     if packet is None:

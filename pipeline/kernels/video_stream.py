@@ -157,6 +157,17 @@ def translated(file: Bounded) -> Iterator[list[tuple[int, str, str]]]:
         raise file.failed
 
 
+@contextmanager
+def sized() -> Iterator[None]:
+    """No memory for what a broken header asks for is a property of the file, and not of this attempt."""
+    try:
+        yield
+    except ImageError as error:
+        if error.status is not Status.CRASHED:
+            raise
+        raise ImageError(Status.UNREADABLE, str(error)) from error
+
+
 def complaint(logs: list[tuple[int, str, str]]) -> str:
     """The last error that FFmpeg logged; "" for none."""
     return next((said.strip()[:200] for level, _, said in reversed(logs) if level <= _ERROR and said.strip()), "")
@@ -220,12 +231,10 @@ def _container(stream: BinaryIO) -> Iterator[tuple[InputContainer, Bounded]]:
     head = stream.read(12)
     stream.seek(0)
     try:
-        with translated(file):
+        with sized(), translated(file):
             decoders = {"threads": "1", "max_pixels": str(MAX_PIXELS)}
             container = av.open(file, "r", options=decoders, container_options=asked, metadata_errors="replace")
     except ImageError as error:
-        if error.status is Status.CRASHED:  # tables of a broken header, not pictures
-            raise ImageError(Status.UNREADABLE, str(error)) from error
         if is_video(head):
             raise
         said = f"not a video that is read here (first bytes {head.hex()})"
@@ -311,7 +320,7 @@ def packets(live: Live) -> Iterator[av.Packet[Any]]:
     """
     source = live.container.demux(live.stream)
     while True:
-        with translated(live.file):
+        with sized(), translated(live.file):
             packet = next(source, None)
         if packet is None or (packet.size == 0 and packet.dts is None and packet.pts is None):
             return
