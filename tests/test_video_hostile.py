@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import resource
 import struct
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -252,6 +253,13 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     refused(made("avi mjpeg")[:500])
 
     assert capfd.readouterr() == ("", "")
+
+
+def test_without_the_decoder_a_video_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    status, message = refused(b"whatever it is")
+
+    assert (status, "pip install 'image-audit[video]'" in message) == ("unsupported", True)
 
 
 class Failing(io.BytesIO):

@@ -283,6 +283,26 @@ def test_of_several_streams_the_default_video_counts() -> None:
     assert [number_of(pixels) for pixels in pixels_of(video, times_of(video))] == [50, 51, 52, 53, 54]
 
 
+def test_sound_that_lies_far_from_the_pictures_is_not_read_for_each_of_them() -> None:
+    """All pictures, then all sound: FFmpeg would read 32 KB at either place in turn."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="avi") as container:
+        video = container.add_stream("mjpeg", rate=50)
+        video.width, video.height, video.pix_fmt = 64, 32, "yuvj420p"
+        sound = container.add_stream("pcm_s16le", rate=8000)
+        shots = [
+            p for n in range(600) for p in video.encode(av.VideoFrame.from_ndarray(picture(n % 9, 64, 32), "rgb24"))
+        ]
+        for number in range(600):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 160), np.int16), format="s16", layout="mono")
+            frame.sample_rate, frame.pts = 8000, number * 160
+            shots += sound.encode(frame)
+        for packet in shots:
+            container.mux_one(packet)
+
+    assert len(times_of(file.getvalue())) == 600
+
+
 def test_what_is_known_of_a_video() -> None:
     video = probe(io.BytesIO(made("mp4 h264")))
 

@@ -46,6 +46,7 @@ KINDS = {
     "avi h264 b": Kind("avi", "libx264", b_frames=2, options=FIXED),
     "mpeg mpeg1": Kind("mpeg", "mpeg1video"),
     "mpeg mpeg2": Kind("mpeg", "mpeg2video", b_frames=2),
+    "mpg ts": Kind("mpegts", "libx264", b_frames=2, options=FIXED),
     "wmv": Kind("asf", "wmv2"),
     "flv": Kind("flv", "flv"),
     "flv h264": Kind("flv", "libx264", b_frames=2, options=FIXED),

@@ -1,8 +1,13 @@
 """Frames of a video at given times.
 
 A frame is named by its time in milliseconds after the first shown one, and decoded from the last keyframe at or before
-it by a decoder that has seen nothing else: so its pixels do not depend on which other frames are asked for, nor on
-damage before that keyframe. Within one group of pictures decoding goes on from frame to frame.
+it by a decoder that begins there: so its pixels do not depend on which other frames are asked for, nor on damage before
+that keyframe. Within one group of pictures decoding goes on from frame to frame.
+
+Two kinds of damage are not covered. Where FFmpeg hands out an incomplete picture without a mark (seen in VP8 and HEVC),
+what is missing is what its memory held. Where the container is damaged, reading on and seeking may find other packets.
+Measured on files with up to 200 random changes: of frames asked for alone and among all, 3.6% differ in VP8, 0.4% in
+HEVC, under 0.2% in the others, none in VP9 and in H.264 in Matroska.
 """
 
 from __future__ import annotations

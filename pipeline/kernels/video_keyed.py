@@ -23,9 +23,9 @@ from pipeline.kernels.video_stream import (
     decoded,
     opened,
     packets,
+    sized,
     translated,
 )
-from pipeline.schemas import Status
 
 if TYPE_CHECKING:
     import av
@@ -36,6 +36,7 @@ _JUMP = 5_000
 
 _STEP_BACK = 1_000  # where a seek landed behind the keyframe: indexes know when pictures are decoded, not when shown
 _HELD_BYTES, _HELD_PACKETS = 64 << 20, 4_096  # while it is open which keyframe a frame is decoded from
+_DELAYED = 64  # a decoder holds at most 16 pictures back; a picture may come in two packets
 _LONG_AGO = -(1 << 62)
 _INTRA = 1
 
@@ -81,8 +82,8 @@ class _Reading:
 class _Run:
     """A decoder that began at the keyframe `anchor`: frames that it handed out, packets since a later keyframe.
 
-    is_straight: later keyframes begin no other run. is_left: one did. is_false: what it began at is no keyframe (one
-    from which pictures recover slowly shows none at first).
+    is_straight: later keyframes begin no other run. is_left: one did. is_sound: it began with a keyframe.
+    is_false: with another picture (one from which pictures recover slowly shows none at first).
     """
 
     anchor: int
@@ -92,6 +93,7 @@ class _Run:
     held: int = 0
     damage: str = ""
     began: bool = False
+    is_sound: bool = False
     is_false: bool = False
     is_left: bool = False
     is_over: bool = False
@@ -125,6 +127,10 @@ def _frame_at(reading: _Reading, run: _Run | None, ms: int) -> tuple[VideoFrame 
             found = _run_to(reading, run, ms)
             if found is not None:
                 return found, run
+            if run.damage and not run.is_left:
+                return damaged(reading.video, ms, run.damage), run
+            if run.is_sound and not run.is_left:
+                return absent(reading.video, ms), run
             if not run.is_left:
                 return _from_before(reading, ms, run.anchor), None
         begun = _gathered(reading, ms, ms, -1 if run is None else run.anchor)
@@ -198,7 +204,8 @@ def _hold(run: _Run, item: _Item | None) -> None:
     if item is not None and not run.is_straight and (run.later or (item.is_key and item.ms > run.anchor)):
         run.later.append(item)
         run.held += item.packet.size
-    run.is_over = item is None or _is_full(run.later, run.held)
+    is_late = len(run.later) > _DELAYED and any(later.is_key for later in run.later[1:])
+    run.is_over = item is None or is_late or _is_full(run.later, run.held)
 
 
 def _run_to(reading: _Reading, run: _Run, ms: int) -> VideoFrame | ImageError | None:
@@ -232,8 +239,12 @@ def _decode(reading: _Reading, run: _Run, item: _Item | None) -> None:
         if shown < run.anchor:
             continue
         is_key = frame.key_frame or frame.pict_type == _INTRA
-        run.is_false = run.is_false or (shown == run.anchor and not run.began and not is_key)
-        run.began = True
+        if not run.began:
+            run.began, run.is_sound, run.is_false = (
+                True,
+                shown == run.anchor and is_key,
+                shown == run.anchor and not is_key,
+            )
         run.damage = run.damage or (DAMAGED if frame.is_corrupt else "")
         run.pending.append((shown, damaged(reading.video, shown, run.damage) if run.damage else frame))
 
@@ -297,7 +308,7 @@ def _seek(reading: _Reading, ms: int) -> bool:
     ticks = video.origin + (2 * ms + 1) * video.time_base.denominator // (2000 * video.time_base.numerator)
     live.file.renew()
     try:
-        with translated(live.file):
+        with sized(), translated(live.file):
             live.container.seek(ticks, stream=live.stream)
     except ImageError:
         return False
@@ -324,9 +335,7 @@ def _next(reading: _Reading) -> _Item | None:
         return reading.back.popleft()
     try:
         packet = next(reading.source, None)
-    except ImageError as error:
-        if error.status is Status.CRASHED:
-            raise
+    except ImageError:
         reading.broke = True
         return None
     if packet is None:

@@ -37,10 +37,11 @@ DAMAGED = "FFmpeg: the picture is damaged"
 
 _LEADING_PACKETS = 64  # a decoder holds at most 16 pictures back; a picture may come in two packets
 _GENERATE_TIMES = 1  # a flag that PyAV sets: it reads ahead without bound, and guesses H.264 in AVI wrong
-_HEADROOM = 64 << 20
+_TIMES, _HEADROOM = 8, 64 << 20
 _ERROR = 16  # AV_LOG_ERROR
 _SILENT = frozenset({"mjpeg"})  # hands out damaged pictures without a mark, with what memory held before
 _INT_MAX = (1 << 31) - 1
+_SMALL = 8  # bytes that even an empty packet counts for
 
 
 class Video(NamedTuple):
@@ -91,9 +92,11 @@ def damaged(video: Video, ms: int, said: str) -> ImageError:
 
 
 class Bounded:
-    """A file for FFmpeg to read: without a name, at most `budget` bytes, and with what its reads raised.
+    """A file for FFmpeg to read: without a name, at most `budget` bytes for a packet, and with what its reads raised.
 
-    FFmpeg turns an exception of a read into an end of file, and a broken file can make it read in circles.
+    FFmpeg turns an exception of a read into an end of file, and a broken file can make it read in circles. A file whose
+    streams are not interleaved is read at two places in turn, 32 KB for a packet of any size: so packets are counted
+    apart.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -104,7 +107,7 @@ class Bounded:
 
     def renew(self) -> None:
         """Give as many bytes as reading the file several times takes."""
-        self.budget = 8 * self.size + _HEADROOM
+        self.budget = _TIMES * self.size + _HEADROOM
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes."""
@@ -115,7 +118,7 @@ class Bounded:
             raise
         self.budget -= len(data) + 64
         if self.budget < 0:
-            self.failed = ImageError(Status.UNREADABLE, "its parts point at one another: it is read in circles")
+            self.failed = in_circles()
             raise self.failed
         return data
 
@@ -126,6 +129,11 @@ class Bounded:
     def tell(self) -> int:
         """Position."""
         return self.stream.tell()
+
+
+def in_circles() -> ImageError:
+    """A file of which FFmpeg reads more than it holds."""
+    return ImageError(Status.UNREADABLE, "its parts point at one another: it is read in circles")
 
 
 class Live(NamedTuple):
@@ -155,6 +163,17 @@ def translated(file: Bounded) -> Iterator[list[tuple[int, str, str]]]:
         raise ImageError(Status.UNREADABLE, f"FFmpeg: {said}") from error
     if file.failed is not None:
         raise file.failed
+
+
+@contextmanager
+def sized() -> Iterator[None]:
+    """No memory for what a broken header asks for is a property of the file, and not of this attempt."""
+    try:
+        yield
+    except ImageError as error:
+        if error.status is not Status.CRASHED:
+            raise
+        raise ImageError(Status.UNREADABLE, str(error)) from error
 
 
 def complaint(logs: list[tuple[int, str, str]]) -> str:
@@ -213,6 +232,8 @@ def _bound(track: Any, max_pixels: int) -> None:
 @contextmanager
 def _container(stream: BinaryIO) -> Iterator[tuple[InputContainer, Bounded]]:
     av = library()
+    from av.stream import Discard
+
     stream.seek(0)
     file = Bounded(stream)
     stream.seek(0)
@@ -220,18 +241,19 @@ def _container(stream: BinaryIO) -> Iterator[tuple[InputContainer, Bounded]]:
     head = stream.read(12)
     stream.seek(0)
     try:
-        with translated(file):
+        with sized(), translated(file):
             decoders = {"threads": "1", "max_pixels": str(MAX_PIXELS)}
             container = av.open(file, "r", options=decoders, container_options=asked, metadata_errors="replace")
     except ImageError as error:
-        if error.status is Status.CRASHED:  # tables of a broken header, not pictures
-            raise ImageError(Status.UNREADABLE, str(error)) from error
         if is_video(head):
             raise
         said = f"not a video that is read here (first bytes {head.hex()})"
         raise ImageError(Status.UNSUPPORTED, said) from error
     with container:
         container.flags &= ~_GENERATE_TIMES
+        for other in container.streams:
+            if other.type != "video":
+                other.discard = Discard.all
         yield container, file
 
 
@@ -310,11 +332,16 @@ def packets(live: Live) -> Iterator[av.Packet[Any]]:
     Raises ImageError where FFmpeg cannot go on, and whatever reading the file raises.
     """
     source = live.container.demux(live.stream)
+    total = 0
     while True:
-        with translated(live.file):
+        with sized(), translated(live.file):
             packet = next(source, None)
         if packet is None or (packet.size == 0 and packet.dts is None and packet.pts is None):
             return
+        live.file.renew()
+        total += packet.size + _SMALL
+        if total > _TIMES * live.file.size + _HEADROOM:
+            raise in_circles()
         if not _is_hidden(live, packet):
             yield packet
 

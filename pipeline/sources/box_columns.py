@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.sources.listed import non_empty
+
 XYWH = ("col_x", "row_y", "width", "height")
 CORNERS = ("x1", "y1", "x2", "y2", "x3", "y3", "x4", "y4")
 KINDS = {"xywh": XYWH, "corners": CORNERS}
@@ -138,8 +140,7 @@ def _is_flat(kind: str, values: NDArray[np.float64]) -> NDArray[np.bool_]:
 
 
 def _parsed(column: pa.Array) -> Numbers:
-    text = pc.utf8_trim_whitespace(column)
-    text = pc.if_else(pc.equal(text, ""), None, text)
+    text = non_empty(pc.utf8_trim_whitespace(column))
     is_missing = pc.is_null(text).to_numpy(zero_copy_only=False)
     try:
         values = pc.fill_null(text.cast(pa.float64()), np.nan).to_numpy(zero_copy_only=False)

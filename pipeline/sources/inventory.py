@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import NotFound, UsageError
 from pipeline.sources.inventory_data import FORMATS, DataRows, canonical, data_rows, require_same
-from pipeline.sources.listed import Origin, Tally, batch_of
+from pipeline.sources.listed import Origin, Tally, batch_of, non_empty
 from pipeline.sources.table_columns import counts_of
 from pipeline.storage import StorageConfig, is_remote, open_store
 
@@ -154,7 +154,7 @@ def _flags(column: pa.Array | None, otherwise: bool, count: int) -> NDArray[np.b
     if column is None:
         return np.full(count, otherwise)
     text = pc.utf8_lower(column.cast(pa.string()))
-    is_true = pc.equal(pc.if_else(pc.equal(text, ""), None, text), "true")
+    is_true = pc.equal(non_empty(text), "true")
     flags: NDArray[np.bool_] = pc.fill_null(is_true, otherwise).to_numpy(zero_copy_only=False)
     return flags
 
@@ -163,8 +163,7 @@ def _times(column: pa.Array, origin: Origin) -> pa.Array:
     """Nanoseconds since 1970."""
     try:
         if pa.types.is_string(column.type):
-            column = pc.if_else(pc.equal(column, ""), None, column)
-            column = pc.cast(column, pa.timestamp("ns", "UTC"))
+            column = pc.cast(non_empty(column), pa.timestamp("ns", "UTC"))
         return column.cast(pa.timestamp("ns")).cast(pa.int64())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise UsageError(f"{origin.address}: a last modified date cannot be read: {error}") from error

@@ -51,22 +51,29 @@ def _is_columns(value: Mapping[Any, Any]) -> bool:
 
 
 def _reader(value: Any, address: str) -> pa.RecordBatchReader:
-    if isinstance(value, (pa.Table, pa.RecordBatch)) or hasattr(value, "__arrow_c_stream__"):
+    if isinstance(value, pa.RecordBatchReader):
+        return value
+    if isinstance(value, pa.RecordBatch):
+        return pa.RecordBatchReader.from_batches(value.schema, [value])
+    if not isinstance(value, pa.Table) and hasattr(value, "__arrow_c_stream__"):
         return pa.RecordBatchReader.from_stream(value)
+    table = value if isinstance(value, pa.Table) else _table(value)
+    if table is None:
+        raise UsageError(f"{address} is {type(value).__name__} {repr(value)[:40]}; {_WANTED}")
+    return pa.RecordBatchReader.from_batches(table.schema, table.to_batches())
+
+
+def _table(value: Any) -> pa.Table | None:
     if isinstance(value, Mapping):
-        return _batches(pa.table(dict(value)))
-    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and not hasattr(value, "__dataframe__"):
-        records = list(value)
-        if records and all(isinstance(record, Mapping) for record in records):
-            return _batches(pa.Table.from_pylist([dict(record) for record in records]))
-    elif type(value).__module__.partition(".")[0] == "pandas":
-        return _batches(pa.Table.from_pandas(value))
-    elif hasattr(value, "__dataframe__"):
+        return pa.table(dict(value))
+    if type(value).__module__.partition(".")[0] == "pandas":
+        return pa.Table.from_pandas(value)
+    if hasattr(value, "__dataframe__"):
         from pyarrow import interchange
 
-        return _batches(interchange.from_dataframe(value))
-    raise UsageError(f"{address} is {type(value).__name__} {repr(value)[:40]}; {_WANTED}")
-
-
-def _batches(table: pa.Table) -> pa.RecordBatchReader:
-    return pa.RecordBatchReader.from_batches(table.schema, table.to_batches())
+        return interchange.from_dataframe(value)
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        records = list(value)
+        if records and all(isinstance(record, Mapping) for record in records):
+            return pa.Table.from_pylist([dict(record) for record in records])
+    return None

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import UsageError
 from pipeline.sources.box_columns import CORNERS, KINDS, XYWH, Numbers, boxes_of, numbers_of
-from pipeline.sources.listed import Origin, batch_of, text_column
+from pipeline.sources.listed import Origin, batch_of, non_empty, text_column
 from pipeline.sources.splits import canonical_split
 from pipeline.storage import is_remote
 
@@ -129,8 +129,7 @@ def _require(values: Sequence[str] | pa.Array, name: str, numbers: Sequence[int]
 def _text(values: Sequence[str] | pa.Array, name: str, numbers: Sequence[int], origin: Origin) -> pa.Array:
     if not isinstance(values, pa.Array):
         return text_column(values, name, numbers, origin)
-    text = pc.cast(values, pa.string())
-    return pc.if_else(pc.equal(text, ""), None, text)
+    return non_empty(pc.cast(values, pa.string()))
 
 
 def _canonical(splits: pa.Array) -> pa.Array:
@@ -149,8 +148,7 @@ def counts_of(values: Sequence[str] | pa.Array, name: str, numbers: Sequence[int
     if pa.types.is_floating(column.type):
         column = pc.if_else(pc.is_nan(column), None, column)
     elif pa.types.is_string(column.type):
-        text = pc.utf8_trim_whitespace(column)
-        column = pc.if_else(pc.equal(text, ""), None, text)
+        column = non_empty(pc.utf8_trim_whitespace(column))
     wrong = 0
     try:
         counts = pc.cast(column, pa.int64())

@@ -15,6 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from pipeline.errors import UsageError
+from pipeline.sources.listed import non_empty
 from pipeline.sources.splits import canonical_split
 
 FILENAME, SPLIT, LABEL = "filename", "split", "label"
@@ -138,7 +139,7 @@ def _encode(table: pa.Table, name: str) -> Coded | None:
     if name not in table.column_names:
         return None
     column = _text(table, name)
-    encoded = pc.if_else(pc.equal(column, ""), None, column).dictionary_encode()
+    encoded = non_empty(column).dictionary_encode()
     values = encoded.dictionary.to_pylist()
     codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int32)
     return Coded([*(map(canonical_split, values) if name == SPLIT else values), None], codes)
