@@ -23,6 +23,7 @@ from pipeline.kernels.space import SpaceParams
 from pipeline.kernels.splitting import GroupParams
 from pipeline.kernels.threshold import ThresholdParams
 from pipeline.kernels.verify_params import VerifyParams
+from pipeline.models.named import is_model_name
 from pipeline.sources.labels import RuleParams
 from pipeline.sources.selection import SelectParams
 from pipeline.storage import StorageConfig, canonical_uri
@@ -54,12 +55,19 @@ INT64 = range(-(2**63), 2**63)
 
 @dataclass(frozen=True)
 class ModelParams:
-    """Which model embeds. path "" = the default model; input: what its graph does not say (docs/models.md)."""
+    """Which model embeds (docs/models.md).
+
+    path: a file or a name, "" = the default model; input: what its graph does not say; cache: where the files of named
+    models are, "" = the user's cache folder.
+    """
 
     path: str = ""
     input: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    cache: str = ""
 
     def __post_init__(self) -> None:
+        if self.input and is_model_name(self.path):
+            raise UsageError(f"model: the input of {self.path} is known, drop its description")
         if self.input and not self.path:
             raise UsageError("model: its input is described and no model is named; name one or drop the description")
 

@@ -103,6 +103,7 @@ TAKEN = {
     "root": ["x"],
     "rule.table": ["x"],
     "model.path": ["", "x"],
+    "model.cache": ["", "x"],
     "embeddings": ["", "x"],
     "rule.split": ["x"],
     "rule.default_split": ["x"],

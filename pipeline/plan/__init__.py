@@ -59,7 +59,7 @@ def run_audit(config: AuditConfig, call: Call) -> Published | None:
     require_inputs(config, root)
     claim(root)
     session = Session(config, root, LocalRunner(), call.reporter, call.resume_command)
-    model = own_model(file, is_alone) if file else store_model(root, config.model.path, config.model.input)
+    model = own_model(file, is_alone) if file else _store_model(root, config)
     if config.rule.table:  # before the listing, which may take hours
         store_table(root, config.rule.table)
     try:
@@ -97,6 +97,10 @@ def _work(session: Session, snapshot: Snapshot, extracted: int) -> int:
 def _range(config: AuditConfig, snapshot: Snapshot) -> tuple[int, int]:
     lo, hi = config.min_offset or 0, snapshot.total if config.max_offset is None else config.max_offset
     return min(lo, snapshot.total), min(hi, snapshot.total)
+
+
+def _store_model(root: Root, config: AuditConfig) -> ModelRef:
+    return store_model(root, config.model.path, config.model.input, config.model.cache)
 
 
 def _extract_only(session: Session, snapshot: Snapshot, model: ModelRef, lo: int, hi: int) -> None:

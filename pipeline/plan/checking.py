@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pipeline.config import AuditConfig
 from pipeline.errors import UsageError
+from pipeline.layout.models import open_chosen
 from pipeline.layout.root import Root, is_own, is_root, read_address
 from pipeline.layout.snapshots import SourceRecord
-from pipeline.models import open_model
 from pipeline.sources.tabular import read_label_table
 from pipeline.stages.listing import require_source, source_kind
 from pipeline.storage import canonical_uri
@@ -39,7 +39,7 @@ def require_inputs(config: AuditConfig, root: Root) -> None:
     if table := config.rule.table:
         read_label_table(read_address(table, config.storage), table)
     if model := config.model.path:
-        open_model(read_address(model, config.storage), model.rpartition("/")[2], config.model.input)
+        open_chosen(model, config.model.input, config.model.cache, config.storage)
 
 
 def _refuse_twice(root: Root, uris: list[str]) -> None:
