@@ -350,6 +350,16 @@ def test_tiff_directories_inside_each_other_are_not_walked_for_ever() -> None:
     assert_bad(measure(repeated, PARAMS), BAD)
 
 
+@pytest.mark.parametrize("offset", [2**63, 2**64 - 1, 2**63 - 1, 2**40])
+def test_offsets_of_64_bits_lead_out_of_the_file(offset: int) -> None:
+    for order, magic in (("<", b"II+\0"), (">", b"MM\0+")):
+        data = magic + struct.pack(order + "HHQ", 8, 0, offset) + bytes(500)
+        assert_bad(measure(data, PARAMS), {Status.TRUNCATED})
+        entries = struct.pack(order + "QHHQQ", offset, 256, 16, offset, offset)
+        data = magic + struct.pack(order + "HHQ", 8, 0, 16) + entries + bytes(500)
+        assert_bad(measure(data, PARAMS), BAD)
+
+
 def test_a_scale_of_a_thousand_digits_is_no_pfm() -> None:
     assert_bad(measure(b"PF\n20 20\n-" + b"1" * 60_000 + b"x" + bytes(5000), PARAMS), {Status.UNREADABLE})
 

@@ -101,7 +101,7 @@ def read_header(data: bytes) -> Header:
         return Header(name)
     try:
         return parse(data)
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:  # offsets of 64 bits overflow
         raise ImageError(Status.TRUNCATED, f"{name}: the file ends inside its header") from error
     except ValueError as error:
         raise ImageError(Status.UNREADABLE, f"{name}: {error}") from error
@@ -307,7 +307,7 @@ def _bytes_short(count: int) -> str:
 
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
-_TIFF_VALUES = 5_000_000  # a picture of max_pixels in tiles of 16x16 has 600,000; directories may hide in each other
+_TIFF_VALUES = 2_000_000  # a picture of max_pixels in tiles of 16x16 has 600,000; directories may hide in each other
 _TIFF_USED = frozenset({256, 257, 258, 273, 274, 277, 279, 322, 323, 324, 325, 339})
 
 
@@ -322,7 +322,7 @@ def _read_tiff(data: bytes) -> Header:
     while offset and offset not in seen:
         seen.add(offset)
         tags, last, following = _tiff_directory(data, offset, order, is_big)
-        values += sum(map(len, tags.values())) + struct.unpack_from(order + "HQ"[is_big], data, offset)[0]
+        values += sum(map(len, tags.values())) + 4 * struct.unpack_from(order + "HQ"[is_big], data, offset)[0]
         if values > _TIFF_VALUES:
             raise ValueError(f"{values:,} values in {len(seen):,} directories")
         first = first or tags
