@@ -145,6 +145,10 @@ def _opened(data: bytes, header: Header, work: Callable[[ImageFile.ImageFile], T
     if plugin not in Image.OPEN or (feature and not features.check(feature)):
         wanted = "one from PyPI does: pip install 'image-audit[avif]'"
         raise ImageError(Status.UNSUPPORTED, f"this build of Pillow does not read {header.format}; {wanted}")
+    if feature == "avif":
+        from PIL import AvifImagePlugin
+
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # a worker has one core; it would take all
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
