@@ -345,16 +345,18 @@ def _tiff_directory(data: bytes, offset: int, order: str, is_big: bool) -> tuple
     count = struct.unpack_from(order + head, data, offset)[0]
     place, step = offset + struct.calcsize(order + head), 4 + 2 * room
     tags: dict[int, tuple[int, ...]] = {}
-    last = 0
+    last = total = 0
     for start in range(place, place + step * count, step):
         tag, kind, values = struct.unpack_from(order + entry, data, start)
         size = _TIFF_SIZES.get(kind, 0) * values
         where = start + 4 + room
         if size > room:
             where = struct.unpack_from(order + ("Q" if is_big else "I"), data, where)[0]
-        last = max(last, where + size)
+        last, total = max(last, where + size), total + size
         if tag in _TIFF_USED - tags.keys() and kind in _TIFF_INTEGERS and 0 < size <= len(data) - where:
             tags[tag] = struct.unpack_from(f"{order}{values}{_TIFF_INTEGERS[kind]}", data, where)
+    if last <= len(data) < total // 2:  # a decoder would copy each
+        raise ValueError(f"values of {total:,} bytes lie on top of each other in {len(data):,}")
     following = struct.unpack_from(order + ("Q" if is_big else "I"), data, place + step * count)[0]
     return tags, last, following
 
