@@ -30,7 +30,7 @@ def add_run(commands: Any) -> argparse.ArgumentParser:
     rule = run.add_argument_group("splits and labels (by folder names unless told otherwise)")
     rule.add_argument("--labels", help="CSV or Parquet with filename and label, split or both")
     rule.add_argument("--pattern", help="regular expression on the path with the groups label, split or both")
-    rule.add_argument("--bounding-box", metavar="BOX", help="a box of every image: row_y=0,col_x=0,height=9,width=9")
+    _add_boxes(run)
     _add_selection(run)
     model = run.add_argument_group("model")
     which = model.add_mutually_exclusive_group()
@@ -59,6 +59,14 @@ def add_run(commands: Any) -> argparse.ArgumentParser:
     add_root(run)
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
     return run
+
+
+def _add_boxes(run: argparse.ArgumentParser) -> None:
+    boxes = run.add_argument_group("boxes in place of whole images")
+    boxes.add_argument(
+        "--bounding-box", metavar="BOX", help="row_y=0,col_x=0,height=9,width=9 of every image; or face, ocr, object"
+    )
+    boxes.add_argument("--box-model", metavar="FILE", help="YOLO-style ONNX file that finds the objects")
 
 
 def _add_selection(run: argparse.ArgumentParser) -> None:
@@ -92,6 +100,7 @@ def config_values(options: argparse.Namespace) -> dict[str, Any]:
         ("model", "cache"): options.model_cache,
         ("model", "input"): _model_input(options),
         ("bounding_box",): options.bounding_box,
+        ("box_model",): options.box_model,
         ("embeddings",): options.embeddings,
         ("start",): options.start,
         ("until",): options.until,

@@ -132,6 +132,7 @@ TAKEN = {
     "select.min_file_size": [0, 1, 2**62],
     "select.tar_only": [True],
     "bounding_box": [""],
+    "box_model": ["", "x"],
     "boxes.horizontal": [0, 1, 1e-300],
     "boxes.vertical": [0, 1, 1e-300],
     "boxes.margin": [0, 1, 2**62],

@@ -79,7 +79,7 @@ def test_csv_of_pandas(mark: str, end: str) -> None:
     data = FRAME.to_csv(index=False, lineterminator=end).encode(mark)
 
     assert read(data) == numbered([2, 3, 5, 6, 7])
-    assert read(gzip.compress(data), "t.csv.gz") == numbered([2, 3, 5, 6, 7])
+    assert read(gzip.compress(data, mtime=0), "t.csv.gz") == numbered([2, 3, 5, 6, 7])
     assert read(FRAME.to_csv(index=False, quoting=csv.QUOTE_ALL).encode()) == numbered([2, 3, 5, 6, 7])
 
 

@@ -6,8 +6,10 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import metadata
 from typing import Any, ParamSpec, TypeVar, cast
 
 from pipeline.errors import UsageError
@@ -145,4 +147,13 @@ def decoders() -> dict[str, str]:
     import cv2
     import PIL
 
-    return {"opencv": cv2.__version__, "pillow": PIL.__version__}
+    return {"opencv": cv2.__version__, "pillow": PIL.__version__, **_optional_decoders()}
+
+
+def _optional_decoders() -> dict[str, str]:
+    """Of those that are installed: a file that needed another one is tried again once that is there."""
+    found = {}
+    for name in ("pillow-heif", "pillow-avif-plugin", "av"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -7,6 +7,7 @@ from pipeline.errors import UsageError
 from pipeline.layout.models import open_chosen
 from pipeline.layout.root import Root, is_own, is_root, read_address
 from pipeline.layout.snapshots import SourceRecord
+from pipeline.plan.detecting import require_detecting
 from pipeline.sources.tabular import read_label_table
 from pipeline.stages.listing import require_source, source_kind
 from pipeline.storage import canonical_uri
@@ -38,6 +39,9 @@ def require_inputs(config: AuditConfig, root: Root) -> None:
         require_source(source, config.storage)
     if table := config.rule.table:
         read_label_table(read_address(table, config.storage), table)
+    if config.bounding_box:
+        given = read_address(config.box_model, config.storage) if config.box_model else None
+        require_detecting(config.bounding_box, given)
     if model := config.model.path:
         open_chosen(model, config.model.input, config.model.cache, config.storage)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 from pipeline.errors import NotFound
 from pipeline.layout.fragments import KnownFragments, Parent
+from pipeline.layout.images import ImageObject
 from pipeline.layout.root import Root, is_own, opened
 from pipeline.layout.snapshots import SourceRecord
 from pipeline.sources.archives import nested_archives
@@ -23,6 +25,9 @@ from pipeline.storage.uri import parse_bucket
 log = logging.getLogger(__name__)
 
 UNBOXED = "images without a box"
+LOOKED_AT = 16_384
+FindBoxes = Callable[[Sequence[ImageObject]], Sequence[Sequence[str] | None]]
+"""Images -> the names of the boxes in each, sorted; None for one that cannot be looked at."""
 
 
 class Listed(NamedTuple):
@@ -61,10 +66,13 @@ class Listed(NamedTuple):
 
 @dataclass(frozen=True)
 class Taken:
-    """What is taken of a listing: which images, and which boxes of them in their place (None: whole images)."""
+    """What is taken of a listing: which images, and in their place the `boxes` that are listed of them, or those that
+    are `found` in them (None: whole images).
+    """
 
     select: SelectParams
     boxes: Boxes | None = None
+    found: FindBoxes | None = None
 
 
 class Listing:
@@ -109,6 +117,9 @@ class Listing:
 
     def _boxed(self, images: Iterator[Listed]) -> Iterator[Listed]:
         """The boxes of each image in place of it, where boxes are audited; a file that is none stays what it is."""
+        if self._wanted.found is not None:
+            yield from self._looked_at(images, self._wanted.found)
+            return
         boxes = self._wanted.boxes
         if boxes is None:
             yield from images
@@ -122,6 +133,21 @@ class Listing:
             if not names:
                 self.left_out[image.source].count(UNBOXED)
             yield from (image.boxed(name) for name in names)
+
+    def _looked_at(self, images: Iterator[Listed], found: FindBoxes) -> Iterator[Listed]:
+        """The boxes that a detector finds in each image; one that it cannot look at stays what it is."""
+        while block := list(islice(images, LOOKED_AT)):
+            for image, names in zip(block, found([*map(self._object, block)]), strict=True):
+                if names is None:
+                    yield image
+                    continue
+                self.left_out[image.source].images += len(names) - 1
+                if not names:
+                    self.left_out[image.source].count(UNBOXED)
+                yield from map(image.boxed, names)
+
+    def _object(self, image: Listed) -> ImageObject:
+        return ImageObject(self._sources[image.source].place, image.info, image.fragment, image.kind)
 
     def _every(self, known: int) -> Iterator[Listed]:
         for index, source in enumerate(self._sources):
