@@ -55,8 +55,8 @@ def pack_key(folder: str, keys: Sequence[bytes]) -> str:
 
 
 def write_pack(store: Store, key: str, found: Sequence[tuple[bytes, Found]]) -> None:
-    """Commits a pack."""
-    columns = list(zip(*((name, *item) for name, item in found), strict=True)) or [()] * len(SCHEMA)
+    """Commits a pack of one image or more."""
+    columns = zip(*((name, *item) for name, item in found), strict=True)
     arrays = [pa.array(column, field.type) for column, field in zip(columns, SCHEMA, strict=True)]
     store.put(key, parquet_bytes(pa.table(arrays, schema=SCHEMA)))
 

@@ -39,8 +39,8 @@ def detecting(session: Session) -> Detecting | None:
         return None
     data = read_address(config.box_model, config.storage) if config.box_model else None
     described = describe_detector(asked, model=data)
-    limits = {"measure": config.measure, "boxes": config.boxes, "decoders": decoders()}
-    folder = f"{FOLDER}/{fingerprint('detect', detect.VERSION, **described, **limits)}"
+    of = {"described": described, "measure": config.measure, "boxes": config.boxes, "decoders": decoders()}
+    folder = f"{FOLDER}/{fingerprint('detect', detect.VERSION, **of)}"
     key = ""
     if data is not None:
         key = f"{MODELS}/detector-{folder.rpartition('/')[2]}.onnx"

@@ -46,7 +46,8 @@ def detect(spec: DetectSpec) -> Counters:
     ):
         if not (isinstance(read, Measured) and read.status in TRANSIENT):
             found.append((image_key(image), _look(read, detector, cutting)))
-    write_pack(store, part_key(spec), found)
+    if found:  # the next run takes up packs by name, and would not read one of these images again
+        write_pack(store, part_key(spec), found)
     return {"images": len(found), "boxes": sum(len(item.boxes) for _, item in found)}
 
 
@@ -62,8 +63,7 @@ def halves(spec: DetectSpec) -> list[DetectSpec]:
 
 
 def quarantine(spec: DetectSpec, cause: str) -> Counters:  # noqa: ARG001 - as every quarantine
-    """Passes over one image that killed or hung its process twice: it is audited whole, and the next run looks again."""
-    write_pack(spec.root.open(), part_key(spec), [])
+    """Passes over one image that killed or hung its process twice: it is audited whole, and looked at by later runs."""
     return {"images": 0, "boxes": 0}
 
 
