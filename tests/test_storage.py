@@ -214,6 +214,30 @@ def test_objects_of_one_size_are_told_apart(store: Store) -> None:
         store.read("x", expect=ObjectInfo("x", 4, "", 0))
 
 
+def test_a_range_of_an_object_that_changed_is_not_served(store: Store) -> None:
+    """By its size, and with the same size by etag or time; empty ranges and ranges past the end as well."""
+    store.put("x", b"0123456789")
+    listed = next(iter(store.list()))
+    ranges = [(0, 4), (3, 100), (0, 10), (9, 1), (10, 5), (5, 0)]
+    for start, length in ranges:
+        assert store.read_range("x", start, length, expect=listed) == b"0123456789"[start : start + length]
+    for changed in (b"01234567890", b"012345678", b"9876543210"):
+        store.put("x", changed)
+        path = store.local_path("x")
+        if path is not None:
+            os.utime(path, ns=(1, 1))  # two writes may fall into one tick of the clock
+        for start, length in ranges:
+            with pytest.raises(ObjectChanged, match="/x"):
+                store.read_range("x", start, length, expect=listed)
+    assert store.read_range("x", 1, 3, expect=ObjectInfo("x", 10, "", 0)) == b"876"
+    with pytest.raises(ObjectChanged, match="/x"):
+        store.read_range("x", 1, 3, expect=ObjectInfo("x", 9, "", 0))
+    store.delete("x")
+    for start, length in ranges:
+        with pytest.raises(NotFound, match="/x"):
+            store.read_range("x", start, length, expect=listed)
+
+
 def test_streams_seek_and_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.storage.s3.STREAM_CHUNK", 1000)
     data = os.urandom(3500)

@@ -107,8 +107,11 @@ class Store(Protocol):
         Compared: the size, and the etag or, on disk, the time; an empty etag and a time of 0 are not.
         """
 
-    def read_range(self, key: str, start: int, length: int) -> bytes:
-        """Return bytes [start, start + length), fewer at the end of the object, none past it."""
+    def read_range(self, key: str, start: int, length: int, *, expect: ObjectInfo | None = None) -> bytes:
+        """Return bytes [start, start + length), fewer at the end of the object, none past it; `expect` as in `read`.
+
+        What a whole read compares of the bytes (MD5) cannot be compared of a part.
+        """
 
     def put(self, key: str, data: bytes) -> None:
         """Write the whole object: afterwards, and whenever it dies, the key has the old bytes or the new ones."""

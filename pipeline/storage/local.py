@@ -61,13 +61,16 @@ class LocalStore:
         count_request("disk.get", read=len(data))
         return data
 
-    def read_range(self, key: str, start: int, length: int) -> bytes:
-        """Return bytes [start, start + length)."""
+    def read_range(self, key: str, start: int, length: int, *, expect: ObjectInfo | None = None) -> bytes:
+        """Return bytes [start, start + length); ObjectChanged as in `read`."""
         check_range(key, start, length)
         path = self._path(key)
         with _typed("read", path), _opened(path) as file:
+            _check_unchanged(str(path), os.fstat(file.fileno()), expect)
             file.seek(start)
             data = file.read(length)
+        if expect is not None and len(data) != max(0, min(length, expect.size - start)):
+            raise ObjectChanged(f"read {path}: {len(data)} bytes came of {length} from {start}: it changed meanwhile")
         count_request("disk.get", read=len(data))
         return data
 
@@ -155,10 +158,7 @@ def _read_whole(path: str, expect: ObjectInfo | None) -> bytes:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise NotFound(f"read {path}: it is no regular file")
-        if expect is not None and found.st_size != expect.size:
-            raise ObjectChanged(f"read {path}: {found.st_size} bytes; listed with {expect.size}. List again")
-        if expect is not None and expect.mtime_ns not in (0, found.st_mtime_ns):
-            raise ObjectChanged(f"read {path}: written at another time than when it was listed. List again")
+        _check_unchanged(path, found, expect)
         pieces = [os.read(descriptor, found.st_size + 1)]  # one more: did it grow?
         while pieces[-1] and sum(map(len, pieces)) < found.st_size:  # Linux reads 2 GB at a time
             pieces.append(os.read(descriptor, found.st_size + 1))
@@ -168,6 +168,15 @@ def _read_whole(path: str, expect: ObjectInfo | None) -> bytes:
     if len(data) != found.st_size:
         raise ObjectChanged(f"read {path}: {len(data)} bytes came of {found.st_size}: it changed while it was read")
     return data
+
+
+def _check_unchanged(path: str, found: os.stat_result, expect: ObjectInfo | None) -> None:
+    if expect is None:
+        return
+    if found.st_size != expect.size:
+        raise ObjectChanged(f"read {path}: {found.st_size} bytes; listed with {expect.size}. List again")
+    if expect.mtime_ns not in (0, found.st_mtime_ns):
+        raise ObjectChanged(f"read {path}: written at another time than when it was listed. List again")
 
 
 def _opened(path: Path) -> BinaryIO:

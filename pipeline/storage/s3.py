@@ -77,9 +77,6 @@ class S3Store:
     def read(self, key: str, *, expect: ObjectInfo | None = None) -> bytes:
         """Return the object; compared: its length, its MD5 where the ETag is one, `expect`'s size and etag."""
         where = self._where("read", key)
-        arguments = {"Key": self._full(key)}
-        if expect is not None and expect.etag:
-            arguments["IfMatch"] = f'"{expect.etag}"'
 
         def attempt() -> bytes:
             answer, body = self._get(where, arguments)
@@ -87,23 +84,27 @@ class S3Store:
             check_md5(body, answer)
             return body
 
-        try:
-            return self._insist(where, attempt)
-        except ConditionFailed:
-            pass
-        raise ObjectChanged(f"{where}: its etag is no longer {expect.etag if expect else ''}; list again")
+        arguments = {"Key": self._full(key), **_condition(expect)}
+        return self._pinned(where, expect, attempt)
 
-    def read_range(self, key: str, start: int, length: int) -> bytes:
-        """Return bytes [start, start + length); the length and the range served are compared."""
+    def read_range(self, key: str, start: int, length: int, *, expect: ObjectInfo | None = None) -> bytes:
+        """Return bytes [start, start + length); compared: length and range served, `expect`'s size and etag."""
         check_range(key, start, length)
-        if length == 0:
-            self.stat(key)
+        if length == 0 or (expect is not None and start >= expect.size):
+            self._check_still(key, expect)
             return b""
         where = self._where("read", key)
-        arguments = {"Key": self._full(key), "Range": f"bytes={start}-{start + length - 1}"}
+
+        def attempt() -> bytes:
+            answer, body = self._get(where, arguments)
+            check_expected(where, answer, expect)
+            return body
+
+        arguments = {"Key": self._full(key), "Range": f"bytes={start}-{start + length - 1}", **_condition(expect)}
         try:
-            return self._insist(where, lambda: self._get(where, arguments)[1])
+            return self._pinned(where, expect, attempt)
         except PastEnd:
+            self._check_still(key, expect)
             return b""
 
     def put(self, key: str, data: bytes) -> None:
@@ -181,6 +182,22 @@ class S3Store:
 
     def _insist(self, where: str, attempt: Callable[[], T]) -> T:
         return with_retries(RetryPolicy(self.config.max_attempts, self.config.backoff), where, attempt)
+
+    def _pinned(self, where: str, expect: ObjectInfo | None, attempt: Callable[[], T]) -> T:
+        try:
+            return self._insist(where, attempt)
+        except ConditionFailed:
+            pass
+        raise ObjectChanged(f"{where}: its etag is no longer {expect.etag if expect else ''}; list again")
+
+    def _check_still(self, key: str, expect: ObjectInfo | None) -> None:
+        """A HEAD instead of a range that is empty: raises NotFound, ObjectChanged."""
+        found = self.stat(key)
+        if expect is not None and (found.size != expect.size or expect.etag not in ("", found.etag)):
+            raise ObjectChanged(
+                f"{self._where('read', key)}: {found.size} bytes, etag {found.etag}; listed with {expect.size}, "
+                f"{expect.etag}. List again"
+            )
 
     def _client(self) -> Any:
         key = ClientKey(self.place.endpoint, self.config.region, self.config.read_timeout, self.config.connect_timeout)
@@ -316,6 +333,11 @@ _COUNTED = {
     "head_object": "s3.head",
     "delete_object": "s3.delete",
 }
+
+
+def _condition(expect: ObjectInfo | None) -> dict[str, str]:
+    """What pins a GET to the version that was listed."""
+    return {"IfMatch": f'"{expect.etag}"'} if expect is not None and expect.etag else {}
 
 
 def _is_hidden(info: ObjectInfo) -> bool:
