@@ -13,6 +13,7 @@ import boto3
 from botocore.config import Config
 
 from pipeline.storage.redact import remember
+from pipeline.storage.s3_pages import read_listing_answer
 
 POOL_SIZE = 64
 """Connections kept per process: more threads than this wait for one another."""
@@ -75,7 +76,9 @@ def _created(key: ClientKey) -> Any:
         response_checksum_validation="when_supported",
     )
     region = key.region or session.region_name or "us-east-1"
-    return session.client("s3", region_name=region, endpoint_url=key.endpoint, config=config)
+    client = session.client("s3", region_name=region, endpoint_url=key.endpoint, config=config)
+    client.meta.events.register("before-parse.s3.ListObjectsV2", read_listing_answer)
+    return client
 
 
 def _forget_in_child() -> None:
