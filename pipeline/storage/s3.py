@@ -29,7 +29,7 @@ from pipeline.storage.s3_answers import (
     is_md5,
     mtime_ns,
 )
-from pipeline.storage.s3_client import ClientKey, client_for, is_aws
+from pipeline.storage.s3_client import ClientKey, client_for, gets_for, is_aws
 from pipeline.storage.s3_cuts import Ask
 from pipeline.storage.s3_errors import ConditionFailed, PastEnd, asked
 from pipeline.storage.s3_listing import list_entries
@@ -198,15 +198,20 @@ class S3Store:
                 f"{expect.etag}. List again"
             )
 
-    def _client(self) -> Any:
-        key = ClientKey(self.place.endpoint, self.config.region, self.config.read_timeout, self.config.connect_timeout)
-        return client_for(key)
+    def _client_key(self) -> ClientKey:
+        config = self.config
+        return ClientKey(self.place.endpoint, config.region, config.read_timeout, config.connect_timeout)
 
     def _ask(self, operation: str, where: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Send one request, counted; raises StorageError or Transient."""
         count_request(_COUNTED[operation], written=len(arguments.get("Body", b"")))
         request = {"Bucket": self.place.bucket, **arguments}
-        return asked(where, lambda: cast("dict[str, Any]", getattr(self._client(), operation)(**request)))
+        return asked(where, lambda: self._send(operation, request))
+
+    def _send(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
+        if operation == "get_object":
+            return gets_for(self._client_key()).get(request)
+        return cast("dict[str, Any]", getattr(client_for(self._client_key()), operation)(**request))
 
     def _page(self, where: str, stopped: Event, ask: Ask) -> Page:
         """One page of a listing; no attempt is begun once the listing is closed."""
@@ -262,7 +267,7 @@ class S3Store:
 
     def _require_if_none_match(self) -> None:
         where = self._where("write", "")
-        client = self._insist(where, lambda: asked(where, self._client))
+        client = self._insist(where, lambda: asked(where, lambda: client_for(self._client_key())))
         place = (str(client.meta.endpoint_url), self.place.bucket)
         if place not in _honours_if_none_match:
             _honours_if_none_match[place] = is_aws(client) or self._probe()

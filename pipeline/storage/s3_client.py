@@ -13,6 +13,7 @@ import boto3
 from botocore.config import Config
 
 from pipeline.storage.redact import remember
+from pipeline.storage.s3_get import PlainGets
 from pipeline.storage.s3_pages import read_listing_answer
 
 POOL_SIZE = 64
@@ -30,6 +31,7 @@ class ClientKey:
 
 
 _clients: dict[ClientKey, Any] = {}
+_getters: dict[ClientKey, PlainGets] = {}
 _lock = threading.Lock()
 
 
@@ -42,10 +44,20 @@ def client_for(key: ClientKey) -> Any:
     return client
 
 
+def gets_for(key: ClientKey) -> PlainGets:
+    """Return what sends the GETs of this process's client; raises as `client_for`."""
+    gets = _getters.get(key)
+    if gets is None:
+        client_for(key)
+        gets = _getters[key]
+    return gets
+
+
 def forget_clients() -> None:
     """Drop every client, so that the next request reads the AWS configuration anew."""
     with _lock:
         _clients.clear()
+        _getters.clear()
 
 
 def is_aws(client: Any) -> bool:
@@ -77,6 +89,7 @@ def _created(key: ClientKey) -> Any:
     )
     region = key.region or session.region_name or "us-east-1"
     client = session.client("s3", region_name=region, endpoint_url=key.endpoint, config=config)
+    _getters[key] = PlainGets(client, credentials)
     client.meta.events.register("before-parse.s3.ListObjectsV2", read_listing_answer)
     return client
 
@@ -85,6 +98,7 @@ def _forget_in_child() -> None:
     global _lock  # noqa: PLW0603 - the parent's lock may be held, its sockets must not be shared
     _lock = threading.Lock()
     _clients.clear()
+    _getters.clear()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
