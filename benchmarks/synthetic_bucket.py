@@ -47,6 +47,8 @@ class Keys(Sequence[str]):
     def __getitem__(self, number: int | slice) -> str | list[str]:
         if isinstance(number, slice):
             return [self[one] for one in range(*number.indices(self._count))]
+        if not 0 <= number < self._count:
+            raise IndexError(number)
         return f"class{number // self._per_class:05d}/photo{number:08d}.jpg"
 
 
