@@ -356,6 +356,16 @@ def test_repeats() -> None:
         ]  # fmt: skip
 
 
+def test_a_name_that_spells_a_byte_is_another_name() -> None:
+    columns = [["b%FF", "b%FF"], pa.array([None, b"b\xff"], pa.binary()), *[[None, None]] * 7, [1, 2]]
+    repeats = Repeats()
+
+    (kept,) = first_rows(pa.table(columns, LISTED).to_batches(), repeats)
+
+    assert kept["row"].to_pylist() == [1, 2]
+    assert repeats == Repeats()
+
+
 def test_memory_is_flat() -> None:
     """Arrow holds some batches of a table of one row group, however long it is."""
     count = 300_000
