@@ -213,7 +213,8 @@ def _prepare(params: SyncParams) -> None:
     if (folder / _MARKER).exists():
         return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if any(path.name != _MARKER for path in folder.iterdir()):
+    has_others = any(path.name != _MARKER for path in folder.iterdir())
+    if has_others and not (folder / _MARKER).exists():  # another process made it ours meanwhile, marker first
         raise UsageError(
             f"sync folder {folder}: it holds files that are not copies of ours, which would be mixed up with them; "
             "name a new or empty folder"
