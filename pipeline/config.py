@@ -156,7 +156,8 @@ class AuditConfig:
     object by the YOLO-style ONNX file box_model; embeddings: a .npy or Parquet of the user's own
     vectors in place of a model. start: "features" lists nothing and audits the latest snapshot by what was extracted;
     until: "features" publishes nothing; min_offset, max_offset: nor does it list and extract more than this range of
-    the snapshot (max_offset None = to the end).
+    the snapshot (max_offset None = to the end). delete_img, delete_tar: remove the copies of images or archives that
+    this machine keeps (storage.sync_to_local) once the audit is done; an original is never removed.
     """
 
     sources: tuple[str, ...]
@@ -185,6 +186,8 @@ class AuditConfig:
     shard_size: int | None = None
     max_failed_share: float = 0.01
     accept_empty: bool = False
+    delete_img: bool = False
+    delete_tar: bool = False
 
     def __post_init__(self) -> None:
         problems = []
@@ -195,6 +198,8 @@ class AuditConfig:
         if isinstance(self.storage, StorageConfig):
             places = (*self.sources, self.test, self.root)
             problems += [text for place in places if place and (text := _place_problem(place, self.storage))]
+        if (self.delete_img or self.delete_tar) and self.storage and not self.storage.sync_to_local:
+            problems.append("delete_img and delete_tar remove copies: they go with storage.sync_to_local")
         if self.shard_size is not None and self.shard_size < 1:
             problems.append(f"shard_size {self.shard_size}, want at least 1")
         if not 0 <= self.max_failed_share <= 1:

@@ -57,6 +57,8 @@ def add_run(commands: Any) -> argparse.ArgumentParser:
     part.add_argument("--shard-size", type=int, help="images per shard (default: by the size of the snapshot)")
     add_runner(run)
     add_root(run)
+    run.add_argument("--delete-img", action="store_true", help="remove the copies of images when the audit is done")
+    run.add_argument("--delete-tar", action="store_true", help="remove the copies of archives when the audit is done")
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
     return run
 
@@ -107,6 +109,8 @@ def config_values(options: argparse.Namespace) -> dict[str, Any]:
         ("neighbours", "space"): options.space,
         ("neighbours", "threshold"): options.threshold,
         ("accept_empty",): options.accept_empty or None,
+        ("delete_img",): options.delete_img or None,
+        ("delete_tar",): options.delete_tar or None,
         ("min_offset",): options.min_offset,
         ("max_offset",): options.max_offset,
         ("shard_size",): options.shard_size,

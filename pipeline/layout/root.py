@@ -13,7 +13,16 @@ from importlib import metadata
 from typing import Any, ParamSpec, TypeVar, cast
 
 from pipeline.errors import UsageError
-from pipeline.storage import StorageConfig, Store, canonical_uri, open_store, remove_leftovers
+from pipeline.storage import (
+    StorageConfig,
+    Store,
+    SyncedStore,
+    SyncParams,
+    canonical_uri,
+    is_remote,
+    open_store,
+    remove_leftovers,
+)
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -92,6 +101,14 @@ def opened(uri: str, storage: StorageConfig) -> Store:
     if key not in _STORES:
         _STORES[key] = open_store(uri, storage)
     return _STORES[key]
+
+
+def opened_source(uri: str, storage: StorageConfig) -> Store:
+    """The store of a source, through the copies that this machine keeps of a remote one where it keeps any."""
+    store = opened(uri, storage)
+    if not storage.sync_to_local or not is_remote(uri):
+        return store
+    return SyncedStore(store, SyncParams(storage.sync_to_local, storage.sync_budget))
 
 
 def read_address(address: str, storage: StorageConfig) -> bytes:

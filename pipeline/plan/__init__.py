@@ -33,7 +33,7 @@ from pipeline.plan.spaces import choose_space
 from pipeline.plan.stored import known_snapshot, require_extracted, stored_or_extracted, without_sources
 from pipeline.progress import Reporter
 from pipeline.runner import LocalRunner
-from pipeline.storage import canonical_uri
+from pipeline.storage import ARCHIVES, FILES, SyncParams, canonical_uri, remove_copies
 
 SEARCHED_PER_EXTRACTED = 4
 """So many images are searched, scored and written in the CPU time that extracts one (1.6 of 7.5 ms at 14,034)."""
@@ -84,7 +84,15 @@ def _extract_and_audit(
     if session.config.is_range:
         _extract_only(session, snapshot, model, lo, hi)
         return None
-    return _audit(session, snapshot, model)
+    published = _audit(session, snapshot, model)
+    _remove_copies(session.config)
+    return published
+
+
+def _remove_copies(config: AuditConfig) -> None:
+    kinds = [kind for kind, is_asked in ((FILES, config.delete_img), (ARCHIVES, config.delete_tar)) if is_asked]
+    if kinds:
+        remove_copies(SyncParams(config.storage.sync_to_local, config.storage.sync_budget), kinds)
 
 
 def _work(session: Session, snapshot: Snapshot, extracted: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from pipeline.storage.ahead import read_ahead
-from pipeline.storage.copies import SyncParams, remove_copies
+from pipeline.storage.copies import ARCHIVES, FILES, SyncParams, remove_copies
 from pipeline.storage.counts import RequestCounts, request_counts
 from pipeline.storage.interface import TEMPORARY_PREFIX, ObjectInfo, StorageConfig, Store
 from pipeline.storage.leftovers import remove_leftovers
@@ -15,6 +15,8 @@ from pipeline.storage.synced import SyncedStore
 from pipeline.storage.uri import canonical_uri, is_remote, parse_bucket, parse_path
 
 __all__ = [
+    "ARCHIVES",
+    "FILES",
     "TEMPORARY_PREFIX",
     "ObjectInfo",
     "RedactingFilter",
