@@ -142,6 +142,16 @@ def test_objects_of_one_image_pair_only_as_same_parent(tmp_path: Path, finder: P
     near = {one.partition("#")[0] for one, other in pairs(audit) if one.endswith(",200,200") and "104,103" in other}
     assert near == {"test/copy.jpg", "train/0.jpg", "train/1.jpg", "train/3.jpg"}  # one of two copies stands for both
     assert kinds[False]["same_pixels"] == 3
+    crops = audit.crops()
+    assert crops.column_names == [
+        *("index", "filename", "crop_filename", "col_x", "row_y", "width", "height", "label", "confidence")
+    ]
+    (second,) = [row for row in crops.to_pylist() if row["crop_filename"] == "train/1.jpg#xywh=104,103,198,198"]
+    assert (second["filename"], second["col_x"], second["height"], second["label"]) == ("train/1.jpg", 104, 198, "dog")
+    assert second["confidence"] == pytest.approx(0.8)
+    assert second["index"] == by_uri(audit, "images")[second["crop_filename"]]["image_id"]
+    assert len(crops) == 3 * len(files)
+    assert len(audit.crops(rotated=True)) == 0
     grouped = {row["uri"].partition("#")[0] for row in rows(audit, "groups")}
     assert grouped == {"train/2.jpg", "test/copy.jpg"}
     leaking = {row["uri"].partition("#")[0] for row in rows(audit, "leaks") if row["severity"] >= 3}
