@@ -85,6 +85,8 @@ def run(
     - `rule`: {"table": CSV or Parquet with filename and label, split or both} or {"pattern": regular expression}
     - `select`: {"num_images": at most so many, "order": "first" or "sample", "find_regex": searched in each name,
       "subset": these names alone, "min_file_size": bytes, "tar_only": images in archives alone}
+    - `bounding_box`: boxes in place of images: 'row_y=..,col_x=..,height=..,width=..', 'face', 'ocr' or 'object', which
+      `box_model`, a YOLO-style ONNX file, finds; `boxes`: the margins around them
     - `model`: {"path": ONNX or ORT file, "input": {...}} instead of the default model
     - `embeddings`: .npy (n, d) in the order of the sorted listing, or Parquet with a column of names and one of
       vectors, in place of a model; or such an array or Arrow table. Names without sources are audited without images
@@ -93,6 +95,7 @@ def run(
     - `min_offset`, `max_offset`: list and extract these offsets only, publish nothing
     - `shard_size`: images per shard
     - `storage`: {"region": ..., "endpoint_url": ..., "endpoints": {name: url}}
+    - `delete_img`, `delete_tar`: remove the copies that `storage`'s `sync_to_local` keeps, once done
     - `accept_empty`: whether a source that had images may have none now
     - `max_failed_share` and the tables of limits, see `pipeline.config.AuditConfig`: `measure`, `space`, `threshold`,
       `verify`, `groups`, `quality`, `keeper`
