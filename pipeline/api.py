@@ -85,6 +85,7 @@ def run(
     - `rule`: {"table": CSV or Parquet with filename and label, split or both} or {"pattern": regular expression}
     - `select`: {"num_images": at most so many, "order": "first" or "sample", "find_regex": searched in each name,
       "subset": these names alone, "min_file_size": bytes, "tar_only": images in archives alone}
+    - `video`: {"fps": frames a second of videos, None = keyframes, "max_frames": of each at most so many}
     - `model`: {"path": ONNX or ORT file, "input": {...}} instead of the default model
     - `embeddings`: .npy (n, d) in the order of the sorted listing, or Parquet with a column of names and one of
       vectors, in place of a model; or such an array or Arrow table. Names without sources are audited without images

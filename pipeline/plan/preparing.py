@@ -58,7 +58,7 @@ def take_snapshot(session: Session, start_runner: RunnerStart) -> Snapshot:
     started, cpu = time.perf_counter(), time.process_time()
     expand = partial(expand_parents, session, start_runner)
     known = KnownContent(session.root)
-    wanted = Wanted(named_sources(config), Taken(config.select, _boxes(config)), config.accept_empty)
+    wanted = Wanted(named_sources(config), Taken(config.select, _boxes(config), config.video), config.accept_empty)
     update = update_catalog(session.root, wanted, known, expand)
     snapshot = first_alike(session.store, update.snapshot)
     record.counters = listed_counts(update)
