@@ -172,7 +172,7 @@ def test_videos_on_an_object_store(
         uri = f"minio://127.0.0.1:{proxy.port}/{store.uri.split('/', 3)[3]}"
         audit = run(uri, root=tmp_path / "one", storage=STORAGE, shard_size=5, **FIVE)
         assert sum(bool(fault) for _, _, fault in proxy.log) == 8
-        print(len(proxy.log), [x for x in proxy.log if 'whole' in x[1]])
+        assert len(proxy.log) < 60  # 477 where each seek of the decoder dropped what was read
     assert_equal_tables(audit, audited)
     alone = run(f"{store.uri}/train/a/whole.mp4", root=tmp_path / "other", storage=STORAGE)
     assert set(by_uri(alone, "images")) == set(frames("whole.mp4", range(0, FRAMES, 12)))

@@ -17,6 +17,7 @@ from pipeline.kernels.pillow_decode import Decoded
 from pipeline.layout.images import ImageObject
 from pipeline.layout.root import Root, opened
 from pipeline.storage import ObjectInfo
+from pipeline.storage.blocks import open_blocks
 
 Content: TypeAlias = "bytes | Decoded"
 
@@ -104,7 +105,7 @@ def read_frames(root: Root, frames: Sequence[ImageObject], cutting: Cutting) -> 
     source = opened(first.source, root.storage)
     source.read_range(first.info.key, 0, 1, expect=first.expected)
     times = [frame.fragment.position for frame in frames if frame.fragment]
-    with source.open(first.info.key) as stream:
+    with open_blocks(source, first.expected) as stream:
         yield from decode_frames(stream, times, cutting.limits)
 
 

@@ -18,6 +18,7 @@ from pipeline.sources.fragments import VIDEO, Fragment
 from pipeline.sources.gzip_stream import GzipStream
 from pipeline.sources.videos import frame_name, frame_times, has_library, parse_sampling
 from pipeline.storage import StorageConfig, Store
+from pipeline.storage.blocks import open_blocks
 
 CAUSES: dict[type[StorageError], Status] = {
     NotFound: Status.MISSING,
@@ -71,7 +72,7 @@ def _expand(store: Store, parent: Parent, storage: StorageConfig) -> int:
     try:
         head = source.read_range(info.key, 0, 4, expect=info)
         kind = VIDEO if parent.kind == VIDEO else archive_kind(head)
-        with source.open(info.key) as stream:
+        with open_blocks(source, info) if kind == VIDEO else source.open(info.key) as stream:
             found = _frames(parent, stream) if kind == VIDEO else _fragments(store, parent, kind, stream, left_out)
             return write_fragments(store, parent, kind, found, left_out)
     except tuple(CAUSES) as error:
