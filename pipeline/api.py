@@ -87,6 +87,7 @@ def run(
       "subset": these names alone, "min_file_size": bytes, "tar_only": images in archives alone}
     - `bounding_box`: boxes in place of images: 'row_y=..,col_x=..,height=..,width=..', 'face', 'ocr' or 'object', which
       `box_model`, a YOLO-style ONNX file, finds; `boxes`: the margins around them
+    - `video`: {"fps": frames a second of videos, None = keyframes, "max_frames": of each at most so many}
     - `model`: {"path": ONNX or ORT file, "input": {...}} instead of the default model
     - `embeddings`: .npy (n, d) in the order of the sorted listing, or Parquet with a column of names and one of
       vectors, in place of a model; or such an array or Arrow table. Names without sources are audited without images

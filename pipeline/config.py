@@ -26,6 +26,7 @@ from pipeline.kernels.verify_params import VerifyParams
 from pipeline.models.named import is_model_name
 from pipeline.sources.labels import RuleParams
 from pipeline.sources.selection import SelectParams
+from pipeline.sources.videos import VideoParams
 from pipeline.storage import StorageConfig, canonical_uri
 
 if sys.version_info >= (3, 11):
@@ -193,6 +194,7 @@ class AuditConfig:
     model: ModelParams = field(default_factory=ModelParams)
     measure: MeasureParams = field(default_factory=MeasureParams)
     boxes: BoxParams = field(default_factory=BoxParams)
+    video: VideoParams = field(default_factory=VideoParams)
     space: SpaceParams = field(default_factory=SpaceParams)
     threshold: ThresholdParams = field(default_factory=ThresholdParams)
     neighbours: NeighbourParams = field(default_factory=NeighbourParams)
@@ -294,6 +296,7 @@ SECTIONS: dict[str, type[Any]] = {
     "model": ModelParams,
     "measure": MeasureParams,
     "boxes": BoxParams,
+    "video": VideoParams,
     "space": SpaceParams,
     "threshold": ThresholdParams,
     "neighbours": NeighbourParams,

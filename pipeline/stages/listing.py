@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
@@ -16,9 +16,10 @@ from pipeline.layout.snapshots import SourceRecord
 from pipeline.sources.archives import nested_archives
 from pipeline.sources.boxed import Boxes
 from pipeline.sources.folder import LeftOut, is_image_key
-from pipeline.sources.fragments import ARCHIVES, IMAGE, Fragment, fragment_uri, parent_kind, plain_name
+from pipeline.sources.fragments import ARCHIVES, IMAGE, VIDEO, Fragment, fragment_uri, parent_kind, plain_name
 from pipeline.sources.selection import Selection, SelectParams, sample_limit
 from pipeline.sources.vectors import open_vectors
+from pipeline.sources.videos import VideoParams, sampling_text
 from pipeline.storage import ObjectInfo, StorageConfig, is_remote
 from pipeline.storage.uri import parse_bucket
 
@@ -67,12 +68,13 @@ class Listed(NamedTuple):
 @dataclass(frozen=True)
 class Taken:
     """What is taken of a listing: which images, and in their place the `boxes` that are listed of them, or those that
-    are `found` in them (None: whole images).
+    are `found` in them (None: whole images); which frames of videos.
     """
 
     select: SelectParams
     boxes: Boxes | None = None
     found: FindBoxes | None = None
+    videos: VideoParams = field(default_factory=VideoParams)
 
 
 class Listing:
@@ -172,7 +174,8 @@ class Listing:
                 if not self._fragments.missing:
                     yield Listed(index, info, _raw(info))
             elif kind := parent_kind(info.key):
-                yield from self._inside(index, Parent(source.place, info, kind))
+                sampling = sampling_text(self._wanted.videos) if kind == VIDEO else ""
+                yield from self._inside(index, Parent(source.place, info, kind, sampling))
             else:
                 left_out.add(info.key)
 
@@ -226,7 +229,7 @@ def names_alone(uri: str, storage: StorageConfig) -> list[str] | None:
 
 
 def source_kind(uri: str, storage: StorageConfig) -> str:
-    """What a source is: `file` where its name is one of an archive and there is a file, else `folder`."""
+    """What a source is: `file` where its name is one of an archive or a video and there is a file, else `folder`."""
     place, slash, name = uri.rpartition("/")
     return "file" if parent_kind(name) and opened(place or slash, storage).exists(name) else "folder"
 
