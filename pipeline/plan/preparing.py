@@ -25,6 +25,7 @@ from pipeline.layout.features import (
     read_feature_rows,
 )
 from pipeline.layout.fingerprint import fingerprint
+from pipeline.layout.images import image_object
 from pipeline.layout.models import ModelRef
 from pipeline.layout.parts import Slice, cover, cut, part_name, shard_size
 from pipeline.layout.root import versions
@@ -36,7 +37,7 @@ from pipeline.layout.snapshots import (
     removed_ids,
 )
 from pipeline.plan.checking import named_sources
-from pipeline.plan.expanding import EXPAND, expand_parents
+from pipeline.plan.expanding import EXPAND, PREPARE, expand_parents
 from pipeline.plan.listing import listed_counts, require_match, say_listed, say_rule
 from pipeline.plan.session import SHOWN_FAILURES, RunnerStart, Session, StageWork
 from pipeline.plan.touched import KnownContent
@@ -62,7 +63,7 @@ def take_snapshot(session: Session, start_runner: RunnerStart) -> Snapshot:
     update = update_catalog(session.root, wanted, known, expand)
     snapshot = first_alike(session.store, update.snapshot)
     record.counters = listed_counts(update)
-    inside = sum(other.seconds for other in session.records if other.stage == EXPAND)
+    inside = sum(other.seconds for other in session.records if other.stage in (EXPAND, PREPARE))
     session.close(record, time.perf_counter() - started - inside, time.process_time() - cpu, snapshot.live)
     say_listed(session, snapshot, update)
     return snapshot
@@ -78,13 +79,14 @@ def annotate_snapshot(session: Session, snapshot: Snapshot) -> str:
     rule = session.config.rule
     table_hash = store_table(session.root, rule.table) if rule.table else ""
     of = {"snapshot": snapshot.digest, "rule": replace(rule, table=None), "table": table_hash}
+    of |= {"given": snapshot.given} if snapshot.given else {}
     name = fingerprint("annotate", annotate.VERSION, **of)
     folder = f"annotations/{name}"
     have = {info.key for info in session.store.list(f"{folder}/")}
     tasks = []
     for lo, hi in cut(0, snapshot.total, ANNOTATION_ROWS):
         key, names = f"{folder}/{part_name(STEM, lo, hi)}", annotate.names_key(folder, lo, hi)
-        spec = annotate.AnnotateSpec(session.root, snapshot.number, folder, rule, table_hash, lo, hi)
+        spec = annotate.AnnotateSpec(session.root, snapshot.number, folder, rule, table_hash, lo, hi, snapshot.given)
         live = live_between(session.store, snapshot, lo, hi)
         tasks.append(Task(key, annotate.annotate, spec, live, beside=(names,)))
     waiting = [task for task in tasks if not have.issuperset((task.name, *task.beside))]
@@ -205,7 +207,7 @@ def _first_failed(session: Session, snapshot: Snapshot, features: FeatureSet, lo
         at = at[: SHOWN_FAILURES - len(shown)]
         images = catalog_rows_of(session.store, snapshot, ids[at]).to_pylist()
         for image, row in zip(images, rows.take(at).to_pylist(), strict=True):
-            place = f"{snapshot.sources[image['source']].place}/{image['uri']}"
+            place = image_object(image, snapshot).name
             shown.append(f"{place}: {row['status']} ({(row['message'] or '').replace(place, 'it')})")
         if len(shown) == SHOWN_FAILURES:
             break

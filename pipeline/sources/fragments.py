@@ -107,5 +107,11 @@ def rule_path(uri: str, raw_key: bytes | None, name: str | None) -> str:
     return f"{key}/{plain_name(member)}" if member else key
 
 
+def list_name(uri: str, raw_key: bytes | None, name: str | None) -> tuple[bytes, str]:
+    """What names a catalog row in its list: the raw bytes of the file's key, and its box ("" where it is none)."""
+    found = _BOX.search(name or "")
+    return raw_key or _file_uri(uri, name).encode(), found[1] if found else ""
+
+
 def _file_uri(uri: str, name: str | None) -> str:
     return uri[: -len(name) - 1] if name else uri

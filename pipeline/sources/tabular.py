@@ -19,6 +19,7 @@ from pipeline.sources.listed import non_empty
 from pipeline.sources.splits import canonical_split
 
 FILENAME, SPLIT, LABEL = "filename", "split", "label"
+BOX = "box"
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class LabelTable:
     path_rows: npt.NDArray[np.int64]
     base_keys: npt.NDArray[np.uint64]
     base_rows: npt.NDArray[np.int64]
+    has_boxes: bool = False
 
 
 def read_label_table(data: bytes, address: str) -> LabelTable:
