@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pipeline.errors import UsageError
-from pipeline.kernels.boxes import parse_bounding_box
+from pipeline.kernels.boxes import BoxesFrom, parse_bounding_box
 from pipeline.kernels.crop import BoxParams
 from pipeline.kernels.groups import KeeperPolicy
 from pipeline.kernels.hits import MOST_NEIGHBOURS, JoinParams
@@ -143,11 +143,12 @@ def _index_problems(index: str, distance: str) -> list[str]:
 class AuditConfig:
     """Everything that decides the tables of an audit, and where they go. Who runs it is not part of it.
 
-    sources: folders or buckets; test: one more, whose split is test; bounding_box: a box of every image that is audited
-    in its place, as 'row_y=0,col_x=0,height=100,width=100'; embeddings: a .npy or Parquet of the user's own
-    vectors in place of a model. start: "features" lists nothing and audits the latest snapshot by what was extracted;
-    until: "features" publishes nothing; min_offset, max_offset: nor does it list and extract more than this range of
-    the snapshot (max_offset None = to the end).
+    sources: folders, buckets, archives, images or lists; test: one more, whose split is test; bounding_box: a box of
+    every image that is audited in its place, as 'row_y=0,col_x=0,height=100,width=100', or xywh_bbox or rotated for
+    those of the annotations (rule.table), which are audited anyway where they have any; embeddings: a .npy or Parquet
+    of the user's own vectors in place of a model. start: "features" lists nothing and audits the latest snapshot by
+    what was extracted; until: "features" publishes nothing; min_offset, max_offset: nor does it list and extract more
+    than this range of the snapshot (max_offset None = to the end).
     """
 
     sources: tuple[str, ...]
@@ -231,8 +232,12 @@ def _range_problems(config: AuditConfig) -> list[str]:
 
 def _box_problems(bounding_box: str) -> list[str]:
     try:
-        if bounding_box:
-            parse_bounding_box(bounding_box)
+        asked = parse_bounding_box(bounding_box) if bounding_box else None
+        if isinstance(asked, BoxesFrom) and asked is not BoxesFrom.TABLE:
+            return [
+                f"bounding_box {bounding_box!r}: boxes are not looked for in images yet; give those that another "
+                "detector found, as a table with filename, col_x, row_y, width and height"
+            ]
     except UsageError as error:
         return [str(error)]
     return []

@@ -6,9 +6,11 @@ import logging
 
 from pipeline.config import AuditConfig
 from pipeline.errors import UsageError
+from pipeline.kernels.boxes import BoxesFrom, parse_bounding_box
+from pipeline.layout.annotations import read_annotations
 from pipeline.layout.lists import GIVEN_LIST
 from pipeline.layout.root import Root, is_own, is_root, opened, read_address
-from pipeline.layout.snapshots import SourceRecord
+from pipeline.layout.snapshots import LIST, SourceRecord
 from pipeline.models import open_model
 from pipeline.sources.listed import Origin
 from pipeline.sources.tabular import read_label_table
@@ -65,8 +67,14 @@ def require_inputs(config: AuditConfig, root: Root) -> None:
         raise UsageError(f"{root.uri}: nothing is listed or extracted there yet: run it from its sources")
     for source in sources:
         require_source(source, config.storage)
+    has_boxes = any(source.kind == LIST for source in sources)
     if table := config.rule.table:
-        read_label_table(read_address(table, config.storage), table)
+        has_boxes |= read_label_table(read_annotations(config.storage, table), table).has_boxes
+    if not has_boxes and config.bounding_box and isinstance(parse_bounding_box(config.bounding_box), BoxesFrom):
+        raise UsageError(
+            f"bounding_box {config.bounding_box!r} takes the boxes of annotations, and there are none: give a table "
+            "with col_x, row_y, width, height or x1, y1, ..., x4, y4, a COCO file, or a list with such boxes"
+        )
     if model := config.model.path:
         open_model(read_address(model, config.storage), model.rpartition("/")[2], config.model.input)
 

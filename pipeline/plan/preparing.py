@@ -10,11 +10,10 @@ from functools import partial
 
 import numpy as np
 
-from pipeline.config import AuditConfig
 from pipeline.errors import IncompleteError, UsageError
 from pipeline.kernels.boxes import UprightBox, box_name, parse_bounding_box
 from pipeline.kernels.measure import MeasureParams
-from pipeline.layout.annotations import CODES, STEM, VOCABULARY, read_vocabulary, store_table
+from pipeline.layout.annotations import CODES, STEM, VOCABULARY, load_boxes, read_vocabulary
 from pipeline.layout.exact import MAX_SPLITS
 from pipeline.layout.features import (
     FeatureSet,
@@ -59,7 +58,7 @@ def take_snapshot(session: Session, start_runner: RunnerStart) -> Snapshot:
     started, cpu = time.perf_counter(), time.process_time()
     expand = partial(expand_parents, session, start_runner)
     known = KnownContent(session.root)
-    wanted = Wanted(named_sources(config), Taken(config.select, _boxes(config)), config.accept_empty)
+    wanted = Wanted(named_sources(config), Taken(config.select, _boxes(session)), config.accept_empty)
     update = update_catalog(session.root, wanted, known, expand)
     snapshot = first_alike(session.store, update.snapshot)
     record.counters = listed_counts(update)
@@ -69,15 +68,19 @@ def take_snapshot(session: Session, start_runner: RunnerStart) -> Snapshot:
     return snapshot
 
 
-def _boxes(config: AuditConfig) -> Boxes | None:
+def _boxes(session: Session) -> Boxes | None:
+    """The boxes that are audited in place of the images: one of all, or those of annotations that have any."""
+    config = session.config
     asked = parse_bounding_box(config.bounding_box) if config.bounding_box else None
-    return SameBox(box_name(asked)) if isinstance(asked, UprightBox) else None
+    if isinstance(asked, UprightBox):
+        return SameBox(box_name(asked))
+    return load_boxes(session.store, session.table_hash) if session.table_hash else None
 
 
 def annotate_snapshot(session: Session, snapshot: Snapshot) -> str:
     """Gives every row its split and label; returns the annotations folder."""
     rule = session.config.rule
-    table_hash = store_table(session.root, rule.table) if rule.table else ""
+    table_hash = session.table_hash
     of = {"snapshot": snapshot.digest, "rule": replace(rule, table=None), "table": table_hash}
     of |= {"given": snapshot.given} if snapshot.given else {}
     name = fingerprint("annotate", annotate.VERSION, **of)
