@@ -74,15 +74,15 @@ def _with_list(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_file(uri: str) -> bool:
-    """Whether a source goes into the list: on a disk what is no folder (a file that is gone is a row that says so), in
-    a bucket what has the name of an image or archive. A list, or a YAML of YOLO, stays a source.
+    """Whether a source goes into the list: what has the name of an image or archive (one that is gone is a row that
+    says so), and any other file on a disk. A list, or a YAML of YOLO, stays a source.
     """
     name = uri.rpartition("/")[2]
     if is_list_name(name):
         return False
-    if is_remote(uri):
-        return is_image_key(name) or bool(parent_kind(name))
-    return not os.path.isdir(uri)  # noqa: PTH112 - of the text: making a path of each takes longer
+    if is_image_key(name) or parent_kind(name):
+        return is_remote(uri) or not os.path.isdir(uri)  # noqa: PTH112 - making a path of each takes longer
+    return not is_remote(uri) and os.path.isfile(uri)  # noqa: PTH113
 
 
 def _with_annotations(values: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import groupby
-from typing import Any, NamedTuple
+from functools import partial
+from itertools import chain, groupby
+from typing import NamedTuple
 
 from pipeline.errors import AccessDenied, NotFound, UsageError
 from pipeline.layout.lists import PreparedList
@@ -39,13 +40,17 @@ def list_rows(prepared: PreparedList, source: SourceRecord, storage: StorageConf
     missing, first = 0, b""
     with ThreadPoolExecutor(STATS_IN_FLIGHT) as pool:
         for batch in prepared.batches():
-            files = [_File(raw, [*rows]) for raw, rows in groupby(batch.to_pylist(), key=_key)]
-            chunks = [files[at : at + STATS_AT_ONCE] for at in range(0, len(files), STATS_AT_ONCE)]
-            for found in pool.map(lambda chunk: [_info(file, source, storage) for file in chunk], chunks):
-                for file, info in found:
-                    if info is None:
-                        missing, first = missing + 1, first or file.raw
-                    yield from _rows(file, info or ObjectInfo(_text(file.raw), 0, "", 0))
+            columns = [batch[name].to_pylist() for name in _File._fields]
+            files = [[*rows] for _, rows in groupby(map(_File, *columns), key=lambda file: file.key)]
+            asked = [rows[0].key for rows in files if rows[0].size is None]
+            chunks = [asked[at : at + STATS_AT_ONCE] for at in range(0, len(asked), STATS_AT_ONCE)]
+            found = chain.from_iterable(pool.map(partial(_stats, source, storage), chunks))
+            for rows in files:
+                info = next(found) if rows[0].size is None else _told(rows[0])
+                if info is None:
+                    missing, first = missing + 1, first or rows[0].key
+                    info = ObjectInfo(_text(rows[0].key), 0, "", 0)
+                yield from (ListRow(row.key, info, row.box or "") for row in rows)
     for said in prepared.warnings:
         log.warning("%s", said)
     if missing:
@@ -54,24 +59,27 @@ def list_rows(prepared: PreparedList, source: SourceRecord, storage: StorageConf
 
 
 class _File(NamedTuple):
-    raw: bytes
-    rows: list[dict[str, Any]]
+    key: bytes
+    box: str | None
+    size: int | None
+    etag: str | None
+    mtime_ns: int | None
 
 
-def _key(row: dict[str, Any]) -> bytes:
-    key: bytes = row["key"]
-    return key
+def _told(file: _File) -> ObjectInfo:
+    return ObjectInfo(_text(file.key), file.size or 0, file.etag or "", file.mtime_ns or 0)
 
 
-def _info(file: _File, source: SourceRecord, storage: StorageConfig) -> tuple[_File, ObjectInfo | None]:
+def _stats(source: SourceRecord, storage: StorageConfig, keys: list[bytes]) -> list[ObjectInfo | None]:
+    return [_stat(source, storage, _text(raw)) for raw in keys]
+
+
+def _stat(source: SourceRecord, storage: StorageConfig, key: str) -> ObjectInfo | None:
     """What is known of a file; None where it cannot be looked at."""
-    key, row = _text(file.raw), file.rows[0]
-    if row["size"] is not None:
-        return file, ObjectInfo(key, row["size"], row["etag"] or "", row["mtime_ns"] or 0)
     place, inside = source.located(key)
     store = opened(place, storage)
     try:
-        return file, replace(store.stat(inside), key=key)
+        return replace(store.stat(inside), key=key)
     except (NotFound, AccessDenied):
         path = store.local_path(inside)
         if path is not None and path.is_dir():
@@ -79,11 +87,7 @@ def _info(file: _File, source: SourceRecord, storage: StorageConfig) -> tuple[_F
                 f"{source.uri} names the folder {escape_bytes(key)!r}: a list names files. Take the folder out, and "
                 "name it as a source of its own"
             ) from None
-        return file, None
-
-
-def _rows(file: _File, info: ObjectInfo) -> Iterator[ListRow]:
-    return (ListRow(file.raw, info, row["box"] or "") for row in file.rows)
+        return None
 
 
 def _text(raw: bytes) -> str:
