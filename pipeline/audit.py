@@ -17,6 +17,7 @@ from pipeline.layout.root import Root, is_root
 from pipeline.layout.served import read_recipe
 from pipeline.layout.tables import read_table
 from pipeline.plan.asking import Images, ask, require_call, together
+from pipeline.plan.crops import crops_of
 from pipeline.plan.serving import once, require_served, serving_session
 from pipeline.plan.session import Session
 from pipeline.progress import SilentReporter
@@ -178,6 +179,14 @@ class Audit:
     ) -> pa.Table:
         """Every image of the snapshot. Arguments as in `table`."""
         return self.table("images", columns, filter, limit)
+
+    def crops(self, rotated: bool = False) -> pa.Table:
+        """Boxes as fastdup's atrain_crops.csv lists them: index (the image_id), filename (of the image), crop_filename
+        (the uri of the box), col_x, row_y, width, height, label, confidence; of rotated boxes x1, y1, ..., x4, y4.
+
+        The label is what a detector said of the box, with its confidence; else that of the audit, without one.
+        """
+        return crops_of(read_recipe(self.root, self.audit_id).inputs, rotated)
 
     def search(self, images: Images, k: int = 10, space: str = "semantic") -> pa.Table:
         """The k images of the audit that are nearest to each query, nearest first; columns as in docs/search.md.

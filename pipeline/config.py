@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from pipeline.errors import UsageError
-from pipeline.kernels.boxes import BoxesFrom, parse_bounding_box
+from pipeline.kernels.boxes import parse_bounding_box
 from pipeline.kernels.crop import BoxParams
 from pipeline.kernels.groups import KeeperPolicy
 from pipeline.kernels.hits import MOST_NEIGHBOURS, JoinParams
@@ -23,6 +23,7 @@ from pipeline.kernels.space import SpaceParams
 from pipeline.kernels.splitting import GroupParams
 from pipeline.kernels.threshold import ThresholdParams
 from pipeline.kernels.verify_params import VerifyParams
+from pipeline.models.named import is_model_name
 from pipeline.sources.labels import RuleParams
 from pipeline.sources.selection import SelectParams
 from pipeline.storage import StorageConfig, canonical_uri
@@ -54,12 +55,19 @@ INT64 = range(-(2**63), 2**63)
 
 @dataclass(frozen=True)
 class ModelParams:
-    """Which model embeds. path "" = the default model; input: what its graph does not say (docs/models.md)."""
+    """Which model embeds (docs/models.md).
+
+    path: a file or a name, "" = the default model; input: what its graph does not say; cache: where the files of named
+    models are, "" = the user's cache folder.
+    """
 
     path: str = ""
     input: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    cache: str = ""
 
     def __post_init__(self) -> None:
+        if self.input and is_model_name(self.path):
+            raise UsageError(f"model: the input of {self.path} is known, drop its description")
         if self.input and not self.path:
             raise UsageError("model: its input is described and no model is named; name one or drop the description")
 
@@ -144,11 +152,13 @@ class AuditConfig:
     """Everything that decides the tables of an audit, and where they go. Who runs it is not part of it.
 
     sources: folders, buckets, archives, images or lists; test: one more, whose split is test; bounding_box: a box of
-    every image that is audited in its place, as 'row_y=0,col_x=0,height=100,width=100', or xywh_bbox or rotated for
-    those of the annotations (rule.table), which are audited anyway where they have any; embeddings: a .npy or Parquet
-    of the user's own vectors in place of a model. start: "features" lists nothing and audits the latest snapshot by
-    what was extracted; until: "features" publishes nothing; min_offset, max_offset: nor does it list and extract more
-    than this range of the snapshot (max_offset None = to the end).
+    every image that is audited in its place, as 'row_y=0,col_x=0,height=100,width=100'; xywh_bbox or rotated: those of
+    the annotations (rule.table), which are audited anyway where they have any; or face, ocr or object: the boxes that a
+    detector finds, an object by the YOLO-style ONNX file box_model; embeddings: a .npy or Parquet of the user's own
+    vectors in place of a model. start: "features" lists nothing and audits the latest snapshot by what was extracted;
+    until: "features" publishes nothing; min_offset, max_offset: nor does it list and extract more than this range of
+    the snapshot (max_offset None = to the end). delete_img, delete_tar: remove the copies of images or archives that
+    this machine keeps (storage.sync_to_local) once the audit is done; an original is never removed.
     """
 
     sources: tuple[str, ...]
@@ -168,6 +178,7 @@ class AuditConfig:
     quality: QualityLimits = field(default_factory=QualityLimits)
     keeper: KeeperPolicy = field(default_factory=KeeperPolicy)
     bounding_box: str = ""
+    box_model: str = ""
     embeddings: str = ""
     start: str = "sources"
     until: str = "tables"
@@ -176,6 +187,8 @@ class AuditConfig:
     shard_size: int | None = None
     max_failed_share: float = 0.01
     accept_empty: bool = False
+    delete_img: bool = False
+    delete_tar: bool = False
 
     def __post_init__(self) -> None:
         problems = []
@@ -186,6 +199,8 @@ class AuditConfig:
         if isinstance(self.storage, StorageConfig):
             places = (*self.sources, self.test, self.root)
             problems += [text for place in places if place and (text := _place_problem(place, self.storage))]
+        if (self.delete_img or self.delete_tar) and self.storage and not self.storage.sync_to_local:
+            problems.append("delete_img and delete_tar remove copies: they go with storage.sync_to_local")
         if self.shard_size is not None and self.shard_size < 1:
             problems.append(f"shard_size {self.shard_size}, want at least 1")
         if not 0 <= self.max_failed_share <= 1:
@@ -232,12 +247,8 @@ def _range_problems(config: AuditConfig) -> list[str]:
 
 def _box_problems(bounding_box: str) -> list[str]:
     try:
-        asked = parse_bounding_box(bounding_box) if bounding_box else None
-        if isinstance(asked, BoxesFrom) and asked is not BoxesFrom.TABLE:
-            return [
-                f"bounding_box {bounding_box!r}: boxes are not looked for in images yet; give those that another "
-                "detector found, as a table with filename, col_x, row_y, width and height"
-            ]
+        if bounding_box:
+            parse_bounding_box(bounding_box)
     except UsageError as error:
         return [str(error)]
     return []

@@ -7,6 +7,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline import api
@@ -52,11 +53,17 @@ def add_root(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--endpoint", action="append", default=[], metavar="NAME=URL", help="server of minio://NAME/...")
     group.add_argument("--endpoint-url", help="endpoint of s3://")
     group.add_argument("--region", help="AWS region")
+    group.add_argument("--sync-to-local", metavar="FOLDER", help="keep copies of remote images and archives there")
+    group.add_argument("--sync-budget", type=int, metavar="BYTES", help="that the copies may take (default: 100 GB)")
 
 
 def storage_values(options: argparse.Namespace) -> dict[str, Any]:
     """What the flags say of storage."""
-    values: dict[str, Any] = {"region": options.region, "endpoint_url": options.endpoint_url}
+    values: dict[str, Any] = {
+        "region": options.region, "endpoint_url": options.endpoint_url,
+        "sync_to_local": options.sync_to_local and str(Path(options.sync_to_local).absolute()),
+        "sync_budget": options.sync_budget,
+    }  # fmt: skip
     if options.endpoint:
         values["endpoints"] = dict(api.endpoint(item) for item in options.endpoint)
     return {name: value for name, value in values.items() if value is not None}

@@ -9,10 +9,11 @@ from pipeline import api
 from pipeline.config import read_toml
 from pipeline.flags import add_command, add_root, add_runner, storage_values
 from pipeline.models import parse_description
+from pipeline.models.named import HIGH_ACCURACY, NAMED
 from pipeline.sources.selection import ORDERS
 
 MODEL_INPUT = """JSON file that describes its input where its graph does not: width, height, layout (NHWC, NCHW), dtype
-(uint8, float32), scale, mean, std, channel_order (RGB, BGR)"""
+(uint8, float32), scale, mean, std, channel_order (RGB, BGR), output, token"""
 
 
 def add_run(commands: Any) -> argparse.ArgumentParser:
@@ -29,9 +30,13 @@ def add_run(commands: Any) -> argparse.ArgumentParser:
     rule = run.add_argument_group("splits and labels (by folder names unless told otherwise)")
     rule.add_argument("--labels", help="CSV or Parquet with filename and label, split or both")
     rule.add_argument("--pattern", help="regular expression on the path with the groups label, split or both")
+    _add_boxes(run)
     _add_selection(run)
     model = run.add_argument_group("model")
-    model.add_argument("--model", help="ONNX or ORT file instead of the default model")
+    which = model.add_mutually_exclusive_group()
+    which.add_argument("--model", help=f"ONNX or ORT file, or one of {', '.join(NAMED)}, instead of the default model")
+    which.add_argument("--high-accuracy", action="store_true", help="the larger variant of the default model")
+    model.add_argument("--model-cache", help="folder of the named models' files (default: the user's cache folder)")
     model.add_argument("--model-input", help=MODEL_INPUT)
     model.add_argument(
         "--embeddings", help=".npy (n, d) in the order of the listing, or Parquet with names, instead of a model"
@@ -52,8 +57,18 @@ def add_run(commands: Any) -> argparse.ArgumentParser:
     part.add_argument("--shard-size", type=int, help="images per shard (default: by the size of the snapshot)")
     add_runner(run)
     add_root(run)
+    run.add_argument("--delete-img", action="store_true", help="remove the copies of images when the audit is done")
+    run.add_argument("--delete-tar", action="store_true", help="remove the copies of archives when the audit is done")
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
     return run
+
+
+def _add_boxes(run: argparse.ArgumentParser) -> None:
+    boxes = run.add_argument_group("boxes in place of whole images")
+    boxes.add_argument(
+        "--bounding-box", metavar="BOX", help="row_y=0,col_x=0,height=9,width=9 of every image; or face, ocr, object"
+    )
+    boxes.add_argument("--box-model", metavar="FILE", help="YOLO-style ONNX file that finds the objects")
 
 
 def _add_selection(run: argparse.ArgumentParser) -> None:
@@ -83,14 +98,19 @@ def config_values(options: argparse.Namespace) -> dict[str, Any]:
         ("select", "subset"): _subset(options),
         ("select", "min_file_size"): options.min_file_size,
         ("select", "tar_only"): options.tar_only or None,
-        ("model", "path"): options.model,
+        ("model", "path"): HIGH_ACCURACY if options.high_accuracy else options.model,
+        ("model", "cache"): options.model_cache,
         ("model", "input"): _model_input(options),
+        ("bounding_box",): options.bounding_box,
+        ("box_model",): options.box_model,
         ("embeddings",): options.embeddings,
         ("start",): options.start,
         ("until",): options.until,
         ("neighbours", "space"): options.space,
         ("neighbours", "threshold"): options.threshold,
         ("accept_empty",): options.accept_empty or None,
+        ("delete_img",): options.delete_img or None,
+        ("delete_tar",): options.delete_tar or None,
         ("min_offset",): options.min_offset,
         ("max_offset",): options.max_offset,
         ("shard_size",): options.shard_size,

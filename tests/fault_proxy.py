@@ -21,8 +21,9 @@ class Rule:
     the reply's body, then the connection is dropped), `flip:N` (byte N of the reply's body inverted),
     `flip_upload:N` (byte N of the request's body), `cut_upload:N` (the server gets N bytes of it, then both connections
     are dropped: a writer that dies in mid-write), `strip:A` (the request's header A is removed),
-    `stall` (no reply before the client hangs up), `header:A:B` (the
-    reply's header A gets the value B).
+    `stall` (no reply before the client hangs up), `stall_body:N` (N bytes of the reply's body and no more before the
+    client hangs up), `drip:N` (the body N bytes at a time, 5 ms apart), `header:A:B` (the reply's header A gets the
+    value B). "" lets a request pass, and counts it.
     """
 
     fault: str
@@ -111,11 +112,8 @@ class FaultProxy:
         fault = self._pick(method, path)
         self.log.append((method, path, fault))
         kind, _, argument = fault.partition(":")
-        if kind == "reset":
-            return False
-        if kind == "stall":
-            await reader.read(1)
-            return False
+        if kind in ("reset", "stall"):
+            return await _hang_up(reader, kind)
         if kind in ("status", "err200"):
             writer.write(_error_reply(argument or "200:InternalError", method))
             await writer.drain()
@@ -129,9 +127,9 @@ class FaultProxy:
             await self._begin(request, int(argument))
             return False
         reply = await self._forward(request, method)
-        if kind == "drop_after":
-            return False
-        return await _send_reply(writer, reply, kind, argument)
+        if kind in ("stall_body", "drip"):
+            return await _send_slowly(reader, writer, reply, kind, int(argument))
+        return kind != "drop_after" and await _send_reply(writer, reply, kind, argument)
 
     def _pick(self, method: str, path: str) -> str:
         for rule in self.rules:
@@ -210,6 +208,29 @@ async def _send_reply(writer: asyncio.StreamWriter, reply: Message, kind: str, a
     writer.write(Message(reply.first, headers, body).encoded())
     await writer.drain()
     return kind != "truncate" and bool(reply.header("content-length"))
+
+
+async def _hang_up(reader: asyncio.StreamReader, kind: str) -> bool:
+    """Drop the connection, for a `stall` after the client did."""
+    if kind == "stall":
+        await reader.read(1)
+    return False
+
+
+async def _send_slowly(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reply: Message, kind: str, size: int
+) -> bool:
+    body = reply.body
+    writer.write(reply.encoded(body[:size]))
+    await writer.drain()
+    if kind == "stall_body":
+        await reader.read(1)
+        return False
+    for at in range(size, len(body), size):
+        await asyncio.sleep(0.005)
+        writer.write(body[at : at + size])
+        await writer.drain()
+    return False
 
 
 def _error_reply(argument: str, method: str) -> bytes:

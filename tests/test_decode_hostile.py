@@ -335,6 +335,35 @@ def test_broken_exif_leaves_the_image_as_it_is(block: bytes) -> None:
     assert measured.pixel_hash == measure(FILES["jpeg_progressive"], PARAMS).pixel_hash
 
 
+def test_tiff_directories_inside_each_other_are_not_walked_for_ever() -> None:
+    """1,000 directories of 65,000 entries in one megabyte, each of which leads to one four bytes further on."""
+    count, first = 65_000, 8
+    data = bytearray(struct.pack("<2sHI", b"II", 42, first) + struct.pack("<HH", count, 0) * 1000 + bytes(12 * count))
+    for number in range(1000):
+        end = first + 4 * number + 2 + 12 * count
+        data[end : end + 4] = struct.pack("<I", first + 4 * number + 4)
+    measured = measure(bytes(data), PARAMS)
+    assert_bad(measured, {Status.UNREADABLE})
+    assert "directories" in measured.message
+    one_tag = struct.pack("<HHII", 273, 4, 900_000, 8)
+    repeated = struct.pack("<2sHIH", b"II", 42, 8, 60_000) + one_tag * 60_000 + bytes(4_000_000)
+    assert_bad(measure(repeated, PARAMS), BAD)
+
+
+@pytest.mark.parametrize("offset", [2**63, 2**64 - 1, 2**63 - 1, 2**40])
+def test_offsets_of_64_bits_lead_out_of_the_file(offset: int) -> None:
+    for order, magic in (("<", b"II+\0"), (">", b"MM\0+")):
+        data = magic + struct.pack(order + "HHQ", 8, 0, offset) + bytes(500)
+        assert_bad(measure(data, PARAMS), {Status.TRUNCATED})
+        entries = struct.pack(order + "QHHQQ", offset, 256, 16, offset, offset)
+        data = magic + struct.pack(order + "HHQ", 8, 0, 16) + entries + bytes(500)
+        assert_bad(measure(data, PARAMS), BAD)
+
+
+def test_a_scale_of_a_thousand_digits_is_no_pfm() -> None:
+    assert_bad(measure(b"PF\n20 20\n-" + b"1" * 60_000 + b"x" + bytes(5000), PARAMS), {Status.UNREADABLE})
+
+
 def test_many_exif_segments_are_walked() -> None:
     data = FILES["jpeg_progressive"]
     segment = b"\xff\xe1\xff\xff" + bytes(65_533)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pillow_heif
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import pipeline
 from pipeline.kernels.measure import MeasureParams, measure
@@ -138,3 +139,63 @@ print(measured.status.value, measured.pixel_hash.hex(), peak() - before)
     assert PLAIN[name].pixel_hash is not None
     assert (status, pixels, run.stderr) == ("ok", PLAIN[name].pixel_hash.hex(), "")
     assert int(taken) < 6 * len(data) / 1000
+
+
+def piled(count: int, size: int) -> bytes:
+    """An EXIF block of `count` tags, the values of all of them the same `size` bytes, and the orientation 6."""
+    tags = [struct.pack("<HHII", 0x0112, 3, 1, 6)]
+    tags += [struct.pack("<HHII", 0x0200 + number, 7, size, 8) for number in range(count)]
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + b"".join(tags) + bytes(4) + bytes(size)
+
+
+def jpeg_of_four_inks(block: bytes) -> bytes:
+    buffer = io.BytesIO()
+    PHOTO.convert("CMYK").save(buffer, "JPEG")
+    plain = buffer.getvalue()
+    parts = [block[start : start + 65_000] for start in range(0, len(block), 65_000)]
+    segments = [b"\xff\xe1" + struct.pack(">H", len(part) + 8) + b"Exif\0\0" + part for part in parts]
+    return plain[:2] + b"".join(segments) + plain[2:]
+
+
+def png_by_imagemagick(block: bytes) -> bytes:
+    text = PngInfo()
+    text.add_text("Raw profile type exif", f"\nexif\n{len(block)}\n" + block.hex())
+    buffer = io.BytesIO()
+    PHOTO.save(buffer, "PNG", pnginfo=text)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("save", "size"),
+    [
+        (lambda block: FORMATS["webp"](exif=block), 1_000_000),
+        (lambda block: FORMATS["png"](exif=block), 1_000_000),
+        (jpeg_of_four_inks, 1_000_000),
+        (png_by_imagemagick, 20_000),
+    ],
+)
+def test_values_that_lie_on_top_of_each_other_are_not_copied(
+    save: Callable[[bytes], bytes], size: int, tmp_path: Path
+) -> None:
+    """20,000 tags of 1 MB would be 20 GB; the orientation among them counts."""
+    (tmp_path / "piled").write_bytes(save(piled(20_000, size)))
+    script = """
+import pathlib, resource, sys
+from PIL import Image
+from pipeline.kernels.measure import MeasureParams, measure
+Image.init()
+used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 200_000_000,) * 2)
+measured = measure(pathlib.Path(sys.argv[1]).read_bytes(), MeasureParams())
+print(measured.status.value, measured.width, measured.height, measured.message)
+"""
+    arguments = [sys.executable, "-c", script, str(tmp_path / "piled")]
+    run = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["ok", "47", "61"]
+
+
+def test_tiff_values_that_lie_on_top_of_each_other_are_refused() -> None:
+    entries = b"".join(struct.pack("<HHII", 256 + number, 7, 1_000_000, 8) for number in range(2000))
+    data = struct.pack("<2sHI", b"II", 42, 1_000_008) + bytes(1_000_000) + struct.pack("<H", 2000) + entries + bytes(4)
+    measured = measure(data, PARAMS)
+    assert (measured.status, "on top of each other" in measured.message) == (Status.UNREADABLE, True)

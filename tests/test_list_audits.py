@@ -453,7 +453,6 @@ def test_a_folder_in_a_list_is_refused(tmp_path: Path) -> None:
         ({"annotations": {"filename": ["a.jpg"]}}, "no image a label, a split or a box"),
         ({"annotations": {"filename": ["a.jpg"], "label": ["x"]}, "rule": {"pattern": "(?P<label>.)"}}, "only one"),
         ({"bounding_box": "xywh_bbox"}, "there are none"),
-        ({"bounding_box": "face"}, "not looked for in images yet"),
     ],
 )
 def test_what_is_no_annotation_is_refused(config: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ OBJECTS: list[tuple[str, bool, bool, int | None, str | None]] = [
     ("photos/", True, False, 0, "e3"),
     ("other/x//y.jpg", True, False, 0, "e4"),
     ('quote",comma.jpg', True, False, 5, "e5"),
+    ("photos/gone.jpg", False, True, None, None),
 ]
 WANTED = [
     ("a b+c.jpg", 10, "e1"),
@@ -127,7 +128,7 @@ def test_formats(kind: str) -> None:
     assert [(row["address"], row["size"], row["etag"]) for row in rows] == WANTED
     assert {row["mtime_ns"] for row in rows} == {TIME_NS}
     assert [row["row"] for row in rows] == ([1, 2, 3, 4] if kind == "CSV" else [0, 1, 2, 3])
-    assert tally.counts == {OLD: 1, DELETED: 1, FOLDERS: 1}
+    assert tally.counts == {OLD: 2, DELETED: 1, FOLDERS: 1}
     assert tally.first[OLD] == f"manifest.json, x/data/1 row {3 if kind == 'CSV' else 2}"
     assert {(row["label"], row["fragment"], row["problem"]) for row in rows} == {(None, None, None)}
 

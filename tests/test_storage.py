@@ -165,6 +165,24 @@ def test_a_long_listing_comes_in_pages(backend: Opener, count: int, page: int, m
         assert spent.requests == {"s3.put": count, "s3.list": 4}
 
 
+def test_a_listing_in_ranges_is_whole(backend: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders, flat names, `a.jpg` beside `a/` and `a-`, odd signs: cut at many places, and each key comes once."""
+    monkeypatch.setattr("pipeline.storage.s3.PAGE_KEYS", 4)
+    monkeypatch.setattr("pipeline.storage.s3_cuts._MIN_SAMPLE", 3)
+    store = backend("many")
+    folders = ["", "a/", "a-/", "a.", "b/c/", "b/日本 😀/", "per%20cent+&?#/", "z/z/z/z/"]
+    wanted = [f"{folder}{number:03d}" for folder in folders for number in range(25)]
+    if store.local_path("x") is None:
+        wanted += ["a//1", "a/../2", "/3", "trailing/"]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda key: store.put(key, b"x"), wanted))
+    before = request_counts()
+    assert keys(store) == sorted(wanted, key=os.fsencode)
+    assert keys(store, "b/") == sorted((key for key in wanted if key.startswith("b/")), key=os.fsencode)
+    if store.local_path("x") is None:
+        assert (request_counts() - before).requests["s3.list"] > 70  # more than the pages: it was cut
+
+
 def test_put_if_absent_keeps_the_first(store: Store) -> None:
     assert store.put_if_absent("commit", b"mine")
     assert store.put_if_absent("commit", b"mine")

@@ -73,6 +73,32 @@ def test_get_survives_two_faults_with_three_requests(store: Store, proxy: FaultP
     assert proxy.requests() == 3
 
 
+def test_a_bucket_that_moved_is_asked_the_long_way(store: Store, proxy: FaultProxy) -> None:
+    """botocore follows a bucket to its region, so a redirect is its business: one request more, then as before."""
+    assert store.read(KEY) == DATA
+    for status in (301, 307):
+        proxy.inject(Rule(f"status:{status}:PermanentRedirect", "GET"))
+        assert store.read(KEY) == DATA
+        assert proxy.requests() == 2
+        assert store.read_range(KEY, 5, 5) == DATA[5:10]
+        assert proxy.requests() == 3
+
+
+@pytest.mark.parametrize("checksum", ["crc32:AAAAAA==", "sha256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU="])
+def test_a_checksum_that_the_server_tells_is_compared(store: Store, proxy: FaultProxy, checksum: str) -> None:
+    """Of a range too, whose bytes no MD5 covers; one of the parts of an upload is of something else."""
+    wrong = f"header:x-amz-checksum-{checksum}"
+    proxy.inject(Rule(wrong, "GET", count=2))
+    assert store.read_range(KEY, 5, 500) == DATA[5:505]
+    assert proxy.requests() == 3
+    proxy.inject(Rule(wrong, "GET", count=99))
+    with pytest.raises(CorruptObject, match="6 attempts"):
+        store.read_range(KEY, 5, 500)
+    proxy.inject(Rule("header:x-amz-checksum-crc32:AAAAAA==-3", "GET"))
+    assert store.read(KEY) == DATA
+    assert proxy.requests() == 1
+
+
 @pytest.mark.parametrize("fault", [*PASSING, "truncate:60", "drop_after"])
 def test_range_survives_two_faults_with_three_requests(store: Store, proxy: FaultProxy, fault: str) -> None:
     proxy.inject(Rule(fault, "GET", count=2))

@@ -101,7 +101,7 @@ def read_header(data: bytes) -> Header:
         return Header(name)
     try:
         return parse(data)
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:  # offsets of 64 bits overflow
         raise ImageError(Status.TRUNCATED, f"{name}: the file ends inside its header") from error
     except ValueError as error:
         raise ImageError(Status.UNREADABLE, f"{name}: {error}") from error
@@ -307,6 +307,7 @@ def _bytes_short(count: int) -> str:
 
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+_TIFF_VALUES = 2_000_000  # a picture of max_pixels in tiles of 16x16 has 600,000; directories may hide in each other
 _TIFF_USED = frozenset({256, 257, 258, 273, 274, 277, 279, 322, 323, 324, 325, 339})
 
 
@@ -317,10 +318,13 @@ def _read_tiff(data: bytes) -> Header:
     offset = struct.unpack_from(order + ("Q" if is_big else "I"), data, 8 if is_big else 4)[0]
     seen: set[int] = set()
     first: dict[int, tuple[int, ...]] = {}
-    end = 0
+    end = values = 0
     while offset and offset not in seen:
         seen.add(offset)
         tags, last, following = _tiff_directory(data, offset, order, is_big)
+        values += sum(map(len, tags.values())) + 4 * struct.unpack_from(order + "HQ"[is_big], data, offset)[0]
+        if values > _TIFF_VALUES:
+            raise ValueError(f"{values:,} values in {len(seen):,} directories")
         first = first or tags
         for starts, sizes in ((273, 279), (324, 325)):
             spans = zip(tags.get(starts, ()), tags.get(sizes, ()), strict=False)
@@ -341,16 +345,18 @@ def _tiff_directory(data: bytes, offset: int, order: str, is_big: bool) -> tuple
     count = struct.unpack_from(order + head, data, offset)[0]
     place, step = offset + struct.calcsize(order + head), 4 + 2 * room
     tags: dict[int, tuple[int, ...]] = {}
-    last = 0
+    last = total = 0
     for start in range(place, place + step * count, step):
         tag, kind, values = struct.unpack_from(order + entry, data, start)
         size = _TIFF_SIZES.get(kind, 0) * values
         where = start + 4 + room
         if size > room:
             where = struct.unpack_from(order + ("Q" if is_big else "I"), data, where)[0]
-        last = max(last, where + size)
-        if tag in _TIFF_USED and kind in _TIFF_INTEGERS and 0 < size <= len(data) - where:
+        last, total = max(last, where + size), total + size
+        if tag in _TIFF_USED - tags.keys() and kind in _TIFF_INTEGERS and 0 < size <= len(data) - where:
             tags[tag] = struct.unpack_from(f"{order}{values}{_TIFF_INTEGERS[kind]}", data, where)
+    if last <= len(data) < total // 2:  # a decoder would copy each
+        raise ValueError(f"values of {total:,} bytes lie on top of each other in {len(data):,}")
     following = struct.unpack_from(order + ("Q" if is_big else "I"), data, place + step * count)[0]
     return tags, last, following
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, features
 
 from pipeline.kernels.footprint import pillow_footprint
-from pipeline.kernels.header import Header, ImageError
+from pipeline.kernels.header import Header, ImageError, exif_orientation
 from pipeline.kernels.native_decode import overheard
 from pipeline.kernels.tone import exposure_of, logarithms, toned
 from pipeline.schemas import Status
@@ -61,6 +61,8 @@ _KEPT = frozenset({"L", "LA", "RGB", "RGBA", "CMYK"})
 _WITH_ALPHA = {"1": "LA", "L": "LA", "P": "RGBA", "RGB": "RGBA"}
 
 
+_WITH_EXIF = frozenset({"jpeg", "png", "webp"})
+_ONE_TAG = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0"
 _BAND_PIXELS = 1 << 18
 
 
@@ -145,9 +147,15 @@ def _opened(data: bytes, header: Header, work: Callable[[ImageFile.ImageFile], T
     if plugin not in Image.OPEN or (feature and not features.check(feature)):
         wanted = "one from PyPI does: pip install 'image-audit[avif]'"
         raise ImageError(Status.UNSUPPORTED, f"this build of Pillow does not read {header.format}; {wanted}")
+    if feature == "avif":
+        from PIL import AvifImagePlugin
+
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # a worker has one core; it would take all
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            if header.format == "jpeg":  # it would read the EXIF on opening
+                data = data.replace(b"Exif\0\0", b"skip\0\0")
             with Image.open(io.BytesIO(data), formats=(plugin,)) as image:
                 return overheard(lambda: work(image))[0]
     except Image.DecompressionBombError as error:
@@ -182,13 +190,30 @@ def _first_frame(image: ImageFile.ImageFile, header: Header, check: Callable[[He
     image.load()
     if image.fp is not None:
         image.fp.close()  # WebP and AVIF hold the decoded frame there once more
-    _turn_upright(image)
+    _turn_upright(image, header)
     return Decoded(header._replace(width=image.size[0], height=image.size[1]), _native(image), _space(image))
 
 
-def _turn_upright(image: Image.Image) -> None:
-    with suppress(*_REFUSALS):  # broken EXIF says nothing about the pixels
+def _turn_upright(image: Image.Image, header: Header) -> None:
+    """Turn by what Pillow knows; of EXIF it is given the orientation alone.
+
+    Up to version 12 it copied every value of a block, which may all lie on top of each other: 65,000 of 1 MB.
+    """
+    if header.format in _WITH_EXIF:
+        image.info.pop("exif", None)
+        profile = image.info.pop("Raw profile type exif", "")  # of a PNG by ImageMagick
+        orientation = header.orientation if header.orientation > 1 else _profile_orientation(profile)
+        if orientation > 1:
+            image.info["exif"] = _ONE_TAG + bytes((orientation, 0, 0, 0)) + bytes(4)
+    with suppress(*_REFUSALS):  # broken XMP says nothing about the pixels
         ImageOps.exif_transpose(image, in_place=True)
+
+
+def _profile_orientation(profile: str) -> int:
+    with suppress(*_REFUSALS):
+        block = bytes.fromhex("".join(profile.split("\n")[3:]))
+        return exif_orientation(block.removeprefix(b"Exif\0\0"))
+    return 0
 
 
 def _is_16_bit(image: Image.Image) -> bool:

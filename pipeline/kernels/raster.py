@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _HEAD = 65_536
-_PFM = re.compile(rb"P([Ff])\s+(\d{1,9})\s+(\d{1,9})\s+(-?)(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s")
+_PFM = re.compile(rb"P([Ff])\s+(\d{1,9})\s+(\d{1,9})\s+(-?)(?:\d{1,40}\.?|\d{0,40}\.\d{1,40})(?:[eE][-+]?\d{1,3})?\s")
 _RADIANCE = re.compile(rb"#\?.*?\n\n-Y (\d{1,9}) \+X (\d{1,9})\n", re.DOTALL)
 _PAM_END = re.compile(rb"^ENDHDR[ \t]*\n", re.MULTILINE)
 _PAM_FIELD = re.compile(rb"^(WIDTH|HEIGHT|DEPTH|MAXVAL)[ \t]+(\d{1,9})[ \t]*$", re.MULTILINE)

@@ -15,7 +15,7 @@ from pipeline.kernels.header import ImageError
 from pipeline.layout.fragments import Parent
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.members import member_content, read_span
-from pipeline.layout.root import Root, opened
+from pipeline.layout.root import Root, opened_source
 from pipeline.layout.snapshots import LIST, Snapshot, SourceRecord
 from pipeline.schemas import Status
 from pipeline.sources.folder import decode_key, escape_key
@@ -82,7 +82,7 @@ class ImageObject:
         """
         expect = expect or self.expected
         if self.fragment is None:
-            return opened(self.source, root.storage).read(self.info.key, expect=expect)
+            return opened_source(self.source, root.storage).read(self.info.key, expect=expect)
         if self.fragment.problem:
             raise problem_error(self.fragment)
         span = read_span(root, self.parent, self.fragment.position, self.fragment.length, expect)

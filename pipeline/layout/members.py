@@ -6,7 +6,7 @@ from pipeline.errors import NotFound
 from pipeline.kernels.header import ImageError
 from pipeline.kernels.zip_member import unpack_member
 from pipeline.layout.fragments import INDEX, Parent
-from pipeline.layout.root import Root, kept, opened
+from pipeline.layout.root import Root, kept, opened_source
 from pipeline.schemas import Status
 from pipeline.sources.fragments import Fragment
 from pipeline.sources.gzip_stream import GzipStream
@@ -18,7 +18,7 @@ def read_span(root: Root, parent: Parent, start: int, length: int, expect: Objec
 
     Raises a StorageError, ObjectChanged where the file is not `expect` any more; ImageError for a broken gzip.
     """
-    source = opened(parent.place, root.storage)
+    source = opened_source(parent.place, root.storage)
     if parent.kind != "tar.gz":
         return source.read_range(parent.info.key, start, length, expect=expect)
     source.read_range(parent.info.key, 0, 1, expect=expect)
@@ -39,7 +39,7 @@ def member_content(kind: str, span: bytes, fragment: Fragment) -> bytes:
 
 def _unpacked(root: Root, parent: Parent) -> GzipStream:
     """The unpacked stream of a tar.gz, open in this process for its next members."""
-    source, store = opened(parent.place, root.storage), root.open()
+    source, store = opened_source(parent.place, root.storage), root.open()
 
     def load() -> GzipStream:
         try:

@@ -14,7 +14,9 @@ from pipeline.kernels.embed import Embedder, ModelInput, canary_embeddings, comp
 from pipeline.layout.root import Root, kept, read_address
 from pipeline.layout.tables import read_array, write_array
 from pipeline.models import Model, default_model, open_model
-from pipeline.storage import Store
+from pipeline.models.cache import ResolvedModel, resolve_model
+from pipeline.models.named import is_model_name
+from pipeline.storage import StorageConfig, Store
 
 FOLDER = "models"
 
@@ -38,23 +40,28 @@ class ModelRef:
     is_alone: bool = False
 
 
-def store_model(root: Root, path: str, description: Mapping[str, Any]) -> ModelRef:
-    """The default model, or the one at `path`, checked and copied into the root once.
+def open_chosen(path: str, description: Mapping[str, Any], cache: str, storage: StorageConfig) -> ResolvedModel:
+    """The model of a name (docs/models.md; `cache` is where its file is) or at a path, checked, with its licence note.
 
     Raises ModelError for one that cannot be used: external data, an output that is not one vector per image, an
-    input that cannot be inferred.
+    input that cannot be inferred; or a named one that is neither in the cache nor can be downloaded.
     """
+    if is_model_name(path):
+        return resolve_model(path, cache, storage)
+    return ResolvedModel(open_model(read_address(path, storage), path.rpartition("/")[2], description), "")
+
+
+def store_model(root: Root, path: str, description: Mapping[str, Any], cache: str = "") -> ModelRef:
+    """The default model, or the one of a name or a path, checked and copied into the root once."""
     if not path:
         model = default_model()
         return ModelRef(model.name, model.sha256, model.input, model.dimension)
-    name = path.rpartition("/")[2]
-    data = read_address(path, root.storage)
-    model = open_model(data, name, description)
+    model = open_chosen(path, description, cache, root.storage).model
     store = root.open()
     key = f"{FOLDER}/{model.sha256[:20]}.onnx"
-    store.put_if_absent(key, data)
+    store.put_if_absent(key, model.data)
     canary = write_array(store, FOLDER, f"canary-{model.sha256[:20]}", canary_embeddings(model.load()))
-    return ModelRef(name, model.sha256, model.input, model.dimension, key, canary)
+    return ModelRef(model.name, model.sha256, model.input, model.dimension, key, canary)
 
 
 def read_model(store: Store, ref: ModelRef) -> Model:

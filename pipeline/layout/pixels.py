@@ -14,7 +14,7 @@ from pipeline.kernels.hashing import content_hash, pixel_hash
 from pipeline.kernels.header import ImageError
 from pipeline.kernels.pillow_decode import Decoded
 from pipeline.layout.images import ImageObject
-from pipeline.layout.root import Root, opened
+from pipeline.layout.root import Root, opened_source
 from pipeline.storage import ObjectInfo
 
 Content: TypeAlias = "bytes | Decoded"
@@ -73,7 +73,7 @@ def read_frames(root: Root, frames: Sequence[ImageObject], cutting: Cutting) -> 
     from pipeline.kernels.video_frames import decode_frames  # PyAV is an extra
 
     first = frames[0]
-    source = opened(first.source, root.storage)
+    source = opened_source(first.source, root.storage)
     source.read_range(first.info.key, 0, 1, expect=first.expected)
     times = [frame.fragment.position for frame in frames if frame.fragment]
     with source.open(first.info.key) as stream:
@@ -85,7 +85,7 @@ def _load(image: ImageObject, root: Root, cutting: Cutting, expect: ObjectInfo) 
         return image.read(root, expect)
     if image.box:
         return cut_out(decoded(_load(image.whole, root, cutting, expect), cutting), image, cutting)
-    opened(image.source, root.storage).read_range(image.info.key, 0, 1, expect=expect)
+    opened_source(image.source, root.storage).read_range(image.info.key, 0, 1, expect=expect)
     (frame,) = read_frames(root, [image], cutting)
     if isinstance(frame, ImageError):
         raise frame

@@ -6,12 +6,23 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import metadata
 from typing import Any, ParamSpec, TypeVar, cast
 
 from pipeline.errors import UsageError
-from pipeline.storage import StorageConfig, Store, canonical_uri, open_store, remove_leftovers
+from pipeline.storage import (
+    StorageConfig,
+    Store,
+    SyncedStore,
+    SyncParams,
+    canonical_uri,
+    is_remote,
+    open_store,
+    remove_leftovers,
+)
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -92,6 +103,14 @@ def opened(uri: str, storage: StorageConfig) -> Store:
     return _STORES[key]
 
 
+def opened_source(uri: str, storage: StorageConfig) -> Store:
+    """The store of a source, through the copies that this machine keeps of a remote one where it keeps any."""
+    store = opened(uri, storage)
+    if not storage.sync_to_local or not is_remote(uri):
+        return store
+    return SyncedStore(store, SyncParams(storage.sync_to_local, storage.sync_budget))
+
+
 def read_address(address: str, storage: StorageConfig) -> bytes:
     """The bytes of one object named by its full address, or by a path below the working folder of now."""
     folder, slash, name = address.rpartition("/")
@@ -145,4 +164,13 @@ def decoders() -> dict[str, str]:
     import cv2
     import PIL
 
-    return {"opencv": cv2.__version__, "pillow": PIL.__version__}
+    return {"opencv": cv2.__version__, "pillow": PIL.__version__, **_optional_decoders()}
+
+
+def _optional_decoders() -> dict[str, str]:
+    """Of those that are installed: a file that needed another one is tried again once that is there."""
+    found = {}
+    for name in ("pillow-heif", "pillow-avif-plugin", "av"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -33,7 +33,7 @@ from pipeline.plan.spaces import choose_space
 from pipeline.plan.stored import known_snapshot, require_extracted, stored_or_extracted, without_sources
 from pipeline.progress import Reporter
 from pipeline.runner import LocalRunner
-from pipeline.storage import canonical_uri
+from pipeline.storage import ARCHIVES, FILES, SyncParams, canonical_uri, remove_copies
 
 SEARCHED_PER_EXTRACTED = 4
 """So many images are searched, scored and written in the CPU time that extracts one (1.6 of 7.5 ms at 14,034)."""
@@ -59,7 +59,7 @@ def run_audit(config: AuditConfig, call: Call) -> Published | None:
     require_inputs(config, root)
     claim(root)
     session = Session(config, root, LocalRunner(), call.reporter, call.resume_command)
-    model = own_model(file, is_alone) if file else store_model(root, config.model.path, config.model.input)
+    model = own_model(file, is_alone) if file else _store_model(root, config)
     if config.rule.table:  # before the listing, which may take hours
         session.table_hash = store_table(root, config.rule.table)
     try:
@@ -84,7 +84,15 @@ def _extract_and_audit(
     if session.config.is_range:
         _extract_only(session, snapshot, model, lo, hi)
         return None
-    return _audit(session, snapshot, model)
+    published = _audit(session, snapshot, model)
+    _remove_copies(session.config)
+    return published
+
+
+def _remove_copies(config: AuditConfig) -> None:
+    kinds = [kind for kind, is_asked in ((FILES, config.delete_img), (ARCHIVES, config.delete_tar)) if is_asked]
+    if kinds:
+        remove_copies(SyncParams(config.storage.sync_to_local, config.storage.sync_budget), kinds)
 
 
 def _work(session: Session, snapshot: Snapshot, extracted: int) -> int:
@@ -97,6 +105,10 @@ def _work(session: Session, snapshot: Snapshot, extracted: int) -> int:
 def _range(config: AuditConfig, snapshot: Snapshot) -> tuple[int, int]:
     lo, hi = config.min_offset or 0, snapshot.total if config.max_offset is None else config.max_offset
     return min(lo, snapshot.total), min(hi, snapshot.total)
+
+
+def _store_model(root: Root, config: AuditConfig) -> ModelRef:
+    return store_model(root, config.model.path, config.model.input, config.model.cache)
 
 
 def _extract_only(session: Session, snapshot: Snapshot, model: ModelRef, lo: int, hi: int) -> None:

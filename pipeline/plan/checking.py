@@ -9,9 +9,10 @@ from pipeline.errors import UsageError
 from pipeline.kernels.boxes import BoxesFrom, parse_bounding_box
 from pipeline.layout.annotations import read_annotations
 from pipeline.layout.lists import GIVEN_LIST
+from pipeline.layout.models import open_chosen
 from pipeline.layout.root import Root, is_own, is_root, opened, read_address
 from pipeline.layout.snapshots import LIST, SourceRecord
-from pipeline.models import open_model
+from pipeline.plan.detecting import require_detecting
 from pipeline.sources.listed import Origin
 from pipeline.sources.tabular import read_label_table
 from pipeline.sources.yolo_yaml import read_yolo_yaml
@@ -70,13 +71,21 @@ def require_inputs(config: AuditConfig, root: Root) -> None:
     has_boxes = any(source.kind == LIST for source in sources)
     if table := config.rule.table:
         has_boxes |= read_label_table(read_annotations(config.storage, table), table).has_boxes
-    if not has_boxes and config.bounding_box and isinstance(parse_bounding_box(config.bounding_box), BoxesFrom):
+    if config.bounding_box:
+        _require_boxes(config, has_boxes)
+    if model := config.model.path:
+        open_chosen(model, config.model.input, config.model.cache, config.storage)
+
+
+def _require_boxes(config: AuditConfig, has_boxes: bool) -> None:
+    """Raises UsageError where there are no boxes, or no detector, of the kind that is asked for."""
+    given = read_address(config.box_model, config.storage) if config.box_model else None
+    require_detecting(config.bounding_box, given)
+    if parse_bounding_box(config.bounding_box) is BoxesFrom.TABLE and not has_boxes:
         raise UsageError(
             f"bounding_box {config.bounding_box!r} takes the boxes of annotations, and there are none: give a table "
             "with col_x, row_y, width, height or x1, y1, ..., x4, y4, a COCO file, or a list with such boxes"
         )
-    if model := config.model.path:
-        open_model(read_address(model, config.storage), model.rpartition("/")[2], config.model.input)
 
 
 def _refuse_twice(root: Root, uris: list[str]) -> None:

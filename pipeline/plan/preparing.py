@@ -36,6 +36,7 @@ from pipeline.layout.snapshots import (
     removed_ids,
 )
 from pipeline.plan.checking import named_sources
+from pipeline.plan.detecting import DETECT, DetectedBoxes, detecting
 from pipeline.plan.expanding import EXPAND, PREPARE, expand_parents
 from pipeline.plan.listing import listed_counts, require_match, say_listed, say_rule
 from pipeline.plan.session import SHOWN_FAILURES, RunnerStart, Session, StageWork
@@ -58,11 +59,13 @@ def take_snapshot(session: Session, start_runner: RunnerStart) -> Snapshot:
     started, cpu = time.perf_counter(), time.process_time()
     expand = partial(expand_parents, session, start_runner)
     known = KnownContent(session.root)
-    wanted = Wanted(named_sources(config), Taken(config.select, _boxes(session)), config.accept_empty)
+    how = detecting(session)
+    found = None if how is None else DetectedBoxes(session, start_runner, how)
+    wanted = Wanted(named_sources(config), Taken(config.select, _boxes(session), found), config.accept_empty)
     update = update_catalog(session.root, wanted, known, expand)
     snapshot = first_alike(session.store, update.snapshot)
     record.counters = listed_counts(update)
-    inside = sum(other.seconds for other in session.records if other.stage in (EXPAND, PREPARE))
+    inside = sum(other.seconds for other in session.records if other.stage in (EXPAND, PREPARE, DETECT))
     session.close(record, time.perf_counter() - started - inside, time.process_time() - cpu, snapshot.live)
     say_listed(session, snapshot, update)
     return snapshot

@@ -30,7 +30,7 @@ from pipeline.schemas import FEATURE_ROWS, TRANSIENT, Status
 from pipeline.stages.listing import source_objects
 from pipeline.stages.reads import Read, failed, read_images
 
-VERSION = 2  # 2: entropy, colour and signature of a raster that does not depend on the model
+VERSION = 3  # 3: floats, deep AVIF, HEIF, boxes, frames; 2: a raster that does not depend on the model
 BATCH = 8  # int8 output is bitwise equal for 1 to 16; larger batches leave the second-level cache
 SILENT_IMAGES = 32  # in a row without an answer: is the store there at all?
 SIGNATURE_LENGTH = 256

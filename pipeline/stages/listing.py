@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple
 
 from pipeline.errors import NotFound
 from pipeline.layout.fragments import KnownFragments, Parent
+from pipeline.layout.images import ImageObject, listed_object
 from pipeline.layout.lists import KnownLists
 from pipeline.layout.root import Root, is_own, opened
 from pipeline.layout.snapshots import LIST, SourceRecord
@@ -28,6 +30,9 @@ from pipeline.storage.uri import parse_bucket
 log = logging.getLogger(__name__)
 
 UNBOXED = "images without a box"
+LOOKED_AT = 16_384
+FindBoxes = Callable[[Sequence[ImageObject]], Sequence[Sequence[str] | None]]
+"""Images -> the names of the boxes in each, sorted; None for one that cannot be looked at."""
 
 
 class Listed(NamedTuple):
@@ -53,6 +58,11 @@ class Listed(NamedTuple):
         return self._replace(fragment=self.fragment._replace(name=f"{self.fragment.name}#{name}"))
 
     @property
+    def is_box(self) -> bool:
+        """Whether it is a box already, as a list names it."""
+        return self.fragment is not None and bool(self.fragment.box)
+
+    @property
     def told(self) -> tuple[str, int, bool]:
         """What a selection asks of it: its name as its owner writes it, its size, whether it lies in an archive."""
         name = "" if self.fragment is None else plain_name(self.fragment.name)
@@ -66,10 +76,13 @@ class Listed(NamedTuple):
 
 @dataclass(frozen=True)
 class Taken:
-    """What is taken of a listing: which images, and which boxes of them in their place (None: whole images)."""
+    """What is taken of a listing: which images, and in their place the `boxes` that are listed of them, or those that
+    are `found` in them (None: whole images).
+    """
 
     select: SelectParams
     boxes: Boxes | None = None
+    found: FindBoxes | None = None
 
 
 class Listing:
@@ -117,12 +130,15 @@ class Listing:
 
     def _boxed(self, images: Iterator[Listed]) -> Iterator[Listed]:
         """The boxes of each image in place of it, where boxes are audited; a file that is none stays what it is."""
+        if self._wanted.found is not None:
+            yield from self._looked_at(images, self._wanted.found)
+            return
         boxes = self._wanted.boxes
         if boxes is None:
             yield from images
             return
         for image in images:
-            if image.fragment and (image.fragment.problem or image.fragment.box):
+            if image.is_box or (image.fragment and image.fragment.problem):
                 yield image
                 continue
             names = boxes.of(image.told[0])
@@ -130,6 +146,23 @@ class Listing:
             if not names:
                 self.left_out[image.source].count(UNBOXED)
             yield from (image.boxed(name) for name in names)
+
+    def _looked_at(self, images: Iterator[Listed], found: FindBoxes) -> Iterator[Listed]:
+        """The boxes that a detector finds in each image; one that it cannot look at stays what it is."""
+        while block := list(islice(images, LOOKED_AT)):
+            answers = iter(found([self._object(image) for image in block if not image.is_box]))
+            for image in block:
+                names = None if image.is_box else next(answers)
+                if names is None:
+                    yield image
+                    continue
+                self.left_out[image.source].images += len(names) - 1
+                if not names:
+                    self.left_out[image.source].count(UNBOXED)
+                yield from map(image.boxed, names)
+
+    def _object(self, image: Listed) -> ImageObject:
+        return listed_object(self._sources[image.source], image.info, image.fragment, image.kind)
 
     def _every(self, known: int) -> Iterator[Listed]:
         for index, source in enumerate(self._sources):

@@ -5,25 +5,32 @@ from __future__ import annotations
 import os
 
 from pipeline.storage.ahead import read_ahead
+from pipeline.storage.copies import ARCHIVES, FILES, SyncParams, remove_copies
 from pipeline.storage.counts import RequestCounts, request_counts
 from pipeline.storage.interface import TEMPORARY_PREFIX, ObjectInfo, StorageConfig, Store
 from pipeline.storage.leftovers import remove_leftovers
 from pipeline.storage.local import LocalStore
 from pipeline.storage.redact import RedactingFilter, redact
+from pipeline.storage.synced import SyncedStore
 from pipeline.storage.uri import canonical_uri, is_remote, parse_bucket, parse_path
 
 __all__ = [
+    "ARCHIVES",
+    "FILES",
     "TEMPORARY_PREFIX",
     "ObjectInfo",
     "RedactingFilter",
     "RequestCounts",
     "StorageConfig",
     "Store",
+    "SyncParams",
+    "SyncedStore",
     "canonical_uri",
     "is_remote",
     "open_store",
     "read_ahead",
     "redact",
+    "remove_copies",
     "remove_leftovers",
     "request_counts",
 ]

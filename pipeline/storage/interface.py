@@ -27,6 +27,8 @@ class StorageConfig:
     max_attempts: requests per operation at most, the first one included.
     read_timeout, connect_timeout: seconds without a byte, seconds to connect.
     backoff: seconds before the second attempt at most; doubles with each attempt up to 20 s.
+    sync_to_local: absolute path of a folder in which copies of remote images and archives are kept; "" = none.
+    sync_budget: bytes that these may take; what has no room is read from its store.
     Raises UsageError listing every wrong value.
     """
 
@@ -37,9 +39,13 @@ class StorageConfig:
     read_timeout: float = 30.0
     connect_timeout: float = 5.0
     backoff: float = 0.25
+    sync_to_local: str = ""
+    sync_budget: int = 100 * 10**9
 
     def __post_init__(self) -> None:
         problems = [f"{name} must be over 0, not {value}" for name, value in self._positive().items() if not value > 0]
+        if self.sync_to_local and not self.sync_to_local.startswith("/"):
+            problems.append(f"sync_to_local {self.sync_to_local!r} must be an absolute path")
         if self.backoff < 0:
             problems.append(f"backoff must be at least 0, not {self.backoff}")
         seconds = {name: getattr(self, name) for name in ("read_timeout", "connect_timeout", "backoff")}
@@ -56,6 +62,7 @@ class StorageConfig:
             "max_attempts": self.max_attempts,
             "read_timeout": self.read_timeout,
             "connect_timeout": self.connect_timeout,
+            "sync_budget": self.sync_budget,
         }
 
 

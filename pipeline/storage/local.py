@@ -48,15 +48,15 @@ class LocalStore:
         devices and dangling links are left out, and their number is logged.
         """
         count_request("disk.list")
-        with _typed("list", self.folder):
+        with typed("list", self.folder):
             if not stat.S_ISDIR(self.folder.stat().st_mode):
                 raise StorageError(f"list {self.folder}: it is a file; wanted a folder")
-        yield from walk(self.folder, prefix, _typed)
+        yield from walk(self.folder, prefix, typed)
 
     def read(self, key: str, *, expect: ObjectInfo | None = None) -> bytes:
         """Return the file; ObjectChanged if size or time are not `expect`'s (time 0 = any) or it grew meanwhile."""
         path = self._name(key)
-        with _typed("read", path):
+        with typed("read", path):
             data = _read_whole(path, expect)
         count_request("disk.get", read=len(data))
         return data
@@ -65,7 +65,7 @@ class LocalStore:
         """Return bytes [start, start + length); ObjectChanged as in `read`."""
         check_range(key, start, length)
         path = self._path(key)
-        with _typed("read", path), _opened(path) as file:
+        with typed("read", path), _opened(path) as file:
             _check_unchanged(str(path), os.fstat(file.fileno()), expect)
             file.seek(start)
             data = file.read(length)
@@ -81,7 +81,7 @@ class LocalStore:
     def put_pieces(self, key: str, pieces: Iterable[bytes]) -> None:
         """Write as `put` does, holding one piece at a time."""
         path = self._path(key)
-        with _typed("write", path), _committing(path, pieces) as temporary:
+        with typed("write", path), _committing(path, pieces) as temporary:
             written = temporary.stat().st_size
             os.replace(temporary, path)  # noqa: PTH105 - one spelling for all calls of this module
         count_request("disk.put", written=written)
@@ -90,11 +90,11 @@ class LocalStore:
         """Write by temporary file, fsync and link, which fails if the name exists (on NFS too)."""
         path = self._path(key)
         try:
-            with _typed("write", path), _committing(path, (data,)) as temporary:
+            with typed("write", path), _committing(path, (data,)) as temporary:
                 _link(temporary, path)
         except FileExistsError:
             holds = self.read(key) == data
-            with _typed("write", path):
+            with typed("write", path):
                 _sync_folder(path.parent)  # whoever linked it may not have come to that yet
             return holds
         count_request("disk.put", written=len(data))
@@ -112,7 +112,7 @@ class LocalStore:
         """Return size and modification time; NotFound for folders and special files too."""
         path = self._path(key)
         count_request("disk.head")
-        with _typed("stat", path):
+        with typed("stat", path):
             status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise NotFound(f"stat {path}: it is no regular file")
@@ -123,7 +123,7 @@ class LocalStore:
         path = self._path(key)
         count_request("disk.delete")
         try:
-            with _typed("delete", path):
+            with typed("delete", path):
                 path.unlink()
         except NotFound:
             return
@@ -132,7 +132,7 @@ class LocalStore:
         """Open the file for reading."""
         path = self._path(key)
         count_request("disk.get")
-        with _typed("read", path):
+        with typed("read", path):
             return _opened(path)
 
     def local_path(self, key: str) -> Path | None:
@@ -250,7 +250,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _typed(verb: str, path: str | Path) -> Iterator[None]:
+def typed(verb: str, path: str | Path) -> Iterator[None]:
     """Turn an OSError into the StorageError of its cause, with verb and path. FileExistsError passes."""
     try:
         yield

@@ -7,9 +7,11 @@ import hashlib
 import io
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any, BinaryIO, TypeVar, cast
 
 import smart_open.s3
@@ -27,8 +29,11 @@ from pipeline.storage.s3_answers import (
     is_md5,
     mtime_ns,
 )
-from pipeline.storage.s3_client import ClientKey, client_for, is_aws
+from pipeline.storage.s3_client import ClientKey, client_for, gets_for, is_aws
+from pipeline.storage.s3_cuts import Ask
 from pipeline.storage.s3_errors import ConditionFailed, PastEnd, asked
+from pipeline.storage.s3_listing import list_entries
+from pipeline.storage.s3_pages import Page
 from pipeline.storage.uri import Bucket
 
 T = TypeVar("T")
@@ -54,25 +59,19 @@ class S3Store:
         return self.place.uri
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Yield objects page by page, refusing a server that lists out of order.
+        """Yield objects, pages ahead of the caller, refusing a server that lists out of order.
 
         Left out: temporary keys and empty objects whose key ends in `/` (folder markers of consoles).
         """
         where = self._where("list", prefix)
         cut = len(self._full(""))
-        last = b""
-        for entry in self._entries(where, self._full(prefix)):
-            key = str(entry["Key"])
-            raw = key.encode("utf-8", "surrogateescape")
-            if raw <= last:
-                raise StorageError(
-                    f"{where}: the server lists {key!r} after a key that sorts behind it; "
-                    "wanted UTF-8 byte order as on S3. Use another server"
-                )
-            last = raw
-            info = ObjectInfo(key[cut:], int(entry["Size"]), etag(entry), mtime_ns(entry))
-            if not _is_hidden(info):
-                yield info
+        stopped = Event()
+        fetch = partial(self._page, where, stopped)
+        with closing(list_entries(fetch, where, self._full(prefix), PAGE_KEYS)) as entries, _set_at_end(stopped):
+            for entry in entries:
+                info = ObjectInfo(entry.key[cut:], entry.size, entry.etag, entry.mtime_ns)
+                if not _is_hidden(info):
+                    yield info
 
     def read(self, key: str, *, expect: ObjectInfo | None = None) -> bytes:
         """Return the object; compared: its length, its MD5 where the ETag is one, `expect`'s size and etag."""
@@ -200,31 +199,37 @@ class S3Store:
                 f"{expect.etag}. List again"
             )
 
-    def _client(self) -> Any:
-        key = ClientKey(self.place.endpoint, self.config.region, self.config.read_timeout, self.config.connect_timeout)
-        return client_for(key)
+    def _client_key(self) -> ClientKey:
+        config = self.config
+        return ClientKey(self.place.endpoint, config.region, config.read_timeout, config.connect_timeout)
 
     def _ask(self, operation: str, where: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """Send one request, counted; raises StorageError or Transient."""
         count_request(_COUNTED[operation], written=len(arguments.get("Body", b"")))
         request = {"Bucket": self.place.bucket, **arguments}
-        return asked(where, lambda: cast("dict[str, Any]", getattr(self._client(), operation)(**request)))
+        return asked(where, lambda: self._send(operation, request))
 
-    def _entries(self, where: str, prefix: str) -> Iterator[dict[str, Any]]:
-        arguments: dict[str, Any] = {"Prefix": prefix, "MaxKeys": PAGE_KEYS}
-        while True:
-            page = self._insist(where, partial(self._page, where, arguments))
-            yield from page.get("Contents", [])
-            if not page.get("IsTruncated"):
-                return
-            arguments = {**arguments, "ContinuationToken": page["NextContinuationToken"]}
+    def _send(self, operation: str, request: dict[str, Any]) -> dict[str, Any]:
+        if operation == "get_object":
+            return gets_for(self._client_key()).get(request)
+        return cast("dict[str, Any]", getattr(client_for(self._client_key()), operation)(**request))
 
-    def _page(self, where: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        page = self._ask("list_objects_v2", where, arguments)
-        # an empty or foreign answer must not pass for an empty bucket
-        if "IsTruncated" not in page or (page["IsTruncated"] and not page.get("NextContinuationToken")):
-            raise Transient("corrupt", "the answer is no listing")
-        return page
+    def _page(self, where: str, stopped: Event, ask: Ask) -> Page:
+        """One page of a listing; no attempt is begun once the listing is closed."""
+        arguments: dict[str, Any] = {"Prefix": ask.prefix, "MaxKeys": PAGE_KEYS}
+        arguments |= {"ContinuationToken": ask.token} if ask.token else {}
+        arguments |= {"StartAfter": ask.after} if ask.after else {}
+        arguments |= {"Delimiter": "/"} if ask.is_by_folder else {}
+
+        def attempt() -> Page:
+            if stopped.is_set():
+                raise StorageError(f"{where}: the listing is closed")
+            answer = self._ask("list_objects_v2", where, arguments)
+            if "Page" not in answer:
+                raise Transient("corrupt", "the answer is no listing")
+            return cast(Page, answer["Page"])
+
+        return self._insist(where, attempt)
 
     def _get(self, where: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
         """Return one answer and its whole body, of the length and range that were promised."""
@@ -263,7 +268,7 @@ class S3Store:
 
     def _require_if_none_match(self) -> None:
         where = self._where("write", "")
-        client = self._insist(where, lambda: asked(where, self._client))
+        client = self._insist(where, lambda: asked(where, lambda: client_for(self._client_key())))
         place = (str(client.meta.endpoint_url), self.place.bucket)
         if place not in _honours_if_none_match:
             _honours_if_none_match[place] = is_aws(client) or self._probe()
@@ -339,6 +344,14 @@ _COUNTED = {
 def _condition(expect: ObjectInfo | None) -> dict[str, str]:
     """What pins a GET to the version that was listed."""
     return {"IfMatch": f'"{expect.etag}"'} if expect is not None and expect.etag else {}
+
+
+@contextmanager
+def _set_at_end(event: Event) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        event.set()
 
 
 def _is_hidden(info: ObjectInfo) -> bool:

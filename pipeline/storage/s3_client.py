@@ -13,6 +13,8 @@ import boto3
 from botocore.config import Config
 
 from pipeline.storage.redact import remember
+from pipeline.storage.s3_get import PlainGets
+from pipeline.storage.s3_pages import read_listing_answer
 
 POOL_SIZE = 64
 """Connections kept per process: more threads than this wait for one another."""
@@ -29,6 +31,7 @@ class ClientKey:
 
 
 _clients: dict[ClientKey, Any] = {}
+_getters: dict[ClientKey, PlainGets] = {}
 _lock = threading.Lock()
 
 
@@ -41,10 +44,20 @@ def client_for(key: ClientKey) -> Any:
     return client
 
 
+def gets_for(key: ClientKey) -> PlainGets:
+    """Return what sends the GETs of this process's client; raises as `client_for`."""
+    gets = _getters.get(key)
+    if gets is None:
+        client_for(key)
+        gets = _getters[key]
+    return gets
+
+
 def forget_clients() -> None:
     """Drop every client, so that the next request reads the AWS configuration anew."""
     with _lock:
         _clients.clear()
+        _getters.clear()
 
 
 def is_aws(client: Any) -> bool:
@@ -75,13 +88,17 @@ def _created(key: ClientKey) -> Any:
         response_checksum_validation="when_supported",
     )
     region = key.region or session.region_name or "us-east-1"
-    return session.client("s3", region_name=region, endpoint_url=key.endpoint, config=config)
+    client = session.client("s3", region_name=region, endpoint_url=key.endpoint, config=config)
+    _getters[key] = PlainGets(client, credentials)
+    client.meta.events.register("before-parse.s3.ListObjectsV2", read_listing_answer)
+    return client
 
 
 def _forget_in_child() -> None:
     global _lock  # noqa: PLW0603 - the parent's lock may be held, its sockets must not be shared
     _lock = threading.Lock()
     _clients.clear()
+    _getters.clear()
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,159 @@
+"""GETs over botocore's own connections, without what it does anew for each call: 0.6 ms of a core, not 1.8.
+
+botocore makes the first GET of a bucket. What it then knew (address, region, signature, headers) serves the others.
+Anything unusual goes the long way: another kind of signature, no credentials, a redirect to another region.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import urlsplit
+
+import botocore.httpchecksum
+import botocore.parsers
+from botocore.awsrequest import AWSRequest
+from botocore.exceptions import ClientError, FlexibleChecksumError, IncompleteReadError
+from botocore.utils import percent_encode
+
+from pipeline.storage.s3_sign import signed_headers
+
+_SIGNATURES = ("s3v4", "v4")
+_KEPT_HEADERS = ("User-Agent", "x-amz-checksum-mode")
+_ELSEWHERE = {"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "301", "307"}
+_CHECKSUMS: dict[str, Any] = getattr(botocore.httpchecksum, "_CHECKSUM_CLS", {})
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How GETs of one bucket are sent: where to, what the signature is for, headers.
+
+    base: path before the key. host: with its scheme. connections: urllib3's pool for the host, as botocore's session
+    has set it up; None where a proxy is in between.
+    """
+
+    connections: Any
+    base: str
+    host: str
+    region: str
+    service: str
+    headers: dict[str, str]
+
+
+class PlainGets:
+    """get_object of one client, for many small objects; safe to use from several threads."""
+
+    def __init__(self, client: Any, credentials: Any) -> None:
+        self._client, self._credentials = client, credentials
+        self._ways: dict[str, _Way] = {}
+        self._asking = threading.local()
+        self._shape = client.meta.service_model.operation_model("GetObject").output_shape
+        client.meta.events.register_last("before-sign.s3.GetObject", self._learn)
+
+    def get(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do get_object(Bucket, Key, Range, IfMatch); the answer holds those of its fields that are looked at here.
+
+        Raises what the client itself would.
+        """
+        way = self._ways.get(request["Bucket"])
+        answer = None if way is None else self._answer(way, request)
+        return self._long_way(request) if answer is None else answer
+
+    def _long_way(self, request: dict[str, Any]) -> dict[str, Any]:
+        self._asking.request, self._asking.way = request, None
+        try:
+            answer: dict[str, Any] = self._client.get_object(**request)
+        finally:
+            self._asking.request = None
+        if self._asking.way is not None:  # it led to an answer, so the session has connections to that host
+            self._ways[request["Bucket"]] = replace(self._asking.way, connections=self._connections(self._asking.way))
+        return answer
+
+    def _connections(self, way: _Way) -> Any:
+        session = self._client._endpoint.http_session
+        if session._proxy_config.proxy_url_for(way.host) is not None:
+            return None
+        return session._manager.connection_from_url(way.host)
+
+    def _learn(self, request: AWSRequest, signature_version: str, region_name: str, **context: Any) -> None:
+        """Handler of `before-sign`: keep how botocore sends what this thread asks for."""
+        asked = getattr(self._asking, "request", None)
+        if asked is None or self._credentials is None or signature_version not in _SIGNATURES:
+            return
+        signing = request.context.get("signing", {})
+        name, url = percent_encode(asked["Key"], safe="/~"), str(request.url)
+        if not url.endswith(f"/{name}") or set(signing) - {"region", "signing_name", "disableDoubleEncoding"}:
+            return
+        headers = {kept: str(request.headers[kept]) for kept in _KEPT_HEADERS if kept in request.headers}
+        region = signing.get("region") or region_name
+        service = signing.get("signing_name") or context["signing_name"]
+        base = urlsplit(url.removesuffix(name))
+        self._asking.way = _Way(None, base.path, f"{base.scheme}://{base.netloc}", region, service, headers)
+
+    def _answer(self, way: _Way, request: dict[str, Any]) -> dict[str, Any] | None:
+        """The answer, or None where the bucket has moved to another region."""
+        headers = {"Host": urlsplit(way.host).netloc, **way.headers}
+        headers |= {"Range": request["Range"]} if "Range" in request else {}
+        headers |= {"If-Match": request["IfMatch"]} if "IfMatch" in request else {}
+        path = way.base + percent_encode(request["Key"], safe="/~")
+        credentials, now = self._credentials.get_frozen_credentials(), datetime.now(timezone.utc)
+        headers = signed_headers(headers, path, (way.region, way.service), credentials, now)
+        status, told, body = self._sent(way, path, headers)
+        if status in (200, 206):
+            return _fields(status, told, body)
+        document = {"headers": told, "status_code": status, "body": body}
+        failure = botocore.parsers.create_parser("rest-xml").parse(document, self._shape)
+        if failure.get("Error", {}).get("Code") in _ELSEWHERE:
+            self._ways.pop(request["Bucket"], None)
+            return None
+        raise ClientError(failure, "GetObject")
+
+    def _sent(self, way: _Way, path: str, headers: dict[str, str]) -> tuple[int, Any, bytes]:
+        """Status, headers and body. The client's session has its pool, proxies, certificates and timeouts."""
+        if way.connections is None:
+            made = AWSRequest("GET", way.host + path, headers).prepare()
+            got = self._client._endpoint.http_session.send(made)
+            return got.status_code, got.headers, got.content
+        # what the session does for each request otherwise costs 0.2 ms
+        reply = way.connections.urlopen(
+            "GET",
+            path,
+            headers=headers,
+            retries=False,
+            redirect=False,
+            assert_same_host=False,
+            preload_content=False,
+            decode_content=False,
+            enforce_content_length=False,
+        )
+        return reply.status, reply.headers, reply.read()
+
+
+def _fields(status: int, headers: Any, body: bytes) -> dict[str, Any]:
+    promised = int(headers.get("Content-Length", -1))
+    if len(body) < promised:
+        raise IncompleteReadError(actual_bytes=len(body), expected_bytes=promised)
+    for algorithm, checksum in _CHECKSUMS.items():
+        told = headers.get(f"x-amz-checksum-{algorithm}", "-")
+        if "-" in told:  # none, or of the parts of an upload
+            continue
+        seen = checksum()
+        seen.update(body)
+        if seen.b64digest() != told:
+            raise FlexibleChecksumError(error_msg=f"{algorithm} {seen.b64digest()}, wanted {told}")
+        break
+    answer: dict[str, Any] = {
+        "Body": io.BytesIO(body),
+        "ContentLength": promised,
+        "ETag": headers.get("ETag", ""),
+        "ResponseMetadata": {"HTTPStatusCode": status, "RetryAttempts": 0},
+    }
+    named = {
+        "ContentRange": "Content-Range",
+        "ServerSideEncryption": "x-amz-server-side-encryption",
+        "SSECustomerAlgorithm": "x-amz-server-side-encryption-customer-algorithm",
+    }
+    return answer | {field: headers[header] for field, header in named.items() if header in headers}

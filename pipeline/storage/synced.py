@@ -1,0 +1,123 @@
+"""A store whose objects are copied to a local disk when they are first read: `--sync-to-local`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pipeline.storage.copies import CopyName, SyncParams, copy_names, keep_copy, open_copy, remove_copy
+from pipeline.storage.counts import count_request
+from pipeline.storage.interface import ObjectInfo, Store, check_range
+from pipeline.storage.local import typed
+
+PIECE = 8 * 2**20
+"""Bytes per request while a copy is made for a part of it."""
+
+
+@dataclass(frozen=True)
+class SyncedStore:
+    """A `Store` over a remote one. Reads that name the version they expect are served from a copy of that version.
+
+    A copy is made on the first such read, and by nothing else; where there is no room the store itself is read. What
+    is written, listed or read without `expect` goes to the store.
+    """
+
+    remote: Store
+    copies: SyncParams
+
+    @property
+    def uri(self) -> str:
+        """Of the remote store."""
+        return self.remote.uri
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """List the remote store."""
+        return self.remote.list(prefix)
+
+    def read(self, key: str, *, expect: ObjectInfo | None = None) -> bytes:
+        """Return the object: its copy, if size and MD5 (where the etag is one) are `expect`'s; else it is copied."""
+        if expect is None or not expect.etag:
+            return self.remote.read(key, expect=expect)
+        names = copy_names(self.copies, self.uri, expect)
+        data = self._copied(names)
+        if data is None:
+            data = self.remote.read(key, expect=expect)
+            keep_copy(self.copies, names, (data,))
+        return data
+
+    def read_range(self, key: str, start: int, length: int, *, expect: ObjectInfo | None = None) -> bytes:
+        """Return bytes [start, start + length) of the copy, which is made whole first."""
+        check_range(key, start, length)
+        descriptor = self._opened(key, expect)
+        if descriptor is None:
+            return self.remote.read_range(key, start, length, expect=expect)
+        with typed("read", key), os.fdopen(descriptor, "rb") as file:
+            file.seek(start)
+            return file.read(length)
+
+    def open(self, key: str) -> BinaryIO:
+        """Open a copy of the object as it is now."""
+        descriptor = self._opened(key, self.remote.stat(key))
+        return self.remote.open(key) if descriptor is None else os.fdopen(descriptor, "rb")
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write to the remote store."""
+        self.remote.put(key, data)
+
+    def put_pieces(self, key: str, pieces: Iterable[bytes]) -> None:
+        """Write to the remote store."""
+        self.remote.put_pieces(key, pieces)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write to the remote store."""
+        return self.remote.put_if_absent(key, data)
+
+    def exists(self, key: str) -> bool:
+        """Ask the remote store."""
+        return self.remote.exists(key)
+
+    def stat(self, key: str) -> ObjectInfo:
+        """Ask the remote store."""
+        return self.remote.stat(key)
+
+    def delete(self, key: str) -> None:
+        """Delete in the remote store; a copy stays until copies are removed."""
+        self.remote.delete(key)
+
+    def local_path(self, key: str) -> Path | None:
+        """Return None: a copy is of one version, a path would be of any."""
+        return self.remote.local_path(key)
+
+    def _copied(self, names: tuple[CopyName, ...]) -> bytes | None:
+        for name in names:
+            with typed("read", name.path):
+                descriptor = open_copy(name)
+                if descriptor is None:
+                    continue
+                with os.fdopen(descriptor, "rb") as file:
+                    data = file.read()
+            if len(data) == name.size and name.md5 in ("", hashlib.md5(data, usedforsecurity=False).hexdigest()):
+                count_request("sync.hit", read=len(data))
+                return data
+            remove_copy(self.copies, name)
+        return None
+
+    def _opened(self, key: str, expect: ObjectInfo | None) -> int | None:
+        """A descriptor of the copy, made if need be; None where there is none and no room."""
+        if expect is None or not expect.etag:
+            return None
+        # the one that reached the disk before it got its name: a part has no MD5 to compare
+        names = copy_names(self.copies, self.uri, expect)[-1:]
+        with typed("read", names[0].path):
+            descriptor = open_copy(names[0])
+        if descriptor is not None:
+            count_request("sync.hit")
+            return descriptor
+        starts = range(0, expect.size, PIECE)
+        keep_copy(self.copies, names, (self.remote.read_range(key, at, PIECE, expect=expect) for at in starts))
+        with typed("read", names[0].path):
+            return open_copy(names[0])

@@ -1,0 +1,78 @@
+"""Audits of a bucket through copies on this machine: the same tables, each object asked for once, a budget kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from archives_made import tar_of
+from audited import LOCAL, assert_equal_tables, run, small_set
+from fault_proxy import FaultProxy
+from s3_servers import moto_port, new_store, use_credentials
+
+import pipeline
+from pipeline.errors import UsageError
+from pipeline.storage import Store
+
+FILES = small_set(10)
+
+
+@pytest.fixture
+def photos(monkeypatch: pytest.MonkeyPatch) -> Store:
+    use_credentials(monkeypatch)
+    store = new_store(moto_port(), "synced")
+    for uri, data in FILES.items():
+        store.put(uri, data)
+    store.put("set.tar", tar_of([("train/c/x.jpg", FILES["train/a/a00.jpg"])]))
+    return store
+
+
+def storage(folder: Path, **more: Any) -> dict[str, Any]:
+    return {"region": "us-east-1", "backoff": 0.0, "sync_to_local": str(folder), **more}
+
+
+def sizes(folder: Path, kind: str) -> list[int]:
+    """Of the copies of a kind, sorted."""
+    return sorted(path.stat().st_size for path in (folder / kind).rglob("*.*") if path.is_file())
+
+
+def test_each_object_is_fetched_once(photos: Store, tmp_path: Path) -> None:
+    """By extraction, the comparison of pixels, and another root; what is deleted are copies, and only when asked."""
+    plain = run(photos.uri, root=tmp_path / "plain", storage={"region": "us-east-1"})
+    copies = tmp_path / "copies"
+    with FaultProxy(moto_port()) as proxy:
+        uri = f"minio://127.0.0.1:{proxy.port}/{photos.uri.split('/', 3)[3]}"
+        first = run(uri, root=tmp_path / "one", storage=storage(copies))
+        second = run(uri, root=tmp_path / "two", storage=storage(copies), delete_tar=True)
+        fetched = [
+            path.rpartition("/")[2] for method, path, _ in proxy.log if method == "GET" and "list-type" not in path
+        ]
+    assert_equal_tables(first, plain)
+    assert_equal_tables(second, plain)
+    assert sorted(name for name in fetched if name.endswith(".jpg")) == sorted(uri.rpartition("/")[2] for uri in FILES)
+    assert sizes(copies, "files") == sorted(map(len, FILES.values()))
+    assert sizes(copies, "archives") == []
+    assert photos.exists("set.tar")
+    run(photos.uri, root=tmp_path / "three", storage=storage(copies), delete_img=True)
+    assert sizes(copies, "files") == []
+    assert len(sizes(copies, "archives")) == 1
+    assert all(photos.exists(uri) for uri in FILES)
+
+
+def test_what_has_no_room_is_read_from_its_store(photos: Store, tmp_path: Path) -> None:
+    budget = sum(map(len, FILES.values())) // 2
+    plain = run(photos.uri, root=tmp_path / "plain", storage={"region": "us-east-1"})
+    copies = tmp_path / "copies"
+    audit = run(photos.uri, root=tmp_path / "one", storage=storage(copies, sync_budget=budget))
+    assert_equal_tables(audit, plain)
+    held = sum(sizes(copies, "files")) + sum(sizes(copies, "archives"))
+    assert 0 < held <= budget
+
+
+def test_what_cannot_be_is_said_at_once(photos: Store, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="sync_to_local 'copies' must be an absolute path"):
+        pipeline.run(photos.uri, root=tmp_path / "x", where=LOCAL, storage={"sync_to_local": "copies"})
+    with pytest.raises(UsageError, match=r"they go with storage\.sync_to_local"):
+        pipeline.run(photos.uri, root=tmp_path / "x", where=LOCAL, delete_img=True)
+    assert not (tmp_path / "x").exists()
