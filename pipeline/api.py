@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import os
 import re
 import tempfile
@@ -12,16 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline import audit as audits
 from pipeline.audit import Audit
 from pipeline.config import AuditConfig, config_from
 from pipeline.errors import ArtifactError, NotFound, UsageError
+from pipeline.given import with_given
 from pipeline.layout.features import list_features, missing_features
-from pipeline.layout.models import FOLDER as MODELS
 from pipeline.layout.parts import cut, shard_size
 from pipeline.layout.root import Root, is_root
 from pipeline.layout.snapshots import latest_snapshot, live_between
@@ -70,7 +64,7 @@ class Where:
 
 
 def run(
-    *sources: str | os.PathLike[str],
+    *sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     root: str | os.PathLike[str],
     where: Where | None = None,
     progress: bool = False,
@@ -78,11 +72,18 @@ def run(
 ) -> Audit | None:
     """Audits sources into a root and returns the audit; None where only a range of offsets was asked for.
 
+    `sources`: folders, buckets, archives, images and lists (docs/sources.md), one by one; or one list of folders and
+    files, of which the files are one source of the root, so that another list of files can follow.
+
     `where`: `pipeline.api.Where(runner, address, workers)`; `progress`: bars on a terminal, else lines on stderr or in
     the log, where one takes them. `config`:
 
     - `test`: one more source, whose split is test
     - `rule`: {"table": CSV or Parquet with filename and label, split or both} or {"pattern": regular expression}
+    - `annotations`: labels, splits or boxes in place of `rule`: a DataFrame, an Arrow table or a dict of columns with
+      `filename` and `label`, `split` or a box (`col_x`, `row_y`, `width`, `height` or `x1`, ..., `y4`), a COCO dict, or
+      the path of a file of these. Boxes are audited in place of the images
+    - `bounding_box`: a box of every image, "row_y=0,col_x=0,height=100,width=100", audited in place of it
     - `select`: {"num_images": at most so many, "order": "first" or "sample", "find_regex": searched in each name,
       "subset": these names alone, "min_file_size": bytes, "tar_only": images in archives alone}
     - `bounding_box`: boxes in place of images: 'row_y=..,col_x=..,height=..,width=..', 'face', 'ocr' or 'object', which
@@ -103,32 +104,9 @@ def run(
 
     Does only what is missing. Raises an AuditError whose message says what to do next.
     """
-    wrong = [source for source in sources if not isinstance(source, (str, os.PathLike))]
-    if wrong:
-        raise UsageError(f"source {wrong[0]!r}, want text or a path; several go one by one: run(*sources, root=...)")
-    values = {"sources": tuple(os.fspath(source) for source in sources), "root": os.fspath(root), **config}
-    if not isinstance(values.get("embeddings", ""), (str, os.PathLike)):
-        values = _with_stored(values)
+    values = with_given(sources, {"root": os.fspath(root), **config})
     reporter = visible_reporter() if progress else SilentReporter()
     return run_config(config_from(values), where or Where(), reporter, "pipeline.run(...) with the same arguments")
-
-
-def _with_stored(values: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with an array or a table of embeddings stored in the root, under the hash of its bytes."""
-    given = values["embeddings"]
-    if not isinstance(given, (np.ndarray, pa.Table)):
-        raise UsageError(f"embeddings {type(given).__name__}, want a path, an array (n, d) or an Arrow table")
-    config = config_from({**values, "embeddings": "given"})
-    sink = io.BytesIO()
-    if isinstance(given, pa.Table):
-        pq.write_table(given, sink)
-    else:
-        np.save(sink, given, allow_pickle=False)
-    suffix = "parquet" if isinstance(given, pa.Table) else "npy"
-    root = Root(canonical_uri(config.root, config.storage), config.storage)
-    key = f"{MODELS}/given-{hashlib.sha256(sink.getvalue()).hexdigest()[:20]}.{suffix}"
-    root.open().put_if_absent(key, sink.getvalue())
-    return {**values, "embeddings": f"{root.uri}/{key}"}
 
 
 def run_config(config: AuditConfig, where: Where, reporter: Reporter, resume_command: str) -> Audit | None:

@@ -176,9 +176,10 @@ def _index_problems(index: str, distance: str) -> list[str]:
 class AuditConfig:
     """Everything that decides the tables of an audit, and where they go. Who runs it is not part of it.
 
-    sources: folders or buckets; test: one more, whose split is test; bounding_box: a box of every image that is audited
-    in its place, as 'row_y=0,col_x=0,height=100,width=100', or face, ocr or object: the boxes that a detector finds, an
-    object by the YOLO-style ONNX file box_model; embeddings: a .npy or Parquet of the user's own
+    sources: folders, buckets, archives, images or lists; test: one more, whose split is test; bounding_box: a box of
+    every image that is audited in its place, as 'row_y=0,col_x=0,height=100,width=100'; xywh_bbox or rotated: those of
+    the annotations (rule.table), which are audited anyway where they have any; or face, ocr or object: the boxes that a
+    detector finds, an object by the YOLO-style ONNX file box_model; embeddings: a .npy or Parquet of the user's own
     vectors in place of a model. start: "features" lists nothing and audits the latest snapshot by what was extracted;
     until: "features" publishes nothing; min_offset, max_offset: nor does it list and extract more than this range of
     the snapshot (max_offset None = to the end). delete_img, delete_tar: remove the copies of images or archives that

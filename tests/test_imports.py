@@ -16,6 +16,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.flags",),
     ("pipeline",),  # what `import pipeline` offers
     ("pipeline.api", "pipeline.show"),
+    ("pipeline.given",),
     ("pipeline.audit", "pipeline.demo", "pipeline.table_page", "pipeline.printing"),
     ("pipeline.plan", "pipeline.cluster"),
     ("pipeline.stages", "pipeline.report"),

@@ -15,7 +15,7 @@ from s3_servers import moto_port, new_store, use_credentials
 
 import pipeline
 from pipeline.cli import main
-from pipeline.errors import UsageError
+from pipeline.errors import NotFound, UsageError
 from pipeline.layout.root import Root, claim
 from pipeline.storage import StorageConfig
 
@@ -129,8 +129,11 @@ def test_what_cannot_be_asked_of_a_table(call: dict[str, Any], message: str, tmp
 
 
 def test_sources_are_given_one_by_one(tmp_path: Path) -> None:
-    """A list, and a threshold that belongs elsewhere: what to write instead."""
+    """Two lists, and a threshold that belongs elsewhere: what to write instead; a folder of a list must be there."""
     with pytest.raises(UsageError, match=r"source \['photos'\].*run\(\*sources, root=\.\.\.\)"):
-        pipeline.run(["photos"], root=tmp_path)  # type: ignore[arg-type]
+        pipeline.run(["photos"], ["more"], root=tmp_path)
+    with pytest.raises(NotFound, match="photos"):
+        pipeline.run([tmp_path / "photos"], root=tmp_path / "root")
+    assert not any(tmp_path.iterdir())
     with pytest.raises(UsageError, match=r"threshold is 0\.5, want a table of keys .*neighbours\.threshold"):
         pipeline.run("photos", root=tmp_path, threshold=0.5)

@@ -28,7 +28,7 @@ def files(folder: Path) -> set[str]:
         ([".", "B"], 2, "lies inside"),
         (["A/features"], 2, "is where the root"),
         (["B", "C"], 3, "C: No such file or directory. Check the path"),
-        (["table.csv"], 3, "it is a file; wanted a folder"),
+        (["table.csv"], 2, "wanted one of filename"),
         (["B", "--labels", "none.csv"], 3, "none.csv"),
         (["B", "--labels", "table.csv"], 2, "filename"),
         (["B", "--model", "none.onnx"], 3, "none.onnx"),

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.errors import ArtifactError
 from pipeline.kernels.hashing import content_hash
 from pipeline.layout.lookups import open_lookup
 from pipeline.layout.root import Root, kept, read_address
 from pipeline.layout.tables import read_json, way_out
-from pipeline.sources.tabular import LabelTable, read_label_table
-from pipeline.storage import Store
+from pipeline.sources.annotated import normal_table
+from pipeline.sources.boxed import ListedBoxes
+from pipeline.sources.tabular import BOX, FILENAME, LabelTable, read_label_table
+from pipeline.storage import StorageConfig, Store, canonical_uri
 
 STEM = "annotations"
 VOCABULARY = "vocabulary.json"
@@ -70,17 +74,36 @@ class Codes:
 
 
 def store_table(root: Root, address: str) -> str:
-    """Copies a table of splits and labels into the root, where every worker finds it; returns the hash it is under.
+    """Copies a table of splits, labels or boxes into the root, where every worker finds it; returns the hash it is
+    under.
 
     Raises UsageError for one that cannot be read, the first time that the root sees it.
     """
-    data = read_address(address, root.storage)
+    data = read_annotations(root.storage, address)
     hashed = content_hash(data).hex()
     store = root.open()
     if not store.exists(f"{TABLES}/{hashed}"):
         read_label_table(data, address)
         store.put_if_absent(f"{TABLES}/{hashed}", data)
     return hashed
+
+
+def read_annotations(storage: StorageConfig, address: str) -> bytes:
+    """A table of annotations as `read_label_table` takes it: CSV or Parquet with filename, or what stands for COCO."""
+    base = canonical_uri(address.rpartition("/")[0] or ("/" if address.startswith("/") else "."), storage)
+    return normal_table(read_address(address, storage), address, base)
+
+
+def load_boxes(store: Store, hashed: str) -> ListedBoxes | None:
+    """The boxes of a stored table; None where it has none."""
+    data = store.read(f"{TABLES}/{hashed}")
+    if data[:4] != b"PAR1":
+        return None
+    names = pq.read_schema(io.BytesIO(data)).names
+    if BOX not in names:
+        return None
+    table = pq.read_table(io.BytesIO(data), columns=[FILENAME, BOX])
+    return ListedBoxes(table[FILENAME].to_pylist(), table[BOX].to_pylist())
 
 
 def load_table(store: Store, hashed: str, address: str) -> LabelTable:

@@ -16,7 +16,7 @@ from pipeline.layout.fragments import Parent
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.members import member_content, read_span
 from pipeline.layout.root import Root, opened_source
-from pipeline.layout.snapshots import Snapshot
+from pipeline.layout.snapshots import LIST, Snapshot, SourceRecord
 from pipeline.schemas import Status
 from pipeline.sources.folder import decode_key, escape_key
 from pipeline.sources.fragments import VIDEO, Fragment, fragment_uri
@@ -97,13 +97,21 @@ def problem_error(fragment: Fragment) -> ImageError:
 
 def image_object(row: dict[str, Any], snapshot: Snapshot) -> ImageObject:
     """The object of a catalog row."""
-    source = snapshot.sources[row["source"]].place
+    source = snapshot.sources[row["source"]]
     uri, name, etag, time = row["uri"], row["fragment"], row["etag"] or "", row["mtime_ns"] or 0
     if row["position"] is None:
-        return ImageObject(source, ObjectInfo(decode_key(uri, row["raw_key"]), row["size_bytes"], etag, time))
+        return listed_object(source, ObjectInfo(decode_key(uri, row["raw_key"]), row["size_bytes"], etag, time))
     key = decode_key(uri[: -len(name) - 1] if name else uri, row["raw_key"])
     fragment = Fragment(name or "", row["position"], row["length"], row["size_bytes"], row["problem"] or "")
-    return ImageObject(source, ObjectInfo(key, row["parent_size"], etag, time), fragment, row["parent_kind"])
+    return listed_object(source, ObjectInfo(key, row["parent_size"], etag, time), fragment, row["parent_kind"])
+
+
+def listed_object(
+    source: SourceRecord, info: ObjectInfo, fragment: Fragment | None = None, kind: str = ""
+) -> ImageObject:
+    """The object of what was listed of a source; `info.key` as the catalog has it."""
+    place, key = source.located(info.key)
+    return ImageObject(place, info if key == info.key else replace(info, key=key), fragment, kind)
 
 
 def image_objects_of(inputs: Inputs, ids: NDArray[np.int64]) -> dict[int, ImageObject]:
@@ -113,6 +121,7 @@ def image_objects_of(inputs: Inputs, ids: NDArray[np.int64]) -> dict[int, ImageO
     return {image_id: image_object(row, snapshot) for image_id, row in zip(ids.tolist(), rows, strict=True)}
 
 
+_ABSOLUTE = "^(/|s3://|minio://)"
 PARENT_COLUMNS = ("source", "uri", "parent_kind")
 NO_PARENT = -1
 
@@ -141,15 +150,19 @@ def _hashed(text: str) -> int:
 
 
 def paths_of(rows: pa.Table, snapshot: Snapshot) -> pa.Array:
-    """Where the file or object of each catalog row is: source, `/`, key; null where the key is not UTF-8.
+    """Where the file or object of each catalog row is: source, `/`, key; null where the key is not UTF-8. The key of a
+    list may be the whole path or URL.
 
     Of a fragment it is that of its file, `#` and its name.
     """
     prefixes = pa.array([f"{source.place.rstrip('/')}/" for source in snapshot.sources], pa.string())
+    are_lists = pa.array([source.kind == LIST for source in snapshot.sources], pa.bool_())
     keys, raw_keys, names = (rows[column].combine_chunks() for column in ("uri", "raw_key", "fragment"))
     if raw_keys.null_count < len(raw_keys):
         keys = pa.array([*map(_text_key, keys.to_pylist(), raw_keys.to_pylist(), names.to_pylist())], pa.string())
-    return pc.binary_join_element_wise(prefixes.take(rows["source"].combine_chunks()), keys, "")
+    sources = rows["source"].combine_chunks()
+    is_whole = pc.and_(are_lists.take(sources), pc.fill_null(pc.match_substring_regex(keys, _ABSOLUTE), False))
+    return pc.binary_join_element_wise(pc.if_else(is_whole, "", prefixes.take(sources)), keys, "")
 
 
 def _text_key(uri: str, raw_key: bytes | None, name: str | None) -> str | None:

@@ -7,7 +7,7 @@ import logging
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +17,21 @@ from pipeline.errors import ArtifactError, NotFound
 from pipeline.layout.root import kept
 from pipeline.layout.tables import json_bytes, read_json, read_rows, read_table
 from pipeline.schemas import CATALOG_ROWS
+from pipeline.sources.addresses import located
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
 
 FOLDER = "catalog"
+LIST = "list"
+"""Kind of a source that is a list of images."""
 _NAME = re.compile(r"^snapshot-(\d{6})\.json$")
 
 
 @dataclass(frozen=True)
 class SourceRecord:
     """One source of the catalog: its uri without credentials, the split given to all of it ("" = by rule), and whether
-    it is a `folder` (or prefix) or one `file` that holds images.
+    it is a `folder` (or prefix), one `file` that is or holds images, or a `list` of images.
     """
 
     uri: str
@@ -39,6 +42,10 @@ class SourceRecord:
     def place(self) -> str:
         """Uri of the store that its keys are in."""
         return self.uri if self.kind == "folder" else self.uri.rpartition("/")[0] or "/"
+
+    def located(self, key: str) -> tuple[str, str]:
+        """The store and key of what the catalog calls `key`: a list names images in other places too."""
+        return located(key, self.place) if self.kind == LIST else (self.place, key)
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,11 @@ class CatalogPart:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Version `number` of the catalog: `total` rows ever seen, in parts; the removed ones are not audited."""
+    """Version `number` of the catalog: `total` rows ever seen, in parts; the removed ones are not audited.
+
+    given: for each source the key of the splits and labels that its list gives (`layout.lists`), "" for a folder; none
+    where no source is a list.
+    """
 
     number: int
     total: int
@@ -62,12 +73,15 @@ class Snapshot:
     removed_key: str
     removed_count: int
     restamped_key: str
+    given: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
-        """Hash of its sources and rows; not of its number, nor of the times of files whose bytes did not change."""
+        """Hash of its sources and rows; not of its number, nor of the times of files whose bytes did not change, nor
+        of the labels that lists give.
+        """
         named = snapshot_to_json(self)
-        del named["number"], named["restamped_key"]
+        del named["number"], named["restamped_key"], named["given"]
         return hashlib.sha256(json_bytes(named)).hexdigest()[:20]
 
     @property
@@ -101,21 +115,24 @@ def read_snapshot(store: Store, number: int) -> Snapshot:
         removed_key=value["removed_key"],
         removed_count=value["removed_count"],
         restamped_key=value["restamped_key"],
+        given=tuple(value.get("given", ())),
     )
 
 
 def first_alike(store: Store, snapshot: Snapshot) -> Snapshot:
     """The first of the snapshots up to this one that hold the same rows of the same sources.
 
-    An audit is one of that snapshot, so that a touched file, or a split that was given to a source for one night,
-    makes no other. Rows are only ever added and removed: those that hold as many of both hold the same, and follow one
-    another. The first of them is found by halving (9 of 300 are read), and is nearly always the one.
+    An audit is one of that snapshot (with what lists give in this one), so that a touched file, a label in a list, or a
+    split that was given to a source for one night makes no other. Rows are only ever added and removed: those that hold
+    as many of both hold the same, and follow one another. The first of them is found by halving (9 of 300 are read),
+    and is nearly always the one.
     """
     numbers = range(1, snapshot.number)
     try:
         start = bisect_left(numbers, _rows(snapshot), key=lambda number: _rows(read_snapshot(store, number)))
         following = (read_snapshot(store, number) for number in numbers[start:])
-        return next((earlier for earlier in following if earlier.digest == snapshot.digest), snapshot)
+        first = next((earlier for earlier in following if earlier.digest == snapshot.digest), snapshot)
+        return replace(first, given=snapshot.given)
     except (ArtifactError, NotFound) as error:  # no artifact of this audit: it can do without
         log.warning("%s Until then this audit may be one that the root has already, under another id.", error)
         return snapshot
@@ -135,6 +152,7 @@ def snapshot_to_json(snapshot: Snapshot) -> dict[str, object]:
         "removed_key": snapshot.removed_key,
         "removed_count": snapshot.removed_count,
         "restamped_key": snapshot.restamped_key,
+        "given": list(snapshot.given),
     }
 
 

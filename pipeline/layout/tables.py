@@ -8,7 +8,7 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -105,6 +105,19 @@ def read_rows(store: Store, key: str, lo: int, hi: int, columns: Sequence[str] |
     return table.slice(lo - first * ROW_GROUP, hi - lo)
 
 
+def read_batches(store: Store, key: str, rows: int) -> Iterator[pa.RecordBatch]:
+    """A committed table, so many rows at a time; checksums are verified. Raises ArtifactError as `read_table` does."""
+    path = store.local_path(key)
+    source: Any = str(path) if path is not None else store.open(key)
+    try:
+        with pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False) as file:
+            yield from file.iter_batches(rows, use_threads=False)
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{store.uri}/{key}: the part is gone. {way_out(key, is_there=False)}") from error
+    except _DAMAGE as error:
+        raise damaged(store, key, error) from error
+
+
 def count_rows(store: Store, key: str) -> int:
     """The number of rows of a committed table; only its footer is read."""
     path = store.local_path(key)
@@ -122,7 +135,7 @@ def read_metadata(store: Store, key: str) -> dict[bytes, bytes]:
     path = store.local_path(key)
     source: Any = str(path) if path is not None else store.open(key)
     try:
-        return dict(pq.read_schema(source).metadata or {})
+        return dict(pq.read_metadata(source).metadata or {})
     except FileNotFoundError as error:
         raise ArtifactError(f"{store.uri}/{key}: the part is gone. {way_out(key, is_there=False)}") from error
     except _DAMAGE as error:

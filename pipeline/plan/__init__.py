@@ -61,7 +61,7 @@ def run_audit(config: AuditConfig, call: Call) -> Published | None:
     session = Session(config, root, LocalRunner(), call.reporter, call.resume_command)
     model = own_model(file, is_alone) if file else _store_model(root, config)
     if config.rule.table:  # before the listing, which may take hours
-        store_table(root, config.rule.table)
+        session.table_hash = store_table(root, config.rule.table)
     try:
         snapshot = take_snapshot(session, call.start_runner) if config.start == "sources" else known_snapshot(session)
         model = place_embeddings(session, snapshot, file, model) if file else model

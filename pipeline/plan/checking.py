@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
+import logging
+
 from pipeline.config import AuditConfig
 from pipeline.errors import UsageError
+from pipeline.kernels.boxes import BoxesFrom, parse_bounding_box
+from pipeline.layout.annotations import read_annotations
+from pipeline.layout.lists import GIVEN_LIST
 from pipeline.layout.models import open_chosen
-from pipeline.layout.root import Root, is_own, is_root, read_address
-from pipeline.layout.snapshots import SourceRecord
+from pipeline.layout.root import Root, is_own, is_root, opened, read_address
+from pipeline.layout.snapshots import LIST, SourceRecord
 from pipeline.plan.detecting import require_detecting
+from pipeline.sources.listed import Origin
 from pipeline.sources.tabular import read_label_table
+from pipeline.sources.yolo_yaml import read_yolo_yaml
 from pipeline.stages.listing import require_source, source_kind
-from pipeline.storage import canonical_uri
+from pipeline.storage import StorageConfig, canonical_uri
+
+log = logging.getLogger(__name__)
 
 
 def named_sources(config: AuditConfig) -> tuple[SourceRecord, ...]:
-    """The sources of a call, the one of the split test last."""
+    """The sources of a call, those of the split test last; in place of a YAML of YOLO the folders and lists it names.
+
+    Of a folder that a YAML names for several splits the first one counts. Raises UsageError for a YAML that is none.
+    """
     named = [(uri, "") for uri in config.sources] + ([(config.test, "test")] if config.test else [])
     if not named and config.start != "features":  # names with vectors and no images
         named = [(config.embeddings, "")]
-    uris = [(canonical_uri(uri, config.storage), split) for uri, split in named]
-    return tuple(SourceRecord(uri, split, source_kind(uri, config.storage)) for uri, split in uris)
+    records = []
+    for address, split in named:
+        uri = canonical_uri(address, config.storage)
+        for place, own in _places(uri, config.storage):
+            records.append(SourceRecord(place, split or own, source_kind(place, config.storage)))
+    return tuple(records)
+
+
+def _places(uri: str, storage: StorageConfig) -> list[tuple[str, str]]:
+    """The places of a source with their splits: itself, or those of a YAML of YOLO, each once."""
+    folder, slash, name = uri.rpartition("/")
+    if not name.lower().endswith((".yaml", ".yml")) or not opened(folder or slash, storage).exists(name):
+        return [(uri, "")]
+    found = read_yolo_yaml(opened(folder or slash, storage).read(name), Origin(uri, folder or slash))
+    places: dict[str, str] = {}
+    for place in found.places:
+        address = canonical_uri(place.address, storage)
+        if places.setdefault(address, place.split) != place.split:
+            log.warning("%s: %s is %s and %s: it is taken as %s", name, address, places[address], place.split,
+                        places[address])  # fmt: skip
+    return list(places.items())
 
 
 def require_inputs(config: AuditConfig, root: Root) -> None:
@@ -37,13 +68,24 @@ def require_inputs(config: AuditConfig, root: Root) -> None:
         raise UsageError(f"{root.uri}: nothing is listed or extracted there yet: run it from its sources")
     for source in sources:
         require_source(source, config.storage)
+    has_boxes = any(source.kind == LIST for source in sources)
     if table := config.rule.table:
-        read_label_table(read_address(table, config.storage), table)
+        has_boxes |= read_label_table(read_annotations(config.storage, table), table).has_boxes
     if config.bounding_box:
-        given = read_address(config.box_model, config.storage) if config.box_model else None
-        require_detecting(config.bounding_box, given)
+        _require_boxes(config, has_boxes)
     if model := config.model.path:
         open_chosen(model, config.model.input, config.model.cache, config.storage)
+
+
+def _require_boxes(config: AuditConfig, has_boxes: bool) -> None:
+    """Raises UsageError where there are no boxes, or no detector, of the kind that is asked for."""
+    given = read_address(config.box_model, config.storage) if config.box_model else None
+    require_detecting(config.bounding_box, given)
+    if parse_bounding_box(config.bounding_box) is BoxesFrom.TABLE and not has_boxes:
+        raise UsageError(
+            f"bounding_box {config.bounding_box!r} takes the boxes of annotations, and there are none: give a table "
+            "with col_x, row_y, width, height or x1, y1, ..., x4, y4, a COCO file, or a list with such boxes"
+        )
 
 
 def _refuse_twice(root: Root, uris: list[str]) -> None:
@@ -52,6 +94,8 @@ def _refuse_twice(root: Root, uris: list[str]) -> None:
             raise UsageError(f"the source {uri} is named twice: name it once.")
         if root.uri == uri:
             raise UsageError(f"the root {root.uri} is a source: choose a --root beside or below it.")
+        if uri == f"{root.uri}/{GIVEN_LIST}":
+            continue
         if uri.startswith(root.uri + "/") and is_own(f"{uri.removeprefix(root.uri + '/')}/"):
             raise UsageError(f"the source {uri} is where the root {root.uri} writes: choose another --root.")
         for other in uris:

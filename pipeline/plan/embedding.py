@@ -93,7 +93,7 @@ def _rows_by_name(session: Session, snapshot: Snapshot, file: VectorFile) -> NDA
         catalog = catalog_rows(session.store, snapshot, lo, hi)
         names = [*map(shown_name, *(catalog[column].to_pylist() for column in ("uri", "raw_key", "fragment")))]
         paths = [
-            f"{snapshot.sources[source].place.rstrip('/')}/{name}"
+            "/".join(part.rstrip("/") for part in snapshot.sources[source].located(name))
             for source, name in zip(catalog["source"].to_pylist(), names, strict=True)
         ]
         found = names_of_file.rows_of(names)

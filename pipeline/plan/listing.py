@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from itertools import zip_longest
 
 from pipeline.errors import UsageError
 from pipeline.layout.annotations import Vocabulary
+from pipeline.layout.lists import load_given
 from pipeline.layout.snapshots import Snapshot
 from pipeline.plan.session import Session
 from pipeline.sources.folder import IMAGE_SUFFIXES, together
 from pipeline.sources.labels import describe
-from pipeline.sources.splits import split_of_place
-from pipeline.stages.annotate import source_rule
+from pipeline.stages.annotate import own_split, source_rule
 from pipeline.stages.catalog import Update
 
 log = logging.getLogger(__name__)
@@ -46,9 +47,13 @@ def say_listed(session: Session, snapshot: Snapshot, update: Update) -> None:
 
 def say_rule(session: Session, snapshot: Snapshot, vocabulary: Vocabulary) -> None:
     """Says which rule gave the splits and labels, how many there are, and what it left out."""
-    for source in snapshot.sources:
+    for source, key in zip_longest(snapshot.sources, snapshot.given):
         rule = source_rule(session.config.rule, source, snapshot)
-        session.reporter.say(f"rule for {source.uri}: {describe(rule, split_of_place(source.uri))}")
+        given = load_given(session.store, key) if key else None
+        named = {"splits": given.split_texts, "labels": given.label_texts} if given else {}
+        listed = " and ".join(name for name, texts in named.items() if texts)
+        said = f"{listed} as the list gives them; else " if listed else ""
+        session.reporter.say(f"rule for {source.uri}: {said}{describe(rule, own_split(source, given))}")
     splits = ", ".join(
         f"{name} {count:,}" for name, count in zip(vocabulary.splits, vocabulary.split_counts, strict=True)
     )

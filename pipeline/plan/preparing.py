@@ -10,11 +10,10 @@ from functools import partial
 
 import numpy as np
 
-from pipeline.config import AuditConfig
 from pipeline.errors import IncompleteError, UsageError
 from pipeline.kernels.boxes import UprightBox, box_name, parse_bounding_box
 from pipeline.kernels.measure import MeasureParams
-from pipeline.layout.annotations import CODES, STEM, VOCABULARY, read_vocabulary, store_table
+from pipeline.layout.annotations import CODES, STEM, VOCABULARY, load_boxes, read_vocabulary
 from pipeline.layout.exact import MAX_SPLITS
 from pipeline.layout.features import (
     FeatureSet,
@@ -25,6 +24,7 @@ from pipeline.layout.features import (
     read_feature_rows,
 )
 from pipeline.layout.fingerprint import fingerprint
+from pipeline.layout.images import image_object
 from pipeline.layout.models import ModelRef
 from pipeline.layout.parts import Slice, cover, cut, part_name, shard_size
 from pipeline.layout.root import versions
@@ -37,7 +37,7 @@ from pipeline.layout.snapshots import (
 )
 from pipeline.plan.checking import named_sources
 from pipeline.plan.detecting import DETECT, DetectedBoxes, detecting
-from pipeline.plan.expanding import EXPAND, expand_parents
+from pipeline.plan.expanding import EXPAND, PREPARE, expand_parents
 from pipeline.plan.listing import listed_counts, require_match, say_listed, say_rule
 from pipeline.plan.session import SHOWN_FAILURES, RunnerStart, Session, StageWork
 from pipeline.plan.touched import KnownContent
@@ -61,34 +61,39 @@ def take_snapshot(session: Session, start_runner: RunnerStart) -> Snapshot:
     known = KnownContent(session.root)
     how = detecting(session)
     found = None if how is None else DetectedBoxes(session, start_runner, how)
-    taken = Taken(config.select, _boxes(config), found, config.video)
+    taken = Taken(config.select, _boxes(session), found, config.video)
     wanted = Wanted(named_sources(config), taken, config.accept_empty)
     update = update_catalog(session.root, wanted, known, expand)
     snapshot = first_alike(session.store, update.snapshot)
     record.counters = listed_counts(update)
-    inside = sum(other.seconds for other in session.records if other.stage in (EXPAND, DETECT))
+    inside = sum(other.seconds for other in session.records if other.stage in (EXPAND, PREPARE, DETECT))
     session.close(record, time.perf_counter() - started - inside, time.process_time() - cpu, snapshot.live)
     say_listed(session, snapshot, update)
     return snapshot
 
 
-def _boxes(config: AuditConfig) -> Boxes | None:
+def _boxes(session: Session) -> Boxes | None:
+    """The boxes that are audited in place of the images: one of all, or those of annotations that have any."""
+    config = session.config
     asked = parse_bounding_box(config.bounding_box) if config.bounding_box else None
-    return SameBox(box_name(asked)) if isinstance(asked, UprightBox) else None
+    if isinstance(asked, UprightBox):
+        return SameBox(box_name(asked))
+    return load_boxes(session.store, session.table_hash) if session.table_hash else None
 
 
 def annotate_snapshot(session: Session, snapshot: Snapshot) -> str:
     """Gives every row its split and label; returns the annotations folder."""
     rule = session.config.rule
-    table_hash = store_table(session.root, rule.table) if rule.table else ""
+    table_hash = session.table_hash
     of = {"snapshot": snapshot.digest, "rule": replace(rule, table=None), "table": table_hash}
+    of |= {"given": snapshot.given} if snapshot.given else {}
     name = fingerprint("annotate", annotate.VERSION, **of)
     folder = f"annotations/{name}"
     have = {info.key for info in session.store.list(f"{folder}/")}
     tasks = []
     for lo, hi in cut(0, snapshot.total, ANNOTATION_ROWS):
         key, names = f"{folder}/{part_name(STEM, lo, hi)}", annotate.names_key(folder, lo, hi)
-        spec = annotate.AnnotateSpec(session.root, snapshot.number, folder, rule, table_hash, lo, hi)
+        spec = annotate.AnnotateSpec(session.root, snapshot.number, folder, rule, table_hash, lo, hi, snapshot.given)
         live = live_between(session.store, snapshot, lo, hi)
         tasks.append(Task(key, annotate.annotate, spec, live, beside=(names,)))
     waiting = [task for task in tasks if not have.issuperset((task.name, *task.beside))]
@@ -209,7 +214,7 @@ def _first_failed(session: Session, snapshot: Snapshot, features: FeatureSet, lo
         at = at[: SHOWN_FAILURES - len(shown)]
         images = catalog_rows_of(session.store, snapshot, ids[at]).to_pylist()
         for image, row in zip(images, rows.take(at).to_pylist(), strict=True):
-            place = f"{snapshot.sources[image['source']].place}/{image['uri']}"
+            place = image_object(image, snapshot).name
             shown.append(f"{place}: {row['status']} ({(row['message'] or '').replace(place, 'it')})")
         if len(shown) == SHOWN_FAILURES:
             break

@@ -66,7 +66,9 @@ class StageRecord:
 
 @dataclass
 class Session:
-    """The state of one call: nothing here decides a table."""
+    """The state of one call: nothing here decides a table, but for the annotations (`table_hash`, of the rule's table
+    as the root has it).
+    """
 
     config: AuditConfig
     root: Root
@@ -75,6 +77,7 @@ class Session:
     resume_command: str
     started_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="microseconds"))
     records: list[StageRecord] = field(default_factory=list)
+    table_hash: str = ""
 
     @property
     def store(self) -> Store:

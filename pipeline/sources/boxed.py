@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+
+from pipeline.sources.fragments import table_name
+from pipeline.sources.tabular import match_rows, name_table
 
 
 class Boxes(Protocol):
@@ -31,28 +32,19 @@ class SameBox:
 
 
 class ListedBoxes:
-    """Boxes of a table: 16 bytes for each and their names, where a dict of lists takes some 400."""
+    """Boxes of a table of annotations, found by the name of their image as labels are (`tabular.match_rows`)."""
 
-    def __init__(self, rows: Iterable[tuple[str, str]]) -> None:
-        """`rows`: names of images and of boxes, in any order, repeats allowed."""
-        keys, boxes = _columns(rows)
-        order = np.argsort(keys, kind="stable")
-        self._keys, self._boxes = keys[order], boxes.take(pa.array(order))
+    def __init__(self, images: Sequence[str], boxes: Sequence[str | None]) -> None:
+        """Of each row, in any order, the image and its box; a row without one has none."""
+        rows = [(image, box) for image, box in zip(images, boxes, strict=True) if box]
+        coded = pa.array([image for image, _ in rows], pa.large_string()).dictionary_encode()
+        codes = coded.indices.to_numpy()
+        order = np.argsort(codes, kind="stable")
+        self._names = name_table(coded.dictionary.to_pylist())
+        self._boxes = pa.array([box for _, box in rows], pa.large_string()).take(pa.array(order))
+        self._starts = np.searchsorted(codes[order], np.arange(len(coded.dictionary) + 1))
 
     def of(self, name: str) -> Sequence[str]:
         """Its boxes."""
-        first, last = (int(np.searchsorted(self._keys, _key(name), side)) for side in ("left", "right"))
-        return sorted(set(self._boxes[first:last].to_pylist()))
-
-
-def _columns(rows: Iterable[tuple[str, str]]) -> tuple[NDArray[np.uint64], pa.Array]:
-    keys, names = [], []
-    for image, box in rows:
-        keys.append(_key(image))
-        names.append(box)
-    return np.array(keys, np.uint64), pa.array(names, pa.large_string())
-
-
-def _key(name: str) -> int:
-    digest = hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+        (row,) = match_rows([table_name(name)], self._names).tolist()
+        return sorted(set(self._boxes[self._starts[row] : self._starts[row + 1]].to_pylist())) if row >= 0 else ()

@@ -14,6 +14,7 @@ ARCHIVE_SUFFIXES = {".tar": "tar", ".tar.gz": "tar.gz", ".tgz": "tar.gz", ".zip"
 ARCHIVES = frozenset(ARCHIVE_SUFFIXES.values())
 VIDEO, IMAGE = "video", "image"
 """Kinds of other parents: their fragments are frames, and boxes."""
+_IN_ARCHIVE = re.compile(r"(\.(?:tar|tar\.gz|tgz|zip))#", re.IGNORECASE)
 _FRAME = re.compile(r"^t=\d+\.\d{3}$")
 _BOX = re.compile(r"(?:^|#)((?:xywh|corners)=[^#]*)$")
 
@@ -109,6 +110,17 @@ def rule_path(uri: str, raw_key: bytes | None, name: str | None) -> str:
     key = own_name(_file_uri(uri, name), raw_key)
     member = _FRAME.sub("", _BOX.sub("", name or "")).partition("#")[0]
     return f"{key}/{plain_name(member)}" if member else key
+
+
+def table_name(name: str) -> str:
+    """The name of an image as a table of annotations is asked for it: an archive is a folder, as in `rule_path`."""
+    return _IN_ARCHIVE.sub(r"\1/", name, count=1)
+
+
+def list_name(uri: str, raw_key: bytes | None, name: str | None) -> tuple[bytes, str]:
+    """What names a catalog row in its list: the raw bytes of the file's key, and its box ("" where it is none)."""
+    found = _BOX.search(name or "")
+    return raw_key or _file_uri(uri, name).encode(), found[1] if found else ""
 
 
 def _file_uri(uri: str, name: str | None) -> str:

@@ -27,6 +27,8 @@ from pipeline.sources.splits import canonical_split, find_split, split_of_name
 from pipeline.sources.tabular import LabelTable, match_rows, values_at
 
 Column: TypeAlias = list[str | None]
+Columns: TypeAlias = "tuple[Column | None, Column | None]"
+"""Splits and labels that a list gives; None where it gives none at all."""
 _GROUPS = frozenset({"split", "label"})
 _WORDS = re.compile(r"[^A-Za-z]+")
 _SHARD = re.compile(r"(^|[^A-Za-z0-9])\d+$")
@@ -81,20 +83,27 @@ def _pattern_problems(pattern: str) -> list[str]:
 
 
 def assign(
-    paths: Sequence[str], rule: RuleParams, table: LabelTable | None = None, own: str | None = None
+    paths: Sequence[str],
+    rule: RuleParams,
+    table: LabelTable | None = None,
+    own: str | None = None,
+    given: Columns = (None, None),
 ) -> tuple[Column, Column]:
     """Split and label of each path (relative to its source, `/` between folders); None where there is none.
 
     `table` is what `tabular.read_label_table` made of `rule.table`; `own` the split that the source's own folder names
-    (`splits.split_of_place`). A pure function of each path alone, so any cut of a listing into chunks gives the same.
-    Raises UsageError where the rule names a table and none is passed.
+    (`splits.split_of_place`); `given` what the list that names the paths gives: it goes before folders, and behind
+    what the rule says of a path. A pure function of each path alone, so any cut of a listing into chunks gives the
+    same. Raises UsageError where the rule names a table and none is passed.
     """
     splits, labels = _from_folders(paths)
     splits = [split or own for split in splits]
+    splits, labels = given[0] or splits, given[1] or labels
     if rule.table is not None:
         splits, labels = _from_table(paths, _loaded(rule, table), splits, labels)
     elif rule.pattern is not None:
         splits, labels = _from_pattern(paths, rule.pattern, splits, labels)
+    splits, labels = _filled(splits, given[0]), _filled(labels, given[1])
     if rule.split is not None:
         return [rule.split] * len(splits), labels
     if rule.default_split is not None:
@@ -139,6 +148,11 @@ def _loaded(rule: RuleParams, table: LabelTable | None) -> LabelTable:
     if table is None:
         raise UsageError(f"the rule takes splits and labels from {rule.table}, which was not loaded: load it first")
     return table
+
+
+def _filled(column: Column, given: Column | None) -> Column:
+    """What the rule says of each path, else what the list gives."""
+    return column if given is None else [own or listed for own, listed in zip(column, given, strict=True)]
 
 
 def _from_folders(paths: Sequence[str]) -> tuple[Column, Column]:

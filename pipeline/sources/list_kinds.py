@@ -41,6 +41,14 @@ _UNITS = {Kind.TEXT: "line", Kind.CSV: "line", Kind.PARQUET: "row", Kind.COCO: "
 _SUFFIXES = {"csv": Kind.CSV, "parquet": Kind.PARQUET, "yaml": Kind.YOLO, "yml": Kind.YOLO, "json": Kind.COCO}
 
 
+_LISTS = re.compile(r".\.(txt|lst|list|csv|parquet|json|ya?ml)(\.gz)?$", re.IGNORECASE)
+
+
+def is_list_name(name: str) -> bool:
+    """Whether a file is taken as a list by its name."""
+    return bool(_LISTS.search(name))
+
+
 def kind_of(name: str, head: bytes) -> Kind:
     """The kind of a list from its name and its first HEAD_BYTES (gzip is looked into).
 

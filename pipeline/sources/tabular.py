@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,8 @@ from pipeline.sources.listed import non_empty
 from pipeline.sources.splits import canonical_split
 
 FILENAME, SPLIT, LABEL = "filename", "split", "label"
+BOX = "#box"
+"""The column of boxes in what `annotated.normal_table` makes of annotations."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class LabelTable:
     path_rows: npt.NDArray[np.int64]
     base_keys: npt.NDArray[np.uint64]
     base_rows: npt.NDArray[np.int64]
+    has_boxes: bool = False
 
 
 def read_label_table(data: bytes, address: str) -> LabelTable:
@@ -58,18 +61,19 @@ def read_label_table(data: bytes, address: str) -> LabelTable:
     if names.null_count or pc.any(pc.equal(names, "")).as_py():
         raise UsageError(f"table {address} has rows without a {FILENAME}: fill or remove them")
     texts = [name.removeprefix("./") for name in names.to_pylist()]
-    path_keys, path_rows = _sorted_keys(texts)
-    _check_unique(texts, path_keys, path_rows, address)
-    base_keys, base_rows = _only_single(*_sorted_keys([name.rpartition("/")[2] for name in texts]))
-    return LabelTable(
-        names=pa.array(texts, pa.large_string()),
-        splits=_encode(table, SPLIT),
-        labels=_encode(table, LABEL),
-        path_keys=path_keys,
-        path_rows=path_rows,
-        base_keys=base_keys,
-        base_rows=base_rows,
-    )
+    has_boxes = BOX in table.column_names
+    if has_boxes:
+        texts = [f"{name}#{box}" if box else name for name, box in zip(texts, table[BOX].to_pylist(), strict=True)]
+    found = name_table(texts)
+    _check_unique(texts, found.path_keys, found.path_rows, address)
+    return replace(found, splits=_encode(table, SPLIT), labels=_encode(table, LABEL), has_boxes=has_boxes)
+
+
+def name_table(names: list[str]) -> LabelTable:
+    """A table of names alone."""
+    path_keys, path_rows = _sorted_keys(names)
+    base_keys, base_rows = _only_single(*_sorted_keys([name.rpartition("/")[2] for name in names]))
+    return LabelTable(pa.array(names, pa.large_string()), None, None, path_keys, path_rows, base_keys, base_rows)
 
 
 def match_rows(paths: Sequence[str], table: LabelTable) -> npt.NDArray[np.int64]:
@@ -119,7 +123,7 @@ def _read_parquet(data: bytes, address: str) -> pa.Table:
 
 
 def _wanted(names: list[str], address: str) -> list[str]:
-    wanted = [name for name in (FILENAME, SPLIT, LABEL) if name in names]
+    wanted = [name for name in (FILENAME, SPLIT, LABEL, BOX) if name in names]
     if FILENAME not in wanted or len(wanted) < 2:
         raise UsageError(
             f"table {address} has the columns {', '.join(names)}; wanted {FILENAME} and at least one of {SPLIT} and "

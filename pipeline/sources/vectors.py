@@ -134,6 +134,15 @@ def _open_parquet(store: Store, key: str, address: str) -> VectorFile:
     return VectorFile(store, key, address, count, dimension, np.dtype(dtype), 0, column, listed)
 
 
+def holds_vectors(store: Store, key: str) -> bool:
+    """Whether a file is a Parquet with a column of vectors."""
+    try:
+        with pq.ParquetFile(store.open(key)) as file:
+            return any(_is_vector(field.type) for field in file.schema_arrow)
+    except (pa.ArrowException, OSError):
+        return False
+
+
 class NameIndex:
     """The row of each name: 16 bytes a name and the names, where a dict of 11.6 million takes 1.6 GB."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -14,22 +15,30 @@ from numpy.typing import NDArray
 from pipeline.kernels.hashing import content_hash
 from pipeline.kernels.sampling import mix
 from pipeline.layout.annotations import CODES, NAMES, NONE, SCHEMA, STEM, VOCABULARY, load_table
+from pipeline.layout.lists import load_given
 from pipeline.layout.lookups import lookup_name, write_lookup
 from pipeline.layout.parts import list_parts, part_name
 from pipeline.layout.root import Root
 from pipeline.layout.snapshots import Snapshot, SourceRecord, catalog_rows, read_snapshot, removed_ids
 from pipeline.layout.tables import json_bytes, read_table, write_table
 from pipeline.runner import Counters
-from pipeline.sources.fragments import rule_path
+from pipeline.sources.addresses import is_absolute
+from pipeline.sources.fragments import fragment_uri, list_name, rule_path
 from pipeline.sources.labels import RuleParams, assign, matched
-from pipeline.sources.splits import split_of_place
+from pipeline.sources.sorted_list import Given
+from pipeline.sources.splits import split_of_name, split_of_place
+from pipeline.sources.tabular import LabelTable
 
 VERSION = 6
+Name: TypeAlias = tuple[str, "bytes | None", "str | None"]
+"""uri, raw_key and fragment of a catalog row."""
 
 
 @dataclass(frozen=True)
 class AnnotateSpec:
-    """Offsets [lo, hi) of a snapshot, annotated into a folder; table_hash: of the rule's table as the root has it."""
+    """Offsets [lo, hi) of a snapshot, annotated into a folder; table_hash: of the rule's table as the root has it;
+    given: `Snapshot.given`, of which an earlier snapshot of the same rows may have another.
+    """
 
     root: Root
     snapshot: int
@@ -38,6 +47,7 @@ class AnnotateSpec:
     table_hash: str
     lo: int
     hi: int
+    given: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,20 +67,24 @@ def annotate(spec: AnnotateSpec) -> Counters:
     snapshot = read_snapshot(store, spec.snapshot)
     rows = catalog_rows(store, snapshot, spec.lo, spec.hi)
     table = load_table(store, spec.table_hash, spec.rule.table) if spec.rule.table else None
-    names = [*map(rule_path, *(rows[column].to_pylist() for column in ("uri", "raw_key", "fragment")))]
+    columns = [rows[column].to_pylist() for column in ("uri", "raw_key", "fragment")]
+    named = [*zip(*columns, strict=True)]
     source = rows["source"].to_numpy()
-    splits: list[str | None] = [None] * len(names)
-    labels: list[str | None] = [None] * len(names)
-    rule_rows = np.full(len(names), -1, np.int64)
+    splits: list[str | None] = [None] * len(named)
+    labels: list[str | None] = [None] * len(named)
+    rule_rows = np.full(len(named), -1, np.int64)
     for index, record in enumerate(snapshot.sources):
         at = np.flatnonzero(source == index)
-        paths = [names[row] for row in at]
+        of_source = [named[row] for row in at]
+        given = load_given(store, spec.given[index]) if any(spec.given[index : index + 1]) else None
+        paths = _paths(of_source, given, table)
         rule = source_rule(spec.rule, record, snapshot)
-        found_splits, found_labels = assign(paths, rule, table, split_of_place(record.uri))
+        listed = given.values_of([list_name(*name) for name in of_source]) if given else (None, None)
+        found_splits, found_labels = assign(paths, rule, table, own_split(record, given), listed)
         rule_rows[at] = matched(paths, rule, table)
         for row, split, label in zip(at, found_splits, found_labels, strict=True):
             splits[row], labels[row] = split, label
-    columns = {
+    values = {
         "image_id": rows["image_id"],
         "split": pa.array(splits, pa.string()).dictionary_encode(),
         "label": pa.array(labels, pa.string()).dictionary_encode(),
@@ -78,8 +92,20 @@ def annotate(spec: AnnotateSpec) -> Counters:
     }
     write_lookup(store, names_key(spec.folder, spec.lo, spec.hi), rows.drop_columns(["image_id"]))
     key = f"{spec.folder}/{part_name(STEM, spec.lo, spec.hi)}"
-    write_table(store, key, pa.table(columns, schema=SCHEMA))
-    return {"images": len(names)}
+    write_table(store, key, pa.table(values, schema=SCHEMA))
+    return {"images": len(named)}
+
+
+def _paths(named: Sequence[Name], given: Given | None, table: LabelTable | None) -> list[str]:
+    """The paths that give catalog rows their splits and labels; whole ones of a list begin below the folder that all of
+    these lie in, unless a table has whole ones too. A box has its own name where the table has boxes.
+    """
+    paths = [rule_path(*name) for name in named]
+    if given and given.folder and not (table and len(table.names) and is_absolute(table.names[0].as_py())):
+        paths = [path.removeprefix(f"{given.folder}/") for path in paths]
+    if table is None or not table.has_boxes:
+        return paths
+    return [fragment_uri(path, list_name(*name)[1]) for path, name in zip(paths, named, strict=True)]
 
 
 def names_key(folder: str, lo: int, hi: int) -> str:
@@ -94,6 +120,14 @@ def source_rule(rule: RuleParams, record: SourceRecord, snapshot: Snapshot) -> R
     if any(source.split for source in snapshot.sources) and rule.default_split is None:
         return replace(rule, default_split="train")
     return rule
+
+
+def own_split(record: SourceRecord, given: Given | None) -> str | None:
+    """The split that a source's own folder names; of a list, the folder of its images or its name (`train.txt`)."""
+    if given is None:
+        return split_of_place(record.uri)
+    name = record.uri.rpartition("/")[2]
+    return split_of_place(given.folder or record.place) or split_of_name(name.partition(".")[0])
 
 
 def count_vocabulary(spec: VocabularySpec) -> Counters:

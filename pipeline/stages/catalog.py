@@ -8,7 +8,7 @@ import logging
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import NotFound, StorageUnavailable, UsageError
 from pipeline.layout.fragments import KnownFragments, Parent
-from pipeline.layout.images import ImageObject
+from pipeline.layout.images import ImageObject, listed_object
 from pipeline.layout.root import Root
 from pipeline.layout.snapshots import FOLDER as CATALOG
 from pipeline.layout.snapshots import (
@@ -144,9 +144,11 @@ def update_catalog(root: Root, wanted: Wanted, compare: Compare, expand: Expand)
             _refuse_emptied(root, merged, changes.lost, left_out)
         counts = (changes.added, changes.changed, len(changes.removed) - changes.changed)
         _flush(store, changes, previous.number + 1)
-        if previous.number and previous.sources == merged and not (changes.parts or changes.removed or changes.stamped):
+        given = tuple(listing.given) if any(listing.given) else ()
+        is_same = previous.sources == merged and previous.given == given
+        if previous.number and is_same and not (changes.parts or changes.removed or changes.stamped):
             return Update(previous, previous.number, *counts, left_out)
-        snapshot = _next_snapshot(store, previous, merged, changes)
+        snapshot = replace(_next_snapshot(store, previous, merged, changes), given=given)
         if store.put_if_absent(snapshot_key(snapshot.number), json_bytes(snapshot_to_json(snapshot))):
             return Update(snapshot, previous.number, *counts, left_out)
         log.info("another audit wrote snapshot %d first; listing again", snapshot.number)
@@ -182,7 +184,7 @@ def _compare(store: Store, previous: Snapshot, listing: Iterable[Listed], compar
             row = next(known, None)
         if row is not None and row[0] == place:
             if _is_changed(row[1], listed):
-                image = ImageObject(previous.sources[listed.source].place, listed.info, listed.fragment, listed.kind)
+                image = listed_object(previous.sources[listed.source], listed.info, listed.fragment, listed.kind)
                 _match(changes, row[1], Touched(row[1].image_id, image, listed))
             row = next(known, None)
         else:

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple
 
 from pipeline.errors import NotFound
 from pipeline.layout.fragments import KnownFragments, Parent
-from pipeline.layout.images import ImageObject
+from pipeline.layout.images import ImageObject, listed_object
+from pipeline.layout.lists import KnownLists
 from pipeline.layout.root import Root, is_own, opened
-from pipeline.layout.snapshots import SourceRecord
+from pipeline.layout.snapshots import LIST, SourceRecord
 from pipeline.sources.archives import nested_archives
 from pipeline.sources.boxed import Boxes
 from pipeline.sources.folder import LeftOut, is_image_key
 from pipeline.sources.fragments import ARCHIVES, IMAGE, VIDEO, Fragment, fragment_uri, parent_kind, plain_name
+from pipeline.sources.list_kinds import is_list_name
+from pipeline.sources.listed import Tally
 from pipeline.sources.selection import Selection, SelectParams, sample_limit
-from pipeline.sources.vectors import open_vectors
+from pipeline.sources.vectors import holds_vectors, open_vectors
 from pipeline.sources.videos import VideoParams, sampling_text
+from pipeline.stages.list_rows import ListRow, list_rows
+from pipeline.stages.prepare_list import list_batches
 from pipeline.storage import ObjectInfo, StorageConfig, is_remote
 from pipeline.storage.uri import parse_bucket
 
@@ -54,6 +59,11 @@ class Listed(NamedTuple):
         return self._replace(fragment=self.fragment._replace(name=f"{self.fragment.name}#{name}"))
 
     @property
+    def is_box(self) -> bool:
+        """Whether it is a box already, as a list names it."""
+        return self.fragment is not None and bool(self.fragment.box)
+
+    @property
     def told(self) -> tuple[str, int, bool]:
         """What a selection asks of it: its name as its owner writes it, its size, whether it lies in an archive."""
         name = "" if self.fragment is None else plain_name(self.fragment.name)
@@ -80,12 +90,15 @@ class Taken:
 class Listing:
     """One pass over the sources; what each holds beside images is counted in `left_out`, which is complete at its end.
 
-    Of a file that holds images and was never looked into, `fragments.missing` tells: from the first of them on nothing
-    more is yielded, for the pass will be made again.
+    Of a file that holds images and was never looked into, and of a list that was never prepared, `fragments.missing`
+    tells: from the first of them on nothing more is yielded, for the pass will be made again. `given`: for each source
+    the key of what its list gives.
     """
 
     def __init__(self, root: Root, sources: Sequence[SourceRecord], fragments: KnownFragments, wanted: Taken) -> None:
         self.left_out = tuple(LeftOut() for _ in sources)
+        self.given = [""] * len(sources)
+        self._lists = KnownLists(root.open(), fragments.missing)
         self._root, self._sources, self._fragments, self._wanted = root, sources, fragments, wanted
 
     def images(self, known: int) -> Iterator[Listed]:
@@ -127,7 +140,7 @@ class Listing:
             yield from images
             return
         for image in images:
-            if image.fragment and image.fragment.problem:
+            if image.is_box or (image.fragment and image.fragment.problem):
                 yield image
                 continue
             names = boxes.of(image.told[0])
@@ -139,7 +152,9 @@ class Listing:
     def _looked_at(self, images: Iterator[Listed], found: FindBoxes) -> Iterator[Listed]:
         """The boxes that a detector finds in each image; one that it cannot look at stays what it is."""
         while block := list(islice(images, LOOKED_AT)):
-            for image, names in zip(block, found([*map(self._object, block)]), strict=True):
+            answers = iter(found([self._object(image) for image in block if not image.is_box]))
+            for image in block:
+                names = None if image.is_box else next(answers)
                 if names is None:
                     yield image
                     continue
@@ -149,21 +164,22 @@ class Listing:
                 yield from map(image.boxed, names)
 
     def _object(self, image: Listed) -> ImageObject:
-        return ImageObject(self._sources[image.source].place, image.info, image.fragment, image.kind)
+        return listed_object(self._sources[image.source], image.info, image.fragment, image.kind)
 
     def _every(self, known: int) -> Iterator[Listed]:
         for index, source in enumerate(self._sources):
             left_out = self.left_out[index]
-            if (names := names_alone(source.uri, self._root.storage)) is not None:
+            if source.kind != LIST and (names := names_alone(source.uri, self._root.storage)) is not None:
                 left_out.images += len(names)
                 yield from (Listed(index, ObjectInfo(name, 0, "", 0), name.encode()) for name in names)
                 continue
             try:
-                yield from self._images_of(index, source)
+                yield from (self._listed if source.kind == LIST else self._images_of)(index, source)
             except NotFound:
                 if index >= known or left_out != LeftOut():
                     raise
-            if index >= known and left_out == LeftOut() and not self._fragments.missing:
+            is_listed = source.kind == LIST or left_out != LeftOut() or self._fragments.missing
+            if index >= known and not is_listed:
                 _require_path(source.uri, self._root.storage)
 
     def _images_of(self, index: int, source: SourceRecord) -> Iterator[Listed]:
@@ -174,27 +190,49 @@ class Listing:
                 if not self._fragments.missing:
                     yield Listed(index, info, _raw(info))
             elif kind := parent_kind(info.key):
-                sampling = sampling_text(self._wanted.videos) if kind == VIDEO else ""
-                yield from self._inside(index, Parent(source.place, info, kind, sampling))
+                yield from self._inside(index, info, kind)
             else:
                 left_out.add(info.key)
 
-    def _inside(self, index: int, parent: Parent) -> Iterator[Listed]:
+    def _listed(self, index: int, source: SourceRecord) -> Iterator[Listed]:
+        """The images and boxes that a list names, whatever they are called, and the images of the archives in it."""
+        storage = self._root.storage
+        name = source.uri.rpartition("/")[2]
+        prepared = self._lists.of(Parent(source.place, opened(source.place, storage).stat(name), LIST))
+        if prepared is None:
+            return
+        self.given[index] = prepared.given
+        for row in list_rows(prepared, source, storage):
+            if not row.box and (kind := parent_kind(row.info.key.rpartition("/")[2])):
+                yield from self._inside(index, row.info, kind)
+            elif not self._fragments.missing:
+                self.left_out[index].images += 1
+                yield _named(index, row)
+
+    def _inside(self, index: int, info: ObjectInfo, kind: str) -> Iterator[Listed]:
         """The images of a file that holds many, or that file where it cannot be looked into."""
+        place, key = self._sources[index].located(info.key)
+        sampling = sampling_text(self._wanted.videos) if kind == VIDEO else ""
+        parent = Parent(place, info if key == info.key else replace(info, key=key), kind, sampling)
         found = self._fragments.of(parent)
         if found is None or self._fragments.missing:
             return
-        left_out, raw = self.left_out[index], _raw(parent.info)
+        left_out, raw = self.left_out[index], _raw(info)
         left_out.join(found.left_out)
         if nested := nested_archives(found.left_out):
             log.warning("%s/%s: %d archives inside it are not opened", parent.place, parent.info.key, nested)
         for fragment in found:
             left_out.images += 1
-            yield Listed(index, parent.info, raw, fragment, found.kind)
+            yield Listed(index, info, raw, fragment, found.kind)
+
+
+def _named(index: int, row: ListRow) -> Listed:
+    listed = Listed(index, row.info, row.raw)
+    return listed.boxed(row.box) if row.box else listed
 
 
 def source_objects(source: SourceRecord, storage: StorageConfig) -> Iterable[ObjectInfo]:
-    """What lies in a source: all of a folder or prefix, or the one file that it is."""
+    """What lies in a source: all of a folder or prefix, or the one file (or list) that it is."""
     store = opened(source.place, storage)
     return store.list() if source.kind == "folder" else [store.stat(source.uri.rpartition("/")[2])]
 
@@ -229,17 +267,35 @@ def names_alone(uri: str, storage: StorageConfig) -> list[str] | None:
 
 
 def source_kind(uri: str, storage: StorageConfig) -> str:
-    """What a source is: `file` where its name is one of an archive or a video and there is a file, else `folder`."""
+    """What a source is: where there is such a file, `file` by the name of an archive, a video or an image and `list` by
+    that of a list (a Parquet of vectors is none); else `folder`.
+    """
     place, slash, name = uri.rpartition("/")
-    return "file" if parent_kind(name) and opened(place or slash, storage).exists(name) else "folder"
+    if not parent_kind(name) and not is_image_key(name) and not is_list_name(name):
+        return "folder"
+    store = opened(place or slash, storage)
+    if not store.exists(name):
+        return "folder"
+    if not is_list_name(name):
+        return "file"
+    return "folder" if name.endswith(".parquet") and holds_vectors(store, name) else LIST
 
 
 def require_source(source: SourceRecord, storage: StorageConfig) -> None:
     """Raises NotFound, or another StorageError, for a source that cannot be listed."""
+    if source.kind == LIST:
+        _require_list(source, storage)
+        return
     if names_alone(source.uri, storage) is not None:
         return
     if next(iter(source_objects(source, storage)), None) is None:
         _require_path(source.uri, storage)
+
+
+def _require_list(source: SourceRecord, storage: StorageConfig) -> None:
+    """Raises UsageError for what is wrong with the first rows of a list: nothing is written before that is known."""
+    info = opened(source.place, storage).stat(source.uri.rpartition("/")[2])
+    next(list_batches(Parent(source.place, info, LIST), storage, Tally()), None)
 
 
 def _require_path(uri: str, storage: StorageConfig) -> None:

@@ -38,12 +38,11 @@ class PreparedImages:
 
     def __init__(self, inputs: Inputs, params: VerifyParams, cutting: Cutting, ids: Iterable[int]) -> None:
         """`ids`: of all images of the task, in the order in which they are asked for, repeats allowed."""
-        snapshot = inputs.opened_snapshot()
         self._inputs, self._params, self._cutting = inputs, params, cutting
         self._order = list(dict.fromkeys(ids))
         self._place = {image_id: at for at, image_id in enumerate(self._order)}
         self._objects = image_objects_of(inputs, np.array(sorted(self._order), np.int64))
-        self._is_remote = any(is_remote(source.place) for source in snapshot.sources)
+        self._is_remote = any(is_remote(image.source) for image in self._objects.values())
         self._kept: OrderedDict[int, PreparedImage | None] = OrderedDict()
         self._bytes: dict[int, Content | None] = {}
         self._hashes: dict[int, dict[int, bytes | None]] = {}

@@ -1,0 +1,121 @@
+"""What a Python caller gives in place of files: lists of sources, annotations and embeddings, stored in the root."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.config import AuditConfig, config_from
+from pipeline.errors import UsageError
+from pipeline.layout.annotations import TABLES
+from pipeline.layout.lists import GIVEN_LIST
+from pipeline.layout.models import FOLDER as MODELS
+from pipeline.layout.root import Root
+from pipeline.sources.annotated import plain_table
+from pipeline.sources.folder import is_image_key
+from pipeline.sources.fragments import parent_kind
+from pipeline.sources.list_kinds import is_list_name
+from pipeline.sources.listed import Tally
+from pipeline.sources.python_lists import listed_from
+from pipeline.storage import canonical_uri, is_remote
+
+
+def with_given(sources: Sequence[Any], values: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of a call, with what it gives in memory stored in the root. Raises UsageError."""
+    listed = list(sources[0]) if len(sources) == 1 and isinstance(sources[0], (list, tuple)) else None
+    every = sources if listed is None else listed
+    wrong = [source for source in every if not isinstance(source, (str, os.PathLike))]
+    if wrong:
+        raise UsageError(
+            f"source {wrong[0]!r}, want text or a path; several go one by one, or as one list: run(*sources, root=...) "
+            "or run([...], root=...)"
+        )
+    if listed is not None and not listed:
+        raise UsageError("the list of sources is empty: name a folder or a file")
+    values = {**values, "sources": tuple(os.fspath(source) for source in every)}
+    values = _with_annotations(values) if values.get("annotations") is not None else values
+    values.pop("annotations", None)
+    if not isinstance(values.get("embeddings", ""), (str, os.PathLike)):
+        values = _with_embeddings(values)
+    return values if listed is None else _with_list(values)
+
+
+def _root(config: AuditConfig) -> Root:
+    return Root(canonical_uri(config.root, config.storage), config.storage)
+
+
+def _with_list(values: dict[str, Any]) -> dict[str, Any]:
+    """With the files among the sources as one list, which stays one source whatever it names; folders stay sources.
+
+    A file in one of these folders is left out: the folder has it.
+    """
+    config = config_from(values)
+    uris = list(dict.fromkeys(canonical_uri(source, config.storage) for source in config.sources))
+    files = [uri for uri in uris if _is_file(uri)]
+    folders = [uri for uri in uris if uri not in set(files)]
+    inside = tuple(f"{folder.rstrip('/')}/" for folder in folders)
+    files = [uri for uri in files if not uri.startswith(inside)] if inside else files
+    if not files:
+        return {**values, "sources": tuple(folders)}
+    broken = [uri for uri in files if "\n" in uri]
+    if broken:
+        raise UsageError(f"source {broken[0]!r} has a line break in its name: rename it, or name its folder")
+    root = _root(config)
+    data = "".join(f"{uri}\n" for uri in files).encode("utf-8", "surrogateescape")
+    root.open().put(GIVEN_LIST, data)
+    return {**values, "sources": (f"{root.uri}/{GIVEN_LIST}", *folders)}
+
+
+def _is_file(uri: str) -> bool:
+    """Whether a source goes into the list: what has the name of an image or archive (one that is gone is a row that
+    says so), and any other file on a disk. A list, or a YAML of YOLO, stays a source.
+    """
+    name = uri.rpartition("/")[2]
+    if is_list_name(name):
+        return False
+    if is_image_key(name) or parent_kind(name):
+        return is_remote(uri) or not os.path.isdir(uri)  # noqa: PTH112 - making a path of each takes longer
+    return not is_remote(uri) and os.path.isfile(uri)  # noqa: PTH113
+
+
+def _with_annotations(values: dict[str, Any]) -> dict[str, Any]:
+    """With annotations as the rule's table: a file of them, or a DataFrame, an Arrow table or COCO, stored."""
+    given, rule = values["annotations"], values.get("rule") or {}
+    if not isinstance(rule, Mapping) or rule.get("table") or rule.get("pattern"):
+        raise UsageError("annotations and a table or pattern in rule: only one can rule; drop the other")
+    if isinstance(given, (str, os.PathLike)):
+        return {**values, "rule": {**rule, "table": os.fspath(given)}}
+    config = config_from({name: value for name, value in values.items() if name not in ("annotations", "embeddings")})
+    first = canonical_uri(config.sources[0], config.storage) if config.sources else _root(config).uri
+    data = plain_table(listed_from(given, first, Tally()), "annotations")
+    return {**values, "rule": {**rule, "table": _stored(config, TABLES, data, "parquet")}}
+
+
+def _with_embeddings(values: dict[str, Any]) -> dict[str, Any]:
+    """With an array or a table of embeddings stored."""
+    given = values["embeddings"]
+    if not isinstance(given, (np.ndarray, pa.Table)):
+        raise UsageError(f"embeddings {type(given).__name__}, want a path, an array (n, d) or an Arrow table")
+    config = config_from({**values, "embeddings": "given"})
+    sink = io.BytesIO()
+    if isinstance(given, pa.Table):
+        pq.write_table(given, sink)
+    else:
+        np.save(sink, given, allow_pickle=False)
+    suffix = "parquet" if isinstance(given, pa.Table) else "npy"
+    return {**values, "embeddings": _stored(config, MODELS, sink.getvalue(), suffix)}
+
+
+def _stored(config: AuditConfig, folder: str, data: bytes, suffix: str) -> str:
+    """Address of bytes in the root, under their hash."""
+    root = _root(config)
+    key = f"{folder}/given-{hashlib.sha256(data).hexdigest()[:20]}.{suffix}"
+    root.open().put_if_absent(key, data)
+    return f"{root.uri}/{key}"

@@ -1,0 +1,482 @@
+"""Lists and annotations end to end: the tables of a folder from a list of its files, boxes, and what is wrong."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from archives_made import tar_of
+from audited import LOCAL, assert_equal_tables, by_uri, noise_jpeg, rows, run, small_set, write_files
+from fault_proxy import FaultProxy
+from PIL import Image
+from s3_servers import moto_port, new_store, use_credentials
+
+import pipeline
+from pipeline.audit import FINDINGS, Audit
+from pipeline.cli import main
+from pipeline.errors import UsageError
+from pipeline.stages import reads
+from pipeline.storage import Store
+
+FILES = small_set(10)
+NAMES = list(FILES)
+STORAGE: dict[str, Any] = {"region": "us-east-1", "backoff": 0.0, "read_timeout": 5.0}
+
+
+@pytest.fixture(scope="module")
+def loose(tmp_path_factory: pytest.TempPathFactory) -> Audit:
+    folder = tmp_path_factory.mktemp("loose")
+    return run(write_files(folder / "photos", FILES), root=folder / "audit")
+
+
+def csv_of(columns: dict[str, list[Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
+    return text.getvalue().encode()
+
+
+def parquet_of(columns: dict[str, list[Any]]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+def folders_of(names: list[str]) -> dict[str, list[Any]]:
+    """The splits and labels that folders give, as columns."""
+    parts = [name.split("/") for name in names]
+    return {"filename": names, "split": [part[0] for part in parts], "label": [part[1] for part in parts]}
+
+
+def inventory_of(store: Store, names: list[str]) -> bytes:
+    """The manifest of an S3 Inventory of these objects, whose data file is beside it."""
+    text = io.StringIO()
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL)
+    bucket, _, prefix = store.uri.split("/", 3)[3].partition("/")
+    for name in names:
+        writer.writerow([bucket, f"{prefix}/{name}" if prefix else name, store.stat(name).size, store.stat(name).etag])
+    data = gzip.compress(text.getvalue().encode())
+    store.put("inventory/data.csv.gz", data)
+    key = "/".join(filter(None, [prefix, "inventory/data.csv.gz"]))
+    files = [{"key": key, "size": len(data), "MD5checksum": hashlib.md5(data).hexdigest()}]
+    schema = "Bucket, Key, Size, ETag"
+    value = {"sourceBucket": bucket, "fileFormat": "CSV", "fileSchema": schema, "files": files}
+    return json.dumps(value).encode()
+
+
+def coco_of(files: dict[str, bytes], boxes: list[tuple[str, list[float], str]]) -> dict[str, Any]:
+    names, kinds = list(files), sorted({kind for _, _, kind in boxes})
+    return {
+        "images": [{"id": number, "file_name": name} for number, name in enumerate(names)],
+        "categories": [{"id": number, "name": kind} for number, kind in enumerate(kinds, 1)],
+        "annotations": [
+            {"id": number, "image_id": names.index(name), "category_id": kinds.index(kind) + 1, "bbox": box}
+            for number, (name, box, kind) in enumerate(boxes)
+        ],
+    }
+
+
+def assert_as_loose(audit: Audit, loose: Audit, prefix: str) -> None:
+    """Every table is that of the loose files, but for what stands in front of names."""
+    for name in FINDINGS:
+        ours, theirs = (
+            [{key: _without(value, prefix) for key, value in row.items() if key != "path"} for row in rows(whose, name)]
+            for whose in (audit, loose)
+        )
+        assert ours == theirs, name
+
+
+def _without(value: Any, prefix: str) -> Any:
+    return value.removeprefix(prefix) if isinstance(value, str) else value
+
+
+# Lists
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("l.txt", "\n".join(reversed(NAMES)).encode()),
+        ("l.lst.gz", gzip.compress("\n".join([*NAMES, NAMES[0], "# end"]).encode())),
+        ("l.csv", csv_of(folders_of(NAMES))),
+        ("l.parquet", parquet_of(folders_of(NAMES))),
+        ("l.json", json.dumps(coco_of(FILES, [])).encode()),
+    ],
+)
+def test_a_list_has_the_tables_of_its_folder(name: str, data: bytes, loose: Audit, tmp_path: Path) -> None:
+    """In any order, with repeats; the files beside the listed ones are no matter."""
+    write_files(tmp_path, {**FILES, "other.jpg": noise_jpeg(1), name: data})
+    audit = run(tmp_path / name, root=tmp_path / "audit", shard_size=5)
+    assert_equal_tables(audit, loose)
+    assert {row["path"] for row in rows(audit, "images")} == {f"{tmp_path}/{uri}" for uri in NAMES}
+
+
+def test_whole_paths_have_the_splits_and_labels_of_their_common_folder(loose: Audit, tmp_path: Path) -> None:
+    """The list lies elsewhere: a uri is the whole path, and `path` shows it once."""
+    photos = write_files(tmp_path / "set", FILES)
+    listed = write_files(tmp_path / "lists", {"l.txt": "\n".join(f"{photos}/{uri}" for uri in NAMES).encode()})
+    audit = run(listed / "l.txt", root=tmp_path / "audit")
+    assert [row["uri"] for row in rows(audit, "images")] == [f"{photos}/{uri}" for uri in NAMES]
+    assert [row["path"] for row in rows(audit, "images")] == [f"{photos}/{uri}" for uri in NAMES]
+    assert_as_loose(audit, loose, f"{photos}/")
+
+
+@pytest.mark.parametrize("kind", ["text", "csv", "whole", "inventory"])
+def test_lists_on_an_object_store(kind: str, loose: Audit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_credentials(monkeypatch)
+    store = new_store(moto_port(), f"lists-{kind}")
+    for name, data in FILES.items():
+        store.put(name, data)
+    sizes = {"size_bytes": [len(data) for data in FILES.values()]}
+    data, name = {
+        "text": lambda: ("\n".join(NAMES).encode(), "l.txt"),
+        "csv": lambda: (csv_of({**folders_of(NAMES), **sizes}), "l.csv"),
+        "whole": lambda: ("\n".join(f"{store.uri}/{name}" for name in NAMES).encode(), "l.txt"),
+        "inventory": lambda: (inventory_of(store, NAMES), "manifest.json"),
+    }[kind]()
+    store.put(name, data)
+    on_disk = write_files(tmp_path, {name: data}) / name
+    source = str(on_disk) if kind == "whole" else f"{store.uri}/{name}"
+    audit = run(source, root=tmp_path / "root", storage=STORAGE)
+    assert [row["path"] for row in rows(audit, "images")] == [f"{store.uri}/{uri}" for uri in NAMES]
+    assert_as_loose(audit, loose, f"{store.uri}/")
+
+
+def test_sizes_that_a_list_tells_are_not_asked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_credentials(monkeypatch)
+    store = new_store(moto_port(), "told")
+    for name, data in FILES.items():
+        store.put(name, data)
+    store.put("manifest.json", inventory_of(store, NAMES))
+    with FaultProxy(moto_port()) as proxy:
+        uri = f"minio://127.0.0.1:{proxy.port}/{store.uri.split('/', 3)[3]}/manifest.json"
+        pipeline.run(uri, root=tmp_path / "root", where=LOCAL, storage=STORAGE)
+        heads = [path for method, path, _ in proxy.log if method == "HEAD" and path.endswith(".jpg")]
+        gets = [path for method, path, _ in proxy.log if method == "GET" and path.endswith(".jpg")]
+    assert not heads
+    assert len(set(gets)) == len(FILES)
+
+
+def test_archives_in_a_list_are_looked_into(loose: Audit, tmp_path: Path) -> None:
+    write_files(tmp_path / "tars", {"set.tar": tar_of(FILES.items()), "x.JPG": noise_jpeg(5)})
+    write_files(tmp_path / "lists", {"l.txt": b"../tars/set.tar\n../tars/x.JPG\n"})
+    audit = run(tmp_path / "lists" / "l.txt", root=tmp_path / "audit")
+    assert set(ids(audit)) == {f"{tmp_path}/tars/set.tar#{uri}" for uri in NAMES} | {f"{tmp_path}/tars/x.JPG"}
+    write_files(tmp_path / "lists", {"l.txt": b"../tars/set.tar\n"})
+    assert_as_loose(run(tmp_path / "lists" / "l.txt", root=tmp_path / "other"), loose, f"{tmp_path}/tars/set.tar#")
+
+
+def ids(audit: Audit) -> dict[str, int]:
+    return {row["uri"]: row["image_id"] for row in rows(audit, "images")}
+
+
+def labels(audit: Audit) -> dict[str, str]:
+    return {row["uri"]: row["label"] for row in rows(audit, "images")}
+
+
+def states(audit: Audit) -> dict[str, str]:
+    return {stage["stage"]: stage["state"] for stage in audit.published.session["stages"]}
+
+
+def test_a_list_that_changes(tmp_path: Path) -> None:
+    """A label alone, one image more, one less: what stays keeps its id and is not extracted again."""
+    folder, root = write_files(tmp_path / "set", FILES), tmp_path / "audit"
+    columns = {"filename": NAMES, "label": ["x"] * len(NAMES)}
+    source = write_files(folder, {"l.csv": csv_of(columns)}) / "l.csv"
+    first = run(source, root=root)
+    assert set(labels(first).values()) == {"x"}
+    again = run(source, root=root)
+    assert states(again)["annotate"] == "done before"
+
+    source.write_bytes(csv_of({**columns, "label": ["y", *["x"] * (len(NAMES) - 1)]}))
+    other = run(source, root=root)
+    assert ids(other) == ids(first)
+    assert states(other)["extract"] == "done before"
+    assert labels(other) == {**labels(first), NAMES[0]: "y"}
+    stored = run(root=root, start="features")
+    assert labels(stored) == labels(other)
+
+    write_files(folder, {"new/n.jpg": noise_jpeg(3)})
+    source.write_bytes(csv_of({"filename": [*NAMES, "new/n.jpg"], "label": ["x"] * (len(NAMES) + 1)}))
+    assert ids(run(source, root=root)) == {**ids(first), "new/n.jpg": len(NAMES)}
+    source.write_bytes(csv_of({"filename": [*NAMES[1:], "new/n.jpg"], "label": ["x"] * len(NAMES)}))
+    fewer = run(source, root=root)
+    assert ids(fewer) == {uri: number for uri, number in {**ids(first), "new/n.jpg": 13}.items() if uri != NAMES[0]}
+
+
+def test_a_file_that_changes_under_its_list(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "set", {**FILES, "l.txt": "\n".join(NAMES).encode()})
+    first = run(folder / "l.txt", root=tmp_path / "audit")
+    write_files(folder, {NAMES[1]: noise_jpeg(77, 120)})
+    after = ids(run(folder / "l.txt", root=tmp_path / "audit"))
+    assert {uri for uri, number in after.items() if ids(first)[uri] != number} == {NAMES[1]}
+
+
+def test_missing_files_are_rows_until_they_are_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_files(tmp_path / "set", {**FILES, "l.txt": "\n".join([*NAMES, "gone.jpg"]).encode()})
+    audit = run(folder / "l.txt", root=tmp_path / "audit", max_failed_share=0.5)
+    assert by_uri(audit, "invalid")["gone.jpg"]["status"] == "missing"
+    assert any("1 of its files are not there or closed, such as 'gone.jpg'" in line for line in caplog.messages)
+    write_files(folder, {"gone.jpg": noise_jpeg(4)})
+    audit = run(folder / "l.txt", root=tmp_path / "audit")
+    assert by_uri(audit, "images")["gone.jpg"]["status"] == "ok"
+
+
+def test_what_a_rule_says_goes_before_the_list(tmp_path: Path) -> None:
+    """And the list before folders: the table names two files, the list all but gives the first no label."""
+    listed = csv_of({"filename": NAMES, "label": ["", *["list"] * (len(NAMES) - 1)]})
+    table = csv_of({"filename": NAMES[:2], "label": ["table", ""]})
+    folder = write_files(tmp_path / "set", {**FILES, "l.csv": listed, "t.csv": table})
+    audit = run(folder / "l.csv", root=tmp_path / "audit", rule={"table": str(folder / "t.csv")})
+    assert labels(audit) == {name: "table" if name == NAMES[0] else "list" for name in NAMES}
+    assert {row["split"] for row in rows(audit, "images")} == {"train", "val", "test"}
+
+
+def test_names_of_any_bytes(tmp_path: Path) -> None:
+    odd = [b"caf\xe9.jpg", "ü #1%41.jpg".encode(), b" blank .jpg"]
+    for number, name in enumerate(odd):
+        (tmp_path / os.fsdecode(name)).write_bytes(noise_jpeg(number))
+    (tmp_path / "l.txt").write_bytes(b"\n".join(odd))
+    by_list, by_folder = run(tmp_path / "l.txt", root=tmp_path / "a"), run(tmp_path, root=tmp_path / "b")
+    assert_equal_tables(by_list, by_folder)
+    assert {row["status"] for row in rows(by_list, "images")} == {"ok"}
+
+
+# YOLO
+
+
+def test_the_yaml_of_a_yolo_set_names_its_splits(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "yolo", {f"images/{name}": data for name, data in FILES.items()})
+    listed = "\n".join(f"images/{name}" for name in NAMES if name.startswith("val"))
+    (folder / "v.txt").write_text(listed)
+    value = {"path": ".", "train": "images/train", "val": "v.txt", "test": "images/test", "names": ["a", "b"]}
+    (folder / "data.yaml").write_text(yaml.safe_dump(value))
+    audit = run(folder / "data.yaml", root=tmp_path / "audit")
+    splits = {row["path"].rpartition("/images/")[2]: row["split"] for row in rows(audit, "images")}
+    assert splits == {name: name.split("/")[0] for name in NAMES}
+
+
+# Boxes
+
+
+BOXES = [
+    ("train/a/a00.jpg", [10.0, 20.0, 60.0, 50.0], "cat"),
+    ("train/a/a00.jpg", [12.0, 22.0, 60.0, 50.0], "dog"),
+    ("train/a/a00.jpg", [80.0, 60.0, 40.5, 40.0], "cat"),
+    ("train/a/a01.jpg", [0.0, 0.0, 70.0, 70.0], "dog"),
+    ("train/a/a01.jpg", [5.0, 5.0, -3.0, 7.0], "dog"),
+    ("val/a/a03.jpg", [5000.0, 5.0, 30.0, 30.0], "cat"),
+]
+WANTED = {
+    "train/a/a00.jpg#xywh=10,20,60,50": ("cat", "ok"),
+    "train/a/a00.jpg#xywh=12,22,60,50": ("dog", "ok"),
+    "train/a/a00.jpg#xywh=80,60,40.5,40": ("cat", "ok"),
+    "train/a/a01.jpg#xywh=0,0,70,70": ("dog", "ok"),
+    "train/a/a01.jpg#xywh=5,5,-3,7": ("dog", "unreadable"),
+    "val/a/a03.jpg#xywh=5000,5,30,30": ("cat", "unreadable"),
+}
+BOXED = {name: FILES[name] for name in ("train/a/a00.jpg", "train/a/a01.jpg", "val/a/a03.jpg", "test/a/copy.jpg")}
+
+
+def box_table() -> dict[str, list[Any]]:
+    sides = zip(*(box for _, box, _ in BOXES), strict=True)
+    columns = dict(zip(("col_x", "row_y", "width", "height"), map(list, sides), strict=True))
+    return {"filename": [name for name, _, _ in BOXES], **columns, "label": [kind for _, _, kind in BOXES]}
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often extraction decodes an image to cut boxes out of it."""
+    counts: Counter[str] = Counter()
+    plain = reads.decoded
+
+    def decoded(*arguments: Any) -> Any:
+        counts["decodes"] += 1
+        return plain(*arguments)
+
+    monkeypatch.setattr(reads, "decoded", decoded)
+    return counts
+
+
+def coco_list(folder: Path) -> Audit:
+    (folder / "coco.json").write_text(json.dumps(coco_of(BOXED, BOXES)))
+    return run(folder / "coco.json", root=folder.parent / "audit")
+
+
+def csv_list(folder: Path) -> Audit:
+    (folder / "boxes.csv").write_bytes(csv_of(box_table()))
+    return run(folder / "boxes.csv", root=folder.parent / "audit")
+
+
+def csv_labels(folder: Path) -> Audit:
+    (folder.parent / "boxes.csv").write_bytes(csv_of(box_table()))
+    return run(folder, root=folder.parent / "audit", rule={"table": str(folder.parent / "boxes.csv")})
+
+
+def coco_labels(folder: Path) -> Audit:
+    (folder.parent / "coco.json").write_text(json.dumps(coco_of(BOXED, BOXES)))
+    rule = {"table": str(folder.parent / "coco.json")}
+    return run(folder, root=folder.parent / "audit", rule=rule, bounding_box="xywh_bbox")
+
+
+def frame(folder: Path) -> Audit:
+    return run(folder, root=folder.parent / "audit", annotations=pd.DataFrame(box_table()))
+
+
+def coco_dict(folder: Path) -> Audit:
+    return run(folder, root=folder.parent / "audit", annotations=coco_of(BOXED, BOXES))
+
+
+def arrow_table(folder: Path) -> Audit:
+    return run(folder, root=folder.parent / "audit", annotations=pa.table(box_table()))
+
+
+@pytest.mark.parametrize("made", [coco_list, csv_list, csv_labels, coco_labels, frame, coco_dict, arrow_table])
+def test_boxes_are_audited_in_place_of_their_images(
+    made: Callable[[Path], Audit], counted: Counter[str], tmp_path: Path
+) -> None:
+    """Each with its own label; one decode of each image; boxes of one image, which overlap, are no duplicates."""
+    audit = made(write_files(tmp_path / "photos", BOXED))
+    found = {row["uri"]: (row["label"], row["status"]) for row in rows(audit, "images")}
+    assert found == WANTED
+    assert counted["decodes"] == 3
+    assert {row["kind"] for row in rows(audit, "duplicates")} == {"same_parent"}
+    assert audit.table("groups").num_rows == 0
+    assert {row["kind"] for row in rows(audit, "leaks")} <= {"same_scene", "look_alike"}
+
+
+def test_rotated_boxes_of_members_of_archives(tmp_path: Path) -> None:
+    corners = {f"{axis}{number}": [] for number in range(1, 5) for axis in "xy"}
+    for name, value in zip(corners, (60, 20, 100, 60, 60, 100, 20, 60), strict=True):
+        corners[name] = [value, value]
+    table = {"filename": ["set.tar#train/a/a00.jpg", "test/a/copy.jpg"], **corners, "label": ["cat", "dog"]}
+    photos = write_files(tmp_path / "photos", {"set.tar": tar_of(BOXED.items())})
+    (tmp_path / "t.csv").write_bytes(csv_of(table))
+    audit = run(photos, root=tmp_path / "audit", rule={"table": str(tmp_path / "t.csv")}, bounding_box="rotated")
+    box = "corners=60,20,100,60,60,100,20,60"
+    assert labels(audit) == {f"set.tar#test/a/copy.jpg#{box}": "dog", f"set.tar#train/a/a00.jpg#{box}": "cat"}
+    assert {row["status"] for row in rows(audit, "images")} == {"ok"}
+    assert [row["kind"] for row in rows(audit, "duplicates")] == ["same_pixels"]
+
+
+def test_another_label_of_a_box_makes_no_new_one(tmp_path: Path) -> None:
+    photos, table = write_files(tmp_path / "photos", BOXED), box_table()
+    first = run(photos, root=tmp_path / "audit", annotations=table)
+    second = run(photos, root=tmp_path / "audit", annotations={**table, "label": ["bird", *table["label"][1:]]})
+    assert ids(second) == ids(first)
+    assert labels(second)["train/a/a00.jpg#xywh=10,20,60,50"] == "bird"
+    assert states(second)["extract"] == "done before"
+
+
+# Python
+
+
+def test_a_python_list_of_files_and_folders(tmp_path: Path) -> None:
+    """The files are one source of the root, whatever they are the next time; a file of a named folder is in it once."""
+    photos = write_files(tmp_path / "photos", FILES)
+    single = write_files(tmp_path / "more", {"x.jpg": noise_jpeg(1), "y.jpg": noise_jpeg(2), "z.jpg": noise_jpeg(3)})
+    sources = [single / "x.jpg", str(single / "y.jpg"), photos, photos / NAMES[0]]
+    audit = run(sources, root=tmp_path / "audit")
+    paths = {row["path"]: row["image_id"] for row in rows(audit, "images")}
+    assert set(paths) == {f"{single}/x.jpg", f"{single}/y.jpg", *(f"{photos}/{name}" for name in NAMES)}
+    again = run([single / "y.jpg", single / "z.jpg", photos], root=tmp_path / "audit")
+    later = {row["path"]: row["image_id"] for row in rows(again, "images")}
+    assert set(later) - set(paths) == {f"{single}/z.jpg"}
+    assert all(paths[path] == number for path, number in later.items() if path in paths)
+
+
+def test_one_image_is_a_source(tmp_path: Path) -> None:
+    write_files(tmp_path, {"a.jpg": noise_jpeg(1), "b.jpg": noise_jpeg(2)})
+    assert list(ids(run(str(tmp_path / "a.jpg"), root=tmp_path / "r"))) == ["a.jpg"]
+
+
+def test_labels_of_a_data_frame(loose: Audit, tmp_path: Path) -> None:
+    photos = write_files(tmp_path / "photos", FILES)
+    audit = run(photos, root=tmp_path / "audit", annotations=pd.DataFrame(folders_of(NAMES)))
+    assert_equal_tables(audit, loose)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("l.csv", b"name,label\na.jpg,x\n", "wanted one of filename"),
+        ("l.csv", b'filename,label\n"a.jpg,x\n', "line 2"),
+        ("l.csv", b"filename,col_x,row_y\na.jpg,1,2\n", "width"),
+        ("l.txt", b"https://example.org/a.jpg\n", "line 1"),
+        ("l.txt", b"\x00\x01\x02", "neither text nor Parquet"),
+        ("l.json", b'{"images": [', "l.json"),
+        ("l.parquet", parquet_of({"label": ["x"]}), "wanted one of filename"),
+        ("l.yaml", b"train: !!python/object/apply:os.system ['true']\n", "tag"),
+        ("l.yaml", b"nc: 3\n", "wanted train, val or test"),
+    ],
+)
+def test_what_is_no_list_is_refused(
+    name: str, data: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_files(tmp_path / "in", {name: data, "a.jpg": noise_jpeg(1)})
+    call = ["run", str(tmp_path / "in" / name), "--root", str(tmp_path / "root"), "--runner", "local", "--quiet"]
+    assert main(call) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert name in error
+    assert not (tmp_path / "root").exists()
+
+
+def test_a_folder_in_a_list_is_refused(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "set", {**FILES, "l.txt": b"train/a/a00.jpg\nval\n"})
+    with pytest.raises(UsageError, match="names the folder 'val'"):
+        run(folder / "l.txt", root=tmp_path / "audit")
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"annotations": [1, 2]}, "wanted a DataFrame"),
+        ({"annotations": {"name": ["a.jpg"]}}, "wanted one of filename"),
+        ({"annotations": {"filename": ["a.jpg"]}}, "no image a label, a split or a box"),
+        ({"annotations": {"filename": ["a.jpg"], "label": ["x"]}, "rule": {"pattern": "(?P<label>.)"}}, "only one"),
+        ({"bounding_box": "xywh_bbox"}, "there are none"),
+    ],
+)
+def test_what_is_no_annotation_is_refused(config: dict[str, Any], said: str, tmp_path: Path) -> None:
+    write_files(tmp_path / "in", {"a.jpg": noise_jpeg(1)})
+    with pytest.raises(UsageError, match=said):
+        run(tmp_path / "in", root=tmp_path / "root", **config)
+    assert not (tmp_path / "root").exists()
+
+
+def test_an_image_is_opened_by_pillow_as_a_box_is_cut(tmp_path: Path) -> None:
+    """A box without margins has the pixels that Pillow crops."""
+    image = Image.effect_noise((120, 90), 60)
+    image.save(tmp_path / "a.png")
+    image.crop((10, 20, 60, 70)).save(tmp_path / "b.png")
+    (tmp_path / "l.csv").write_bytes(
+        csv_of(
+            {
+                "filename": ["a.png", "b.png"],
+                "col_x": [10, ""],
+                "row_y": [20, ""],
+                "width": [50, ""],
+                "height": [50, ""],
+            }
+        )
+    )
+    audit = run(tmp_path / "l.csv", root=tmp_path / "audit", boxes={"horizontal": 0, "vertical": 0})
+    assert [row["kind"] for row in rows(audit, "duplicates")] == ["same_pixels"]
