@@ -138,7 +138,8 @@ def _first_readable(source: SourceRecord, storage: StorageConfig) -> tuple[str, 
     """
     with suppress(NotFound):  # the catalog was told that the source is gone
         listed = (info.key for info in source_objects(source, storage) if info.size)
-        for key in islice((key for key in listed if is_image_key(key) or parent_kind(key)), TOKEN_TRIES):
+        is_file = source.kind != "folder"
+        for key in islice((key for key in listed if is_file or is_image_key(key) or parent_kind(key)), TOKEN_TRIES):
             if token := _read_token(source.place, storage, key):
                 return key, token
     return "", b""

@@ -306,17 +306,19 @@ def objects(audit: Audit) -> list[ImageObject]:
     return [image for image in image_objects_of(inputs, ids).values() if image.is_frame]
 
 
-def test_frames_of_a_touched_video_are_compared_by_their_pixels(files: dict[str, bytes], tmp_path: Path) -> None:
+def test_boxes_of_a_touched_video_are_compared_by_their_pixels(files: dict[str, bytes], tmp_path: Path) -> None:
     """Between extraction and verify: touched, it is the same; one of the same size with other pixels is not."""
+    box = "row_y=0,col_x=0,height=96,width=192"
     folder = write_files(tmp_path / "files", {"v.avi": files["train/a/other.avi"]})
-    audit = run(folder, root=tmp_path / "audit", **FIVE)
+    audit = run(folder, root=tmp_path / "audit", bounding_box=box, **FIVE)
+    assert {row["uri"].partition("#xywh")[2] for row in rows(audit, "images")} == {"=0,0,192,96"}
     images, hashes = objects(audit), [hashed for _, _, hashed in loaded(audit)]
     os.utime(folder / "v.avi", ns=(1, 1))
     found = [*load_frames_as_extracted(audit.root, images, CUTTING, hashes.__getitem__)]
     assert [number_of(frame.native) for frame in found if isinstance(frame, Decoded)] == [*range(0, 12, 2)]
     found = [*load_frames_as_extracted(audit.root, images, CUTTING, lambda number: hashes[number - 1])]
     assert {type(frame) for frame in found} == {ObjectChanged}
-    again = run(folder, root=tmp_path / "audit", **FIVE)
+    again = run(folder, root=tmp_path / "audit", bounding_box=box, **FIVE)
     assert {row["uri"] for row in rows(again, "images")} == {row["uri"] for row in rows(audit, "images")}
 
 
