@@ -232,7 +232,7 @@ def test_broken_videos_beside_good_ones(files: dict[str, bytes], tmp_path: Path)
     images = {row["uri"]: row["status"] for row in rows(audit, "images")}
     assert {uri for uri in images if uri.startswith("good")} == set(frames("good.avi", range(0, 12, 2)))
     assert sum(uri.startswith("cut.mkv#") and images[uri] == "ok" for uri in images) >= 4
-    write_files(folder, {"cut.mkv": copy[: len(copy) // 2 + 9]})  # listed in two runs of the catalog from here on
+    os.utime(folder / "cut.mkv", ns=(1, 1))  # its frames are new rows, in another run of the catalog than its own row
     second = run(folder, root=tmp_path / "audit", **FIVE)
     assert {row["uri"]: row["status"] for row in rows(second, "images")} == images
     assert run(folder, root=tmp_path / "audit", **FIVE).audit_id == second.audit_id
