@@ -90,6 +90,20 @@ def coco_of(files: dict[str, bytes], boxes: list[tuple[str, list[float], str]]) 
     }
 
 
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often extraction decodes an image to cut boxes out of it."""
+    counts: Counter[str] = Counter()
+    plain = reads.decoded
+
+    def decoded(*arguments: Any) -> Any:
+        counts["decodes"] += 1
+        return plain(*arguments)
+
+    monkeypatch.setattr(reads, "decoded", decoded)
+    return counts
+
+
 def assert_as_loose(audit: Audit, loose: Audit, prefix: str) -> None:
     """Every table is that of the loose files, but for what stands in front of names."""
     for name in FINDINGS:
@@ -270,6 +284,29 @@ def test_the_yaml_of_a_yolo_set_names_its_splits(tmp_path: Path) -> None:
     assert splits == {name: name.split("/")[0] for name in NAMES}
 
 
+def test_label_files_of_yolo_are_boxes_where_these_are_asked_for(counted: Counter[str], tmp_path: Path) -> None:
+    """Images of one name in two splits, one upright only by its orientation, one without a label file."""
+    folder = tmp_path / "yolo"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    sink = io.BytesIO()
+    Image.effect_noise((120, 80), 70).save(sink, format="JPEG", exif=turned)
+    write_files(folder, {"images/train/1.jpg": noise_jpeg(1, 100), "images/train/2.jpg": noise_jpeg(2)})
+    write_files(folder, {"images/val/1.jpg": sink.getvalue()})
+    boxes = {"train": b"0 0.5 0.5 0.4 0.2\n1 0.3 0.3 0.4 0.4\n", "val": b"1 0.5 0.5 0.5 0.5\n"}
+    write_files(folder, {f"labels/{split}/1.txt": data for split, data in boxes.items()})
+    value = {"train": "images/train", "val": "images/val", "names": ["cat", "dog"]}
+    write_files(folder, {"data.yaml": yaml.safe_dump(value).encode()})
+    audit = run(folder / "data.yaml", root=tmp_path / "audit", bounding_box="xywh_bbox")
+    found = {(row["split"], row["uri"]): row["label"] for row in rows(audit, "images")}
+    assert found == {
+        ("train", "1.jpg#xywh=30,40,40,20"): "cat",
+        ("train", "1.jpg#xywh=10,10,40,40"): "dog",
+        ("val", "1.jpg#xywh=20,30,40,60"): "dog",
+    }
+    assert counted["decodes"] == 2
+
+
 # Boxes
 
 
@@ -296,20 +333,6 @@ def box_table() -> dict[str, list[Any]]:
     sides = zip(*(box for _, box, _ in BOXES), strict=True)
     columns = dict(zip(("col_x", "row_y", "width", "height"), map(list, sides), strict=True))
     return {"filename": [name for name, _, _ in BOXES], **columns, "label": [kind for _, _, kind in BOXES]}
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often extraction decodes an image to cut boxes out of it."""
-    counts: Counter[str] = Counter()
-    plain = reads.decoded
-
-    def decoded(*arguments: Any) -> Any:
-        counts["decodes"] += 1
-        return plain(*arguments)
-
-    monkeypatch.setattr(reads, "decoded", decoded)
-    return counts
 
 
 def coco_list(folder: Path) -> Audit:

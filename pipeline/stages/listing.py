@@ -13,7 +13,7 @@ from pipeline.layout.fragments import KnownFragments, Parent
 from pipeline.layout.images import ImageObject, listed_object
 from pipeline.layout.lists import KnownLists
 from pipeline.layout.root import Root, is_own, opened
-from pipeline.layout.snapshots import LIST, SourceRecord
+from pipeline.layout.snapshots import LIST, SourceRecord, whole_path
 from pipeline.sources.archives import nested_archives
 from pipeline.sources.boxed import Boxes
 from pipeline.sources.folder import LeftOut, is_image_key
@@ -141,7 +141,8 @@ class Listing:
             if image.is_box or (image.fragment and image.fragment.problem):
                 yield image
                 continue
-            names = boxes.of(image.told[0])
+            name = image.told[0]
+            names = boxes.of(name, whole_path(self._sources[image.source], name))
             self.left_out[image.source].images += len(names) - 1
             if not names:
                 self.left_out[image.source].count(UNBOXED)
