@@ -32,6 +32,7 @@ from pipeline.layout.snapshots import FOLDER, CatalogPart, Snapshot, SourceRecor
 from pipeline.layout.tables import json_bytes, parquet_bytes
 from pipeline.runner import single_thread
 from pipeline.schemas import CATALOG_ROWS, FEATURE_ROWS, Status
+from pipeline.stages.catalog import FRAGMENT_COLUMNS
 
 TRUTH_KEY = "scale/truth.parquet"
 CATALOG_PART = 131_072
@@ -112,6 +113,7 @@ def _catalog_rows(world: World, lo: int, hi: int) -> pa.Table:
         "etag": pa.nulls(hi - lo, pa.string()),
         "mtime_ns": (1_300_000_000 * 10**9 + bits % np.uint64(10**17)).astype(np.int64),
     }
+    columns |= {name: pa.nulls(hi - lo, CATALOG_ROWS.schema.field(name).type) for name in FRAGMENT_COLUMNS}
     return pa.table(columns, schema=CATALOG_ROWS.schema)
 
 

@@ -86,6 +86,9 @@ def run(
     - `bounding_box`: a box of every image, "row_y=0,col_x=0,height=100,width=100", audited in place of it
     - `select`: {"num_images": at most so many, "order": "first" or "sample", "find_regex": searched in each name,
       "subset": these names alone, "min_file_size": bytes, "tar_only": images in archives alone}
+    - `bounding_box`: boxes in place of images: 'row_y=..,col_x=..,height=..,width=..', 'face', 'ocr' or 'object', which
+      `box_model`, a YOLO-style ONNX file, finds; `boxes`: the margins around them
+    - `video`: {"fps": frames a second of videos, None = keyframes, "max_frames": of each at most so many}
     - `model`: {"path": ONNX or ORT file, "input": {...}} instead of the default model
     - `embeddings`: .npy (n, d) in the order of the sorted listing, or Parquet with a column of names and one of
       vectors, in place of a model; or such an array or Arrow table. Names without sources are audited without images
@@ -94,6 +97,7 @@ def run(
     - `min_offset`, `max_offset`: list and extract these offsets only, publish nothing
     - `shard_size`: images per shard
     - `storage`: {"region": ..., "endpoint_url": ..., "endpoints": {name: url}}
+    - `delete_img`, `delete_tar`: remove the copies that `storage`'s `sync_to_local` keeps, once done
     - `accept_empty`: whether a source that had images may have none now
     - `max_failed_share` and the tables of limits, see `pipeline.config.AuditConfig`: `measure`, `space`, `threshold`,
       `verify`, `groups`, `quality`, `keeper`

@@ -26,7 +26,7 @@ from pipeline.schemas import TABLES
 from pipeline.storage import StorageConfig, canonical_uri
 
 FINDINGS = (
-    "leaks", "duplicates", "groups", "outliers", "labels", "label_conflicts", "quality", "invalid", "images"
+    "leaks", "duplicates", "groups", "outliers", "labels", "label_conflicts", "quality", "videos", "invalid", "images"
 )  # fmt: skip
 """The tables of an audit."""
 
@@ -162,6 +162,15 @@ class Audit:
         """Every ok image with its statistics and quality checks. Arguments as in `table`."""
         return self.table("quality", columns, filter, limit)
 
+    def videos(
+        self,
+        columns: Sequence[str] | None = None,
+        filter: pc.Expression | None = None,  # noqa: A002
+        limit: int | None = None,
+    ) -> pa.Table:
+        """Videos of which at least half of the frames are in another one. Arguments as in `table`."""
+        return self.table("videos", columns, filter, limit)
+
     def invalid(
         self,
         columns: Sequence[str] | None = None,
@@ -245,6 +254,10 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
     lines.append(f"labels      {facts['labels']['issues']:,} suspect, {facts['labels']['conflicts']:,} in conflict")
     checks = ", ".join(f"{check} {count:,}" for check, count in facts["quality"].items() if count)
     lines.append(f"quality     {checks or 'no issues'}")
+    videos = facts["videos"]
+    if videos["videos"]:
+        sharing = f"{videos['sharing']:,} of which another one holds at least half of the frames"
+        lines.append(f"videos      {videos['videos']:,} ({videos['frames']:,} frames), {sharing}")
     lines.append(f"threshold   {facts['threshold']['text']}")
     lines.append(f"recall      {facts['recall']['text']}")
     return lines

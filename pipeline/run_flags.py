@@ -81,6 +81,8 @@ def _add_selection(run: argparse.ArgumentParser) -> None:
     select.add_argument("--subset", metavar="FILE", help="text file with the names to take, one per line")
     select.add_argument("--min-file-size", type=int, metavar="BYTES", help="of a file or the member of an archive")
     select.add_argument("--tar-only", action="store_true", help="images in archives alone")
+    select.add_argument("--fps", type=float, help="frames of videos, so many a second (default: keyframes)")
+    select.add_argument("--max-frames", type=int, help="of each video at most so many, the first ones")
 
 
 def config_values(options: argparse.Namespace) -> dict[str, Any]:
@@ -100,6 +102,8 @@ def config_values(options: argparse.Namespace) -> dict[str, Any]:
         ("select", "subset"): _subset(options),
         ("select", "min_file_size"): options.min_file_size,
         ("select", "tar_only"): options.tar_only or None,
+        ("video", "fps"): options.fps,
+        ("video", "max_frames"): options.max_frames,
         ("model", "path"): HIGH_ACCURACY if options.high_accuracy else options.model,
         ("model", "cache"): options.model_cache,
         ("model", "input"): _model_input(options),

@@ -319,6 +319,38 @@ QUALITY = Table(
     "bad (for odd_aspect of the logarithms).",
 )
 
+VIDEOS = Table(
+    "videos",
+    "a video and another one that holds at least half of its frames",
+    (
+        Column("video_id", _LONG, "smallest image_id of the video's frames"),
+        Column("video", _TEXT, "name of the video, relative to its source"),
+        Column("split", _TEXT, "split of the video; null without one, or where its frames have several"),
+        Column("label", _TEXT, "label of the video; null without one, or where its frames have several"),
+        Column("match_video_id", _LONG, "smallest image_id of the other video's frames"),
+        Column("match_video", _TEXT, "name of the other video, relative to its source"),
+        Column("match_split", _TEXT, "split of the other video; null without one, or where its frames have several"),
+        Column("match_label", _TEXT, "label of the other video; null without one, or where its frames have several"),
+        Column("frame_count", _LONG, "`ok` frames of the video", "frames"),
+        Column("match_frame_count", _LONG, "`ok` frames of the other video", "frames"),
+        Column("shared_frames", _LONG, "frames of the video in a group with a frame of the other", "frames"),
+        Column("share", _REAL, "shared_frames of all frames of the video", *_SHARE),
+        Column("match_shared_frames", _LONG, "frames of the other video in a group with one of this", "frames"),
+        Column("match_share", _REAL, "match_shared_frames of all frames of the other video", *_SHARE),
+        Column(
+            "offset",
+            _REAL,
+            "time of a shared frame in the other video less that in this one, median over the shared groups",
+            "seconds",
+        ),
+    ),
+    ("video_id", "match_video_id"),
+    "Frames are those that were taken (`video.fps`, `video.max_frames`): a copy is found where the same moments were. "
+    "Of keyframes a re-encoded copy may have others; with `fps` it has the same ones if it begins at a multiple of "
+    "1/fps. A frame that many videos have, such as a black one, makes no pair by itself. Of each video the 100 matches "
+    "of the largest share are kept. A video inside a longer one has a row; the longer one need not have.",
+)
+
 _STATUS = Column("status", _TEXT, "what became of the image, one of Status")
 _MESSAGE = Column("message", _TEXT, "what was seen and what was wanted; null when ok")
 
@@ -406,6 +438,6 @@ CATALOG_ROWS = Table(
     "name, or this uri where that is not UTF-8.",
 )
 
-_FINDINGS = (DUPLICATES, GROUPS, LEAKS, OUTLIERS, LABELS, LABEL_CONFLICTS, QUALITY, INVALID, IMAGES)
+_FINDINGS = (DUPLICATES, GROUPS, LEAKS, OUTLIERS, LABELS, LABEL_CONFLICTS, QUALITY, VIDEOS, INVALID, IMAGES)
 TABLES: dict[str, Table] = {table.name: table for table in (*_FINDINGS, FEATURE_ROWS, EDGES, CATALOG_ROWS)}
 """Every stored table by name: what an audit found, then the working artifacts."""

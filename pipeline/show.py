@@ -29,6 +29,7 @@ WORST_FIRST: dict[str, list[tuple[str, str]]] = {
     "labels": [(FLAG, "descending"), ("score", "ascending")],
     "label_conflicts": [(FLAG, "descending"), ("group_id", "ascending")],
     "quality": [(FLAG, "descending"), (WORST, "descending")],
+    "videos": [("share", "descending"), ("shared_frames", "descending")],
 }
 READABLE: dict[str, list[str]] = {
     "leaks": ["severity", "kind", "similarity", "uri", "match_uri", "split", "match_split", "label", "match_label"],
@@ -38,6 +39,7 @@ READABLE: dict[str, list[str]] = {
     "labels": ["score", "is_label_issue", "uri", "label", "suggested_label", "suggested_confidence"],
     "label_conflicts": ["group_id", "is_certain", "uri", "label", "conflict_uri", "conflict_label", "majority_label"],
     "quality": [WORST, ISSUES, "uri", SIZE, "split"],
+    "videos": ["share", "shared_frames", "frame_count", "video", "match_video", "offset", "split", "match_split"],
     "invalid": ["status", "uri", "message"],
 }
 FLAGGED = {

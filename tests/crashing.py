@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import BadCredentials, StorageUnavailable, UsageError
+from pipeline.layout.snapshots import catalog_rows, read_snapshot
 from pipeline.runner import Counters, Task
 from pipeline.stages import extract, join, merge, verify
 from pipeline.stages.extract import ExtractSpec
@@ -217,3 +218,14 @@ def poisoned_merge(spec: SemanticMergeSpec) -> Counters:
     if spec.number == 1:
         die()
     return real_merge(spec)
+
+
+def video_poisoned_extract(spec: ExtractSpec) -> Counters:
+    """Extract, but a frame of a video that is called bad kills its process, which is noted beside the root."""
+    store = spec.root.open()
+    uris = catalog_rows(store, read_snapshot(store, spec.snapshot), spec.lo, spec.hi, ["uri"])["uri"].to_pylist()
+    if any("bad" in uri for uri in uris):
+        with Path(spec.root.uri).with_name("deaths").open("a") as log:
+            log.write(f"{spec.lo}-{spec.hi}\n")
+        die()
+    return real_extract(spec)

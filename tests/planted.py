@@ -34,7 +34,7 @@ HOSTILE_NAMES = (
     "@at.jpg",
     "50%2541.jpg",
     "back\\slash.jpg",
-    "#hash?query.jpg",
+    "%23hash?query.jpg",
     "emoji \U0001f600.jpg",
     "right\u202eleft.jpg",
     "nfc \u00e9.jpg",
@@ -43,7 +43,7 @@ HOSTILE_NAMES = (
 )
 RAW_NAMES = {"latin %E9.jpg": b"latin \xe9.jpg", "%FF%FE.jpg": b"\xff\xfe.jpg"}
 """Uris of names that are not UTF-8, and those names; only a disk can hold them."""
-DISK_NAMES = {**RAW_NAMES, "50%2541.jpg": b"50%41.jpg"}
+DISK_NAMES = {**RAW_NAMES, "50%2541.jpg": b"50%41.jpg", "%23hash?query.jpg": b"#hash?query.jpg"}
 """Every uri that differs from its name on disk, and that name."""
 
 OTHER = {"tools": "fish", "fish": "buildings", "buildings": "tools"}

@@ -140,6 +140,8 @@ TAKEN = {
     "boxes.margin": [0, 1, 2**62],
     "boxes.min_width": [1, 2**62],
     "boxes.min_height": [1, 2**62],
+    "video.fps": [1, 1e-300],
+    "video.max_frames": [1, 2**62],
     "accept_empty": [True],
     "delete_img": [],
     "delete_tar": [],

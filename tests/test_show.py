@@ -243,7 +243,7 @@ def test_an_audit_of_another_format_is_named(tmp_path: Path, capfdbinary: pytest
     document.write_text(json.dumps({name: value for name, value in old.items() if name != "format"}))
 
     assert main(["show", "leaks", "--root", str(root)]) == 3
-    assert b"format None, wanted 2: another version of image-audit made it." in capfdbinary.readouterr().err
+    assert b"format None, wanted 3: another version of image-audit made it." in capfdbinary.readouterr().err
 
 
 def piped(command: str, root: Path, *, into: str = "") -> tuple[int, str]:

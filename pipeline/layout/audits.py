@@ -12,7 +12,7 @@ from pipeline.storage import Store
 FOLDER = "audits"
 RUN = "run.json"
 SESSIONS = "sessions"
-FORMAT = 2
+FORMAT = 3
 """Of run.json and the tables; raised with every change of either, so that an audit of another one is never misread."""
 
 

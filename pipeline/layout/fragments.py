@@ -33,28 +33,38 @@ FOUND, AGAIN, INDEX = ".found.parquet", ".again.parquet", ".index"
 """Endings of what was found, of what an attempt could not read and the next run tries again, and of the points from
 which a tar.gz can be unpacked."""
 BLOCK = 65_536
+INSTALL = "; then run again"
+"""End of a problem that is over once a library is installed."""
 _LEFT_OUT, _KIND = b"left_out", b"kind"
 
 
 @dataclass(frozen=True)
 class Parent:
-    """A file that holds images: the uri of the store that it is in, what was listed of it, and its kind."""
+    """A file that holds images: the uri of the store that it is in, what was listed of it, and its kind.
+
+    params: how its images are chosen, as text; "" where all are, as of an archive.
+    """
 
     place: str
     info: ObjectInfo
     kind: str
+    params: str = ""
 
     @property
     def stem(self) -> str:
         """Name of what was found in it, by all that tells it from another file or from another state of it."""
         info = self.info
         told = [self.place, info.key, info.size, info.etag, 0 if info.etag else info.mtime_ns, self.kind, VERSION]
+        told += [self.params] * bool(self.params)
         text = json.dumps(told).encode()  # ASCII, whatever bytes the key has
         return f"{FOLDER}/{hashlib.blake2b(text, digest_size=16).hexdigest()}"
 
 
 def write_fragments(store: Store, parent: Parent, kind: str, found: Iterable[Fragment], left_out: LeftOut) -> int:
-    """Stores what is found in a file of a kind; returns how many. `left_out` is read last: `found` counts in it."""
+    """Stores what is found in a file of a kind; returns how many. `left_out` is read last: `found` counts in it.
+
+    What is wrong with the attempt and not with the file does not stand: the next run tries again.
+    """
     batches, is_final = [], True
     fragments = iter(found)
     while block := list(islice(fragments, BLOCK)):
@@ -68,8 +78,8 @@ def write_fragments(store: Store, parent: Parent, kind: str, found: Iterable[Fra
 
 
 def _is_transient(fragment: Fragment) -> bool:
-    """Whether the problem of a file is one of the attempt to read it."""
-    return fragment.problem.partition(":")[0] in TRANSIENT
+    """Whether the problem of a file is one of the attempt to read it, such as a library that is not installed."""
+    return fragment.problem.partition(":")[0] in TRANSIENT or fragment.problem.endswith(INSTALL)
 
 
 @dataclass(frozen=True)
@@ -81,9 +91,20 @@ class Found:
     left_out: LeftOut
 
     def __iter__(self) -> Iterator[Fragment]:
-        """The fragments in their order; objects are made of a block at a time."""
-        for batch in self.table.to_batches(BLOCK):
-            yield from map(Fragment, *(batch[name].to_pylist() for name in Fragment._fields))
+        """The fragments by their position: what broke the listing off, which was found last, is of the file itself and
+        comes first. Objects are made of a block at a time.
+        """
+        last = self.table.num_rows - 1
+        if last > 0 and self.table["position"][last].as_py() < 0:
+            yield from _fragments(self.table.slice(last))
+            yield from _fragments(self.table.slice(0, last))
+        else:
+            yield from _fragments(self.table)
+
+
+def _fragments(table: pa.Table) -> Iterator[Fragment]:
+    for batch in table.to_batches(BLOCK):
+        yield from map(Fragment, *(batch[name].to_pylist() for name in Fragment._fields))
 
 
 def read_fragments(store: Store, key: str) -> Found:

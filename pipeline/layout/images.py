@@ -138,8 +138,10 @@ def parents_of(rows: pa.Table) -> NDArray[np.int64]:
     is_frame = pc.fill_null(pc.equal(kinds, VIDEO), fill_value=False)
     parents = pc.if_else(is_frame, pc.replace_substring_regex(parents, "#t=[^#]*$", ""), parents)
     at = np.flatnonzero(pc.not_equal(parents, uris).to_numpy(zero_copy_only=False))
-    named = zip(rows["source"].to_numpy()[at].tolist(), parents.take(pa.array(at)).to_pylist(), strict=True)
-    found[at] = [_hashed(f"{source} {parent}") for source, parent in named]
+    sources = pc.cast(rows["source"].combine_chunks(), pa.string())
+    named = pc.binary_join_element_wise(sources, parents, " ").take(pa.array(at)).dictionary_encode()
+    hashes = np.array([*map(_hashed, named.dictionary.to_pylist())], np.int64)
+    found[at] = hashes[named.indices.to_numpy()]
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeAlias
 
 from pipeline.errors import ObjectChanged
@@ -16,6 +17,7 @@ from pipeline.kernels.pillow_decode import Decoded
 from pipeline.layout.images import ImageObject
 from pipeline.layout.root import Root, opened_source
 from pipeline.storage import ObjectInfo
+from pipeline.storage.blocks import open_blocks
 
 Content: TypeAlias = "bytes | Decoded"
 
@@ -46,8 +48,35 @@ def load_as_extracted(
             raise
     found = load(image, root, cutting)
     if hash_of(found) != extracted():
-        raise ObjectChanged(f"read {image.name}: it was replaced after it was extracted; run again")
+        raise _replaced(image)
     return found
+
+
+def load_frames_as_extracted(
+    root: Root, frames: Sequence[ImageObject], cutting: Cutting, extracted: Callable[[int], bytes | None]
+) -> Iterator[Decoded | ImageError | ObjectChanged]:
+    """`load_as_extracted` of frames of one video, and of boxes of them, in the order of their times: one pass.
+
+    `extracted` is asked by the number of a frame here. Raises a StorageError that is one of the whole video.
+    """
+    first, number = frames[0], 0
+    try:
+        opened_source(first.source, root.storage).read_range(first.info.key, 0, 1, expect=first.info)
+        is_touched = False
+    except ObjectChanged:
+        if first.info.etag:
+            raise
+        is_touched = True
+    wholes = read_frames(root, [whole for whole, _ in groupby(frames, lambda frame: frame.whole)], cutting)
+    for _, images in groupby(frames, lambda frame: frame.whole):
+        pixels = next(wholes)
+        for image in images:
+            found = _part(pixels, image, cutting)
+            if is_touched and not isinstance(found, ImageError) and hash_of(found) != extracted(number):
+                yield _replaced(image)
+            else:
+                yield found
+            number += 1
 
 
 def hash_of(content: Content) -> bytes:
@@ -76,8 +105,22 @@ def read_frames(root: Root, frames: Sequence[ImageObject], cutting: Cutting) -> 
     source = opened_source(first.source, root.storage)
     source.read_range(first.info.key, 0, 1, expect=first.expected)
     times = [frame.fragment.position for frame in frames if frame.fragment]
-    with source.open(first.info.key) as stream:
+    with open_blocks(source, first.expected) as stream:
         yield from decode_frames(stream, times, cutting.limits)
+
+
+def _replaced(image: ImageObject) -> ObjectChanged:
+    return ObjectChanged(f"read {image.name}: it was replaced after it was extracted; run again")
+
+
+def _part(pixels: Decoded | ImageError, image: ImageObject, cutting: Cutting) -> Decoded | ImageError:
+    """A frame as it is, or a box of it."""
+    if isinstance(pixels, ImageError) or not image.box:
+        return pixels
+    try:
+        return cut_out(pixels, image, cutting)
+    except ImageError as error:
+        return error
 
 
 def _load(image: ImageObject, root: Root, cutting: Cutting, expect: ObjectInfo) -> Content:

@@ -9,14 +9,15 @@ from pipeline.layout.lists import FOLDER as LISTS
 from pipeline.layout.snapshots import LIST
 from pipeline.plan.session import RunnerStart, Session, StageWork
 from pipeline.runner import LocalRunner, Task
+from pipeline.sources.fragments import VIDEO
 from pipeline.stages import expand, prepare_list
 from pipeline.storage import is_remote
 
 EXPAND, PREPARE = "expand", "prepare lists"
 TASK_BYTES, TASK_FILES = 2**31, 64
 READ_BYTES, SKIPPED_BYTES = 700_000, 50_000_000
-"""So much of an archive is looked through in the time that extracts one image: where it is read or unpacked for that
-(185 MB/s), and where its headers alone are."""
+"""So much of a file is looked through in the time that extracts one image: where it is read or unpacked for that
+(185 MB/s), and where the headers of an archive alone are."""
 
 
 def expand_parents(session: Session, start_runner: RunnerStart, parents: Sequence[Parent]) -> None:
@@ -48,7 +49,7 @@ def _prepare(lists: Sequence[Parent], session: Session) -> None:
 
 
 def _work(parent: Parent) -> int:
-    is_read = parent.kind == "tar.gz" or is_remote(parent.place)
+    is_read = parent.kind in ("tar.gz", VIDEO) or is_remote(parent.place)
     return parent.info.size // (READ_BYTES if is_read else SKIPPED_BYTES)
 
 

@@ -31,7 +31,7 @@ from pipeline.plan.spaces import ChosenSpace
 from pipeline.runner import Task, peak_resident_bytes
 from pipeline.stages import score
 from pipeline.stages.certify import CERTAIN
-from pipeline.stages.findings import edge_index
+from pipeline.stages.findings import edge_index, videos
 from pipeline.stages.findings import publish as findings
 from pipeline.stages.findings.context import FindingsSpec, Rules
 from pipeline.stages.limit_pairs import has_limit, read_limit
@@ -53,6 +53,8 @@ def publish(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenS
     _tables(
         session, snapshot, FindingsSpec(inputs, space.folder, found.edges, found.groups, scores, rules, folder, 0, 0)
     )
+    if videos.has_frames(session.store, folder):
+        _videos(session, inputs, folder, snapshot.total)
     task = Task(folder, findings.summarise, findings.SummarySpec(inputs, folder, session.config.verify.pixels))
     session.run_one("summary", folder, (findings.COUNTS,), task)
     facts = _facts(session, inputs, space, recall, folder)
@@ -113,6 +115,12 @@ def _tables(session: Session, snapshot: Snapshot, whole: FindingsSpec) -> None:
         live = live_between(session.store, snapshot, lo, hi)
         tasks.append(Task(marker, findings.publish_range, spec, live, beside=tuple(beside)))
     run_ranges(session, "findings", whole.folder, tasks)
+
+
+def _videos(session: Session, inputs: Inputs, folder: str, total: int) -> None:
+    key = findings.table_key(folder, "videos", 0, total)
+    task = Task(folder, videos.publish_videos, videos.VideosSpec(inputs, folder, key))
+    session.run_one("videos", folder, (key.removeprefix(f"{folder}/"), videos.COUNTS), task)
 
 
 def _facts(session: Session, inputs: Inputs, space: ChosenSpace, recall: dict[str, Any], folder: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pipeline.kernels.header import ImageError
 from pipeline.schemas import Status
 from pipeline.sources.folder import LeftOut
 from pipeline.sources.fragments import (
+    ARCHIVES,
     Fragment,
     fragment_name,
     is_image_member,
@@ -69,7 +70,9 @@ def archive_kind(head: bytes) -> str:
 
 def nested_archives(left_out: LeftOut) -> int:
     """Archives among what an archive holds beside images: they are not opened."""
-    return sum(count for suffix, count in left_out.suffixes.items() if parent_kind(f"x{suffix}") or suffix == ".gz")
+    return sum(
+        count for suffix, count in left_out.suffixes.items() if parent_kind(f"x{suffix}") in ARCHIVES or suffix == ".gz"
+    )
 
 
 def _tar_members(stream: BinaryIO, left_out: LeftOut) -> Iterator[_Member]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from pipeline.sources.folder import escape_key, is_hidden, is_image_key, own_name
+from pipeline.sources.videos import VIDEO_SUFFIXES
 
 ARCHIVE_SUFFIXES = {".tar": "tar", ".tar.gz": "tar.gz", ".tgz": "tar.gz", ".zip": "zip"}
 """Last part of the name of an archive, in any case, and its kind: what a catalog row calls `parent_kind`."""
@@ -23,8 +24,9 @@ class Fragment(NamedTuple):
 
     name: what stands behind the `#` of its uri, escaped like a key; "" for the file itself. position: where it lies,
     the order of the fragments of one file: byte of a tar's content (of the unpacked stream of a tar.gz, of a zip's
-    local header). length: bytes that it takes there. size: bytes that it has. problem: why the file itself cannot be
-    listed, a status, a colon and what was seen; "" for a fragment.
+    local header), microsecond of a video. length: bytes that it takes there, 0 for a frame. size: bytes that it has,
+    of a frame those of its video. problem: why the file itself cannot be listed, a status, a colon and what was seen;
+    "" for a fragment.
     """
 
     name: str
@@ -49,11 +51,13 @@ class Fragment(NamedTuple):
 
 
 def parent_kind(key: str) -> str:
-    """What a key holds by its name: the kind of an archive, or "" for any other file and for hidden ones."""
+    """What a key holds by its name: the kind of an archive, `video`, or "" for any other file and for hidden ones."""
     lowered = key.lower()
     kind = next((kind for suffix, kind in ARCHIVE_SUFFIXES.items() if lowered.endswith(suffix)), "")
-    stem = lowered.rpartition("/")[2]
-    return "" if not kind or stem in ARCHIVE_SUFFIXES or is_hidden(key) else kind
+    stem, dot, suffix = lowered.rpartition("/")[2].rpartition(".")
+    if not kind and stem and suffix in VIDEO_SUFFIXES:
+        kind = VIDEO
+    return "" if not kind or f"{stem}{dot}{suffix}" in ARCHIVE_SUFFIXES or is_hidden(key) else kind
 
 
 def archive_stem(name: str) -> str:

@@ -6,6 +6,7 @@ A frame is the image `video.mp4#t=12.500`: seconds after the first shown frame, 
 from __future__ import annotations
 
 import heapq
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import BinaryIO
 from pipeline.errors import UsageError
 from pipeline.kernels.header import ImageError
 from pipeline.kernels.video_counted import counted_frames
-from pipeline.kernels.video_stream import Live, Video, milliseconds, opened, packets, probe
+from pipeline.kernels.video_stream import Live, Video, library, milliseconds, opened, packets, probe
 from pipeline.schemas import Status
 
 VIDEO_SUFFIXES = frozenset(
@@ -50,6 +51,26 @@ class VideoParams:
             problems.append(f"max_frames must be at least 1, or None for all, not {self.max_frames}")
         if problems:
             raise UsageError("frames of videos: " + "; ".join(problems))
+
+
+def has_library() -> bool:
+    """Whether what decodes videos is installed."""
+    try:
+        library()
+    except ImageError:
+        return False
+    return True
+
+
+def sampling_text(params: VideoParams) -> str:
+    """The parameters as text, by which lists of frames of one video are told apart."""
+    fps = None if params.fps is None else float(params.fps)
+    return json.dumps({"fps": fps, "max_frames": params.max_frames})
+
+
+def parse_sampling(text: str) -> VideoParams:
+    """The parameters of such a text; the defaults for an empty one."""
+    return VideoParams(**json.loads(text)) if text else VideoParams()
 
 
 def frame_name(time: int) -> str:

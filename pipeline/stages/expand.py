@@ -8,15 +8,17 @@ from typing import BinaryIO, cast
 
 from pipeline.errors import AccessDenied, CorruptObject, NotFound, ObjectChanged, StorageError
 from pipeline.kernels.header import ImageError
-from pipeline.layout.fragments import FOUND, INDEX, Parent, write_fragments
-from pipeline.layout.root import Root, opened
+from pipeline.layout.fragments import FOUND, INDEX, INSTALL, Parent, write_fragments
+from pipeline.layout.root import Root, opened_source
 from pipeline.runner import Counters
 from pipeline.schemas import Status
 from pipeline.sources.archives import archive_fragments, archive_kind
 from pipeline.sources.folder import LeftOut, escape_bytes
-from pipeline.sources.fragments import Fragment
+from pipeline.sources.fragments import VIDEO, Fragment
 from pipeline.sources.gzip_stream import GzipStream
+from pipeline.sources.videos import frame_name, frame_times, has_library, parse_sampling
 from pipeline.storage import StorageConfig, Store
+from pipeline.storage.blocks import open_blocks
 
 CAUSES: dict[type[StorageError], Status] = {
     NotFound: Status.MISSING,
@@ -66,11 +68,12 @@ def quarantine(spec: ExpandSpec, cause: str) -> Counters:
 
 def _expand(store: Store, parent: Parent, storage: StorageConfig) -> int:
     left_out = LeftOut()
-    source, info = opened(parent.place, storage), parent.info
+    source, info = opened_source(parent.place, storage), parent.info
     try:
-        kind = archive_kind(source.read_range(info.key, 0, 4, expect=info))
-        with source.open(info.key) as stream:
-            found = _fragments(store, parent, kind, stream, left_out)
+        head = source.read_range(info.key, 0, 4, expect=info)
+        kind = VIDEO if parent.kind == VIDEO else archive_kind(head)
+        with open_blocks(source, info) if kind == VIDEO else source.open(info.key) as stream:
+            found = _frames(parent, stream) if kind == VIDEO else _fragments(store, parent, kind, stream, left_out)
             return write_fragments(store, parent, kind, found, left_out)
     except tuple(CAUSES) as error:
         status = next(CAUSES[cause] for cause in type(error).__mro__ if cause in CAUSES)
@@ -91,6 +94,19 @@ def _fragments(store: Store, parent: Parent, kind: str, stream: BinaryIO, left_o
             yield from archive_fragments(stream, kind, left_out)
     except ImageError as error:
         yield _problem(parent, error.status, str(error))
+
+
+def _frames(parent: Parent, stream: BinaryIO) -> Iterator[Fragment]:
+    """The frames of a video that are taken, and at the end what broke it off."""
+    try:
+        for time in frame_times(stream, parse_sampling(parent.params)):
+            if isinstance(time, ImageError):
+                yield _problem(parent, time.status, str(time))
+            else:
+                yield Fragment(frame_name(time), time, 0, parent.info.size)
+    except ImageError as error:
+        is_missing = error.status is Status.UNSUPPORTED and not has_library()
+        yield _problem(parent, error.status, f"{error}{INSTALL}" if is_missing else str(error))
 
 
 def _problem(parent: Parent, status: Status, message: str) -> Fragment:

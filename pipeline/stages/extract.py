@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +18,7 @@ from pipeline.kernels.crop import BoxParams
 from pipeline.kernels.embed import Embedder, embed_for_storage
 from pipeline.kernels.measure import Measured, MeasureParams, measure, measure_pixels
 from pipeline.layout.features import AGAIN, BASE, Features, commit_features, list_features, read_feature_rows
-from pipeline.layout.images import image_object
+from pipeline.layout.images import NO_PARENT, PARENT_COLUMNS, image_object, parents_of
 from pipeline.layout.models import ModelRef, load_model
 from pipeline.layout.own_vectors import given_vectors
 from pipeline.layout.parts import part_name
@@ -73,17 +73,27 @@ def extract(spec: ExtractSpec) -> Counters:
 
 
 def halves(spec: ExtractSpec) -> list[ExtractSpec]:
-    """The spec cut in two; itself where it holds one image."""
+    """The spec cut in two; itself where it holds one image, or nothing but frames or boxes of one file.
+
+    Such a file is never cut, for it is what kills a process: a video would die once more for each of its frames.
+    """
+    store = spec.root.open()
+    parents = parents_of(_wanted_rows(spec, read_snapshot(store, spec.snapshot), PARENT_COLUMNS))
+    ends = 1 + np.flatnonzero((parents[1:] != parents[:-1]) | (parents[1:] == NO_PARENT))
+    if not len(ends):
+        return [spec]
+    middle = int(ends[np.abs(ends - len(parents) / 2).argmin()])
     if spec.only is not None:
-        middle = len(spec.only) // 2
-        cuts = [spec.only[:middle], spec.only[middle:]]
-        return [replace(spec, only=ids, lo=ids[0], hi=ids[-1] + 1) for ids in cuts if ids]
-    middle = (spec.lo + spec.hi) // 2
-    return [replace(spec, lo=lo, hi=hi) for lo, hi in ((spec.lo, middle), (middle, spec.hi)) if lo < hi]
+        cuts = (spec.only[:middle], spec.only[middle:])
+        return [replace(spec, only=ids, lo=ids[0], hi=ids[-1] + 1) for ids in cuts]
+    at = spec.lo + middle
+    return [replace(spec, lo=lo, hi=hi) for lo, hi in ((spec.lo, at), (at, spec.hi))]
 
 
 def quarantine(spec: ExtractSpec, cause: str) -> Counters:
-    """Commits one image that killed or hung its process twice, with that status and no features."""
+    """Commits one image, or the frames or boxes of one file, that killed or hung its process twice, with that status
+    and no features.
+    """
     store = spec.root.open()
     rows = _wanted_rows(spec, read_snapshot(store, spec.snapshot))
     status = Status(cause)
@@ -98,11 +108,11 @@ def part_key(spec: ExtractSpec) -> str:
     return f"{spec.folder}/{part_name(BASE if spec.only is None else AGAIN, spec.lo, spec.hi, spec.attempt)}"
 
 
-def _wanted_rows(spec: ExtractSpec, snapshot: Snapshot) -> pa.Table:
+def _wanted_rows(spec: ExtractSpec, snapshot: Snapshot, columns: Sequence[str] | None = None) -> pa.Table:
     store = spec.root.open()
     if spec.only is None:
-        return catalog_rows(store, snapshot, spec.lo, spec.hi)
-    return catalog_rows_of(store, snapshot, np.array(spec.only, np.int64))
+        return catalog_rows(store, snapshot, spec.lo, spec.hi, columns)
+    return catalog_rows_of(store, snapshot, np.array(spec.only, np.int64), columns)
 
 
 def _is_as_before(spec: ExtractSpec, statuses: list[Status]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple
 
@@ -17,11 +17,12 @@ from pipeline.layout.snapshots import LIST, SourceRecord, whole_path
 from pipeline.sources.archives import nested_archives
 from pipeline.sources.boxed import Boxes
 from pipeline.sources.folder import LeftOut, is_image_key
-from pipeline.sources.fragments import ARCHIVES, IMAGE, Fragment, fragment_uri, parent_kind, plain_name
+from pipeline.sources.fragments import ARCHIVES, IMAGE, VIDEO, Fragment, fragment_uri, parent_kind, plain_name
 from pipeline.sources.list_kinds import is_list_name
 from pipeline.sources.listed import Tally
 from pipeline.sources.selection import Selection, SelectParams, sample_limit
 from pipeline.sources.vectors import holds_vectors, open_vectors
+from pipeline.sources.videos import VideoParams, sampling_text
 from pipeline.stages.list_rows import ListRow, list_rows
 from pipeline.stages.prepare_list import list_batches
 from pipeline.storage import ObjectInfo, StorageConfig, is_remote
@@ -77,12 +78,13 @@ class Listed(NamedTuple):
 @dataclass(frozen=True)
 class Taken:
     """What is taken of a listing: which images, and in their place the `boxes` that are listed of them, or those that
-    are `found` in them (None: whole images).
+    are `found` in them (None: whole images); which frames of videos.
     """
 
     select: SelectParams
     boxes: Boxes | None = None
     found: FindBoxes | None = None
+    videos: VideoParams = field(default_factory=VideoParams)
 
 
 class Listing:
@@ -211,7 +213,8 @@ class Listing:
     def _inside(self, index: int, info: ObjectInfo, kind: str) -> Iterator[Listed]:
         """The images of a file that holds many, or that file where it cannot be looked into."""
         place, key = self._sources[index].located(info.key)
-        parent = Parent(place, info if key == info.key else replace(info, key=key), kind)
+        sampling = sampling_text(self._wanted.videos) if kind == VIDEO else ""
+        parent = Parent(place, info if key == info.key else replace(info, key=key), kind, sampling)
         found = self._fragments.of(parent)
         if found is None or self._fragments.missing:
             return
@@ -265,8 +268,8 @@ def names_alone(uri: str, storage: StorageConfig) -> list[str] | None:
 
 
 def source_kind(uri: str, storage: StorageConfig) -> str:
-    """What a source is: where there is such a file, `file` by the name of an archive or image and `list` by that of a
-    list (a Parquet of vectors is none); else `folder`.
+    """What a source is: where there is such a file, `file` by the name of an archive, a video or an image and `list` by
+    that of a list (a Parquet of vectors is none); else `folder`.
     """
     place, slash, name = uri.rpartition("/")
     if not parent_kind(name) and not is_image_key(name) and not is_list_name(name):

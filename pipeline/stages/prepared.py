@@ -19,12 +19,13 @@ from pipeline.layout.exact import read_pinned_features
 from pipeline.layout.features import FeatureSet, extracted_hashes
 from pipeline.layout.images import image_objects_of
 from pipeline.layout.inputs import Inputs
-from pipeline.layout.pixels import Content, Cutting, load_as_extracted
+from pipeline.layout.pixels import Content, Cutting, load_as_extracted, load_frames_as_extracted
 from pipeline.sources.folder import escape_bytes
 from pipeline.storage import is_remote
 from pipeline.storage.ahead import BYTES_AHEAD, READS_IN_FLIGHT
 
 KEPT_IMAGES = 512  # of 160 x 160 pixels and what is found in them: about 0.2 MB each
+FRAMES_AHEAD = KEPT_IMAGES // 2  # so that none is let go of before its turn
 HASH_BLOCK = 16_384  # ids whose content hashes are read at once, 0.5 MB
 FEW_LOST, LOST_SHARE = 8, 0.01
 """So many images of a task, or this share of them, may be gone without the source being taken for away."""
@@ -54,7 +55,7 @@ class PreparedImages:
             return self._kept[image_id]
         made = self._prepare(image_id)
         self._kept[image_id] = made
-        if len(self._kept) > KEPT_IMAGES:
+        while len(self._kept) > KEPT_IMAGES:
             self._kept.popitem(last=False)
         return made
 
@@ -80,14 +81,40 @@ class PreparedImages:
         )
 
     def _prepare(self, image_id: int) -> PreparedImage | None:
-        data = self._read(image_id)
-        if data is None:
-            return None
+        if self._objects[image_id].is_frame:
+            self._prepare_frames(image_id)
+            return self._kept[image_id]
+        return self._made(self._read(image_id))
+
+    def _prepare_frames(self, image_id: int) -> None:
+        """Prepares a frame with those of its video that are asked for soon: each opening decodes from a keyframe on."""
+        at, parent = self._place[image_id], self._objects[image_id].parent
+        wanted = [
+            i for i in self._order[at : at + FRAMES_AHEAD] if i not in self._kept and self._objects[i].parent == parent
+        ]
+        wanted.sort(key=lambda i: (self._time(i), i))
+        root, frames = self._inputs.root, [self._objects[i] for i in wanted]
+        self._kept |= dict.fromkeys(wanted)
+        done = 0
         try:
-            luminance = self._luminance(data)
+            for found in load_frames_as_extracted(root, frames, self._cutting, lambda n: self._extracted(wanted[n])):
+                if isinstance(found, ObjectChanged):
+                    self._lost[wanted[done]] = type(found), escape_bytes(str(found))
+                elif not isinstance(found, ImageError):
+                    self._kept[wanted[done]] = self._made(found)
+                done += 1
+        except UNREADABLE as error:
+            self._lost |= dict.fromkeys(wanted[done:], (type(error), escape_bytes(str(error))))
+
+    def _time(self, image_id: int) -> int:
+        fragment = self._objects[image_id].fragment
+        return fragment.position if fragment else 0
+
+    def _made(self, content: Content | None) -> PreparedImage | None:
+        try:
+            return None if content is None else prepare(self._luminance(content), self._params)
         except ImageError:
             return None
-        return prepare(luminance, self._params)
 
     def _luminance(self, content: Content) -> NDArray[np.uint8]:
         if isinstance(content, bytes):
@@ -105,7 +132,7 @@ class PreparedImages:
         """Reads this image and the next ones of the pairs at once: a store answers in tens of milliseconds."""
         at = self._place[image_id]
         following = self._order[at : at + 4 * READS_IN_FLIGHT]
-        wanted = [i for i in following if i not in self._kept and i not in self._bytes]
+        wanted = [i for i in following if not (i in self._kept or i in self._bytes or self._objects[i].is_frame)]
         sizes = np.cumsum([self._objects[i].size for i in wanted])
         del wanted[max(1, int(np.searchsorted(sizes, BYTES_AHEAD, "right"))) :]
         with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:

@@ -14,7 +14,7 @@ from pipeline.layout.inputs import Inputs
 from pipeline.layout.parts import part_name
 from pipeline.layout.root import kept
 from pipeline.layout.scores import SUMMED, totals_from_bytes
-from pipeline.layout.tables import json_bytes, read_object, read_table, write_table
+from pipeline.layout.tables import json_bytes, read_json, read_object, read_table, write_table
 from pipeline.runner import Counters
 from pipeline.schemas import CHECKS, KIND_ORDER, Kind, Status
 from pipeline.stages.findings.context import FindingsSpec, Range
@@ -27,9 +27,11 @@ from pipeline.stages.findings.image_tables import (
     quality_table,
 )
 from pipeline.stages.findings.pair_tables import duplicates_table, leaks_table
+from pipeline.stages.findings.videos import COUNTS as VIDEO_COUNTS
+from pipeline.stages.findings.videos import FRAMES, frames_table
 from pipeline.storage import Store
 
-VERSION = 2
+VERSION = 3
 PART = "part"
 MARKER = "images"
 """The table that is written last: its part marks the range as done."""
@@ -65,6 +67,8 @@ def publish_range(spec: FindingsSpec) -> Counters:
         "invalid": invalid_table(found),
         MARKER: images_table(found),
     }
+    if (frames := frames_table(found)) is not None:
+        write_table(found.store, f"{spec.folder}/{FRAMES}/{part_name(PART, spec.lo, spec.hi)}", frames)
     for name in WRITTEN:
         write_table(found.store, table_key(spec.folder, name, spec.lo, spec.hi), tables[name])
     return {"images": tables[MARKER].num_rows}
@@ -87,6 +91,7 @@ def summarise(spec: SummarySpec) -> Counters:
             "conflicts": sum(t.num_rows for t in _parts(store, spec.folder, "label_conflicts", ["image_id"])),
         },
         "quality": {check: _count_true(store, spec.folder, "quality", f"is_{check}_issue") for check in CHECKS},
+        "videos": _videos(store, spec.folder),
     }
     store.put(f"{spec.folder}/{COUNTS}", json_bytes(facts))
     return {}
@@ -100,6 +105,12 @@ def _parts(store: Store, folder: str, name: str, columns: list[str]) -> Iterator
 
 def _count_true(store: Store, folder: str, name: str, column: str) -> int:
     return sum(pc.sum(part[column]).as_py() or 0 for part in _parts(store, folder, name, [column]))
+
+
+def _videos(store: Store, folder: str) -> dict[str, int]:
+    key = f"{folder}/{VIDEO_COUNTS}"
+    none = dict.fromkeys(("videos", "frames", "sharing", "pairs"), 0)
+    return dict(read_json(store, key)) if store.exists(key) else none
 
 
 def _duplicates(store: Store, folder: str) -> dict[str, object]:
