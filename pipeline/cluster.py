@@ -129,14 +129,19 @@ def _read_token(root: str, storage: StorageConfig, key: str) -> bytes:
         return b""
 
 
-def _first_readable(source: str, storage: StorageConfig) -> tuple[str, bytes]:
-    """Key and first bytes of an image that has any; nothing where there is none: a blind node reads nothing too."""
+def _first_readable(source: str, storage: StorageConfig) -> tuple[str, str, bytes]:
+    """Place, key and first bytes of an image that has any, or of the archive or list that a source is; no bytes where
+    there is none: a blind node reads nothing too.
+    """
+    folder, slash, name = source.rpartition("/")
+    if open_store(folder or slash, storage).exists(name):
+        return folder or slash, name, _read_token(folder or slash, storage, name)
     with suppress(NotFound):  # the catalog was told that the source is gone
         images = (info.key for info in open_store(source, storage).list() if info.size and is_image_key(info.key))
         for key in islice(images, TOKEN_TRIES):
             if token := _read_token(source, storage, key):
-                return key, token
-    return "", b""
+                return source, key, token
+    return source, "", b""
 
 
 def _working_nodes() -> list[dict[str, Any]]:
@@ -206,8 +211,8 @@ class RayRunner:
     def require_shared_source(self, source: str, storage: StorageConfig) -> None:
         """Proves by an image with bytes in it that every node sees a source; UsageError names those that do not."""
         nodes = _working_nodes()
-        first, token = _first_readable(source, storage) if len(nodes) > 1 else ("", b"")
-        blind = self._blind(nodes, source, storage, first, token) if token else []
+        place, first, token = _first_readable(source, storage) if len(nodes) > 1 else (source, "", b"")
+        blind = self._blind(nodes, place, storage, first, token) if token else []
         if blind:
             raise UsageError(
                 f"the source {source} is not shared: nodes {', '.join(sorted(blind))} do not see {first!r} as it is "

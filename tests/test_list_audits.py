@@ -21,6 +21,8 @@ import yaml
 from archives_made import tar_of
 from audited import LOCAL, assert_equal_tables, by_uri, noise_jpeg, rows, run, small_set, write_files
 from fault_proxy import FaultProxy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from s3_servers import moto_port, new_store, use_credentials
 
@@ -28,6 +30,9 @@ import pipeline
 from pipeline.audit import FINDINGS, Audit
 from pipeline.cli import main
 from pipeline.errors import UsageError
+from pipeline.layout.images import paths_of
+from pipeline.layout.snapshots import Snapshot, SourceRecord
+from pipeline.sources.addresses import located, resolve
 from pipeline.stages import reads
 from pipeline.storage import Store
 
@@ -268,6 +273,26 @@ def test_names_of_any_bytes(tmp_path: Path) -> None:
     by_list, by_folder = run(tmp_path / "l.txt", root=tmp_path / "a"), run(tmp_path, root=tmp_path / "b")
     assert_equal_tables(by_list, by_folder)
     assert {row["status"] for row in rows(by_list, "images")} == {"ok"}
+
+
+addresses = st.text("ab./#%: ü", max_size=12)
+starts = st.sampled_from(["", "/", "/d/", "s3://bkt/", "minio://h:1/bkt/", "s3://bkt/p/"])
+
+
+@given(st.sampled_from(["/d", "/", "/d/e", "s3://bkt", "s3://bkt/p", "minio://h:1/bkt/p"]), starts, addresses)
+@settings(max_examples=300)
+def test_the_key_of_an_image_leads_back_to_its_store(base: str, start: str, address: str) -> None:
+    try:
+        found = resolve(start + address, base)
+    except UsageError:
+        return
+    assert located(found.uri, base) == (found.place, found.key)
+    (path,) = paths_of(
+        pa.table({"source": pa.array([0], pa.int16()), "uri": [found.uri], "raw_key": pa.nulls(1, pa.binary()),
+                  "fragment": pa.nulls(1, pa.string())}),
+        Snapshot(1, 1, (SourceRecord(f"{base.rstrip('/')}/l.txt", "", "list"),), (), "", 0, ""),
+    ).to_pylist()  # fmt: skip
+    assert path == f"{found.place.rstrip('/')}/{found.key}"
 
 
 # YOLO

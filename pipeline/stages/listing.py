@@ -203,12 +203,15 @@ class Listing:
         if prepared is None:
             return
         self.given[index] = prepared.given
-        for row in list_rows(prepared, source, storage):
+        warnings: list[str] = []
+        for row in list_rows(prepared, source, storage, warnings):
             if not row.box and (kind := parent_kind(row.info.key.rpartition("/")[2])):
                 yield from self._inside(index, row.info, kind)
             elif not self._fragments.missing:
                 self.left_out[index].images += 1
                 yield _named(index, row)
+        for said in () if self._fragments.missing else warnings:
+            log.warning("%s", said)
 
     def _inside(self, index: int, info: ObjectInfo, kind: str) -> Iterator[Listed]:
         """The images of a file that holds many, or that file where it cannot be looked into."""
