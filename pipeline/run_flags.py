@@ -19,7 +19,7 @@ MODEL_INPUT = """JSON file that describes its input where its graph does not: wi
 def add_run(commands: Any) -> argparse.ArgumentParser:
     """The parser of `run`."""
     run = add_command(commands, "run", "audit a folder or bucket of images")
-    run.add_argument("sources", nargs="*", help="folders, s3://bucket/prefix or minio://server/bucket/prefix")
+    run.add_argument("sources", nargs="*", help="folders, archives, lists; or in s3:// and minio://server/")
     run.add_argument("--test", help="one more source, whose split is test")
     run.add_argument(
         "--config", help="TOML file with any of these and more: its keys are those of Python's help(pipeline.run)"
@@ -28,7 +28,7 @@ def add_run(commands: Any) -> argparse.ArgumentParser:
         "--accept-empty", action="store_true", help="a source that had images may have none now: they are removed"
     )
     rule = run.add_argument_group("splits and labels (by folder names unless told otherwise)")
-    rule.add_argument("--labels", help="CSV or Parquet with filename and label, split or both")
+    rule.add_argument("--labels", help="CSV or Parquet with filename and label, split or a box; or a COCO file")
     rule.add_argument("--pattern", help="regular expression on the path with the groups label, split or both")
     _add_boxes(run)
     _add_selection(run)
@@ -66,7 +66,9 @@ def add_run(commands: Any) -> argparse.ArgumentParser:
 def _add_boxes(run: argparse.ArgumentParser) -> None:
     boxes = run.add_argument_group("boxes in place of whole images")
     boxes.add_argument(
-        "--bounding-box", metavar="BOX", help="row_y=0,col_x=0,height=9,width=9 of every image; or face, ocr, object"
+        "--bounding-box",
+        metavar="BOX",
+        help="row_y=0,col_x=0,height=9,width=9 of every image; xywh_bbox or rotated (of the labels); face, ocr, object",
     )
     boxes.add_argument("--box-model", metavar="FILE", help="YOLO-style ONNX file that finds the objects")
 

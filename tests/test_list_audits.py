@@ -21,6 +21,8 @@ import yaml
 from archives_made import tar_of
 from audited import LOCAL, assert_equal_tables, by_uri, noise_jpeg, rows, run, small_set, write_files
 from fault_proxy import FaultProxy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from s3_servers import moto_port, new_store, use_credentials
 
@@ -28,6 +30,9 @@ import pipeline
 from pipeline.audit import FINDINGS, Audit
 from pipeline.cli import main
 from pipeline.errors import UsageError
+from pipeline.layout.images import paths_of
+from pipeline.layout.snapshots import Snapshot, SourceRecord
+from pipeline.sources.addresses import located, resolve
 from pipeline.stages import reads
 from pipeline.storage import Store
 
@@ -88,6 +93,20 @@ def coco_of(files: dict[str, bytes], boxes: list[tuple[str, list[float], str]]) 
             for number, (name, box, kind) in enumerate(boxes)
         ],
     }
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often extraction decodes an image to cut boxes out of it."""
+    counts: Counter[str] = Counter()
+    plain = reads.decoded
+
+    def decoded(*arguments: Any) -> Any:
+        counts["decodes"] += 1
+        return plain(*arguments)
+
+    monkeypatch.setattr(reads, "decoded", decoded)
+    return counts
 
 
 def assert_as_loose(audit: Audit, loose: Audit, prefix: str) -> None:
@@ -256,6 +275,26 @@ def test_names_of_any_bytes(tmp_path: Path) -> None:
     assert {row["status"] for row in rows(by_list, "images")} == {"ok"}
 
 
+addresses = st.text("ab./#%: ü", max_size=12)
+starts = st.sampled_from(["", "/", "/d/", "s3://bkt/", "minio://h:1/bkt/", "s3://bkt/p/"])
+
+
+@given(st.sampled_from(["/d", "/", "/d/e", "s3://bkt", "s3://bkt/p", "minio://h:1/bkt/p"]), starts, addresses)
+@settings(max_examples=300)
+def test_the_key_of_an_image_leads_back_to_its_store(base: str, start: str, address: str) -> None:
+    try:
+        found = resolve(start + address, base)
+    except UsageError:
+        return
+    assert located(found.uri, base) == (found.place, found.key)
+    (path,) = paths_of(
+        pa.table({"source": pa.array([0], pa.int16()), "uri": [found.uri], "raw_key": pa.nulls(1, pa.binary()),
+                  "fragment": pa.nulls(1, pa.string())}),
+        Snapshot(1, 1, (SourceRecord(f"{base.rstrip('/')}/l.txt", "", "list"),), (), "", 0, ""),
+    ).to_pylist()  # fmt: skip
+    assert path == f"{found.place.rstrip('/')}/{found.key}"
+
+
 # YOLO
 
 
@@ -268,6 +307,29 @@ def test_the_yaml_of_a_yolo_set_names_its_splits(tmp_path: Path) -> None:
     audit = run(folder / "data.yaml", root=tmp_path / "audit")
     splits = {row["path"].rpartition("/images/")[2]: row["split"] for row in rows(audit, "images")}
     assert splits == {name: name.split("/")[0] for name in NAMES}
+
+
+def test_label_files_of_yolo_are_boxes_where_these_are_asked_for(counted: Counter[str], tmp_path: Path) -> None:
+    """Images of one name in two splits, one upright only by its orientation, one without a label file."""
+    folder = tmp_path / "yolo"
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    sink = io.BytesIO()
+    Image.effect_noise((120, 80), 70).save(sink, format="JPEG", exif=turned)
+    write_files(folder, {"images/train/1.jpg": noise_jpeg(1, 100), "images/train/2.jpg": noise_jpeg(2)})
+    write_files(folder, {"images/val/1.jpg": sink.getvalue()})
+    boxes = {"train": b"0 0.5 0.5 0.4 0.2\n1 0.3 0.3 0.4 0.4\n", "val": b"1 0.5 0.5 0.5 0.5\n"}
+    write_files(folder, {f"labels/{split}/1.txt": data for split, data in boxes.items()})
+    value = {"train": "images/train", "val": "images/val", "names": ["cat", "dog"]}
+    write_files(folder, {"data.yaml": yaml.safe_dump(value).encode()})
+    audit = run(folder / "data.yaml", root=tmp_path / "audit", bounding_box="xywh_bbox")
+    found = {(row["split"], row["uri"]): row["label"] for row in rows(audit, "images")}
+    assert found == {
+        ("train", "1.jpg#xywh=30,40,40,20"): "cat",
+        ("train", "1.jpg#xywh=10,10,40,40"): "dog",
+        ("val", "1.jpg#xywh=20,30,40,60"): "dog",
+    }
+    assert counted["decodes"] == 2
 
 
 # Boxes
@@ -296,20 +358,6 @@ def box_table() -> dict[str, list[Any]]:
     sides = zip(*(box for _, box, _ in BOXES), strict=True)
     columns = dict(zip(("col_x", "row_y", "width", "height"), map(list, sides), strict=True))
     return {"filename": [name for name, _, _ in BOXES], **columns, "label": [kind for _, _, kind in BOXES]}
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often extraction decodes an image to cut boxes out of it."""
-    counts: Counter[str] = Counter()
-    plain = reads.decoded
-
-    def decoded(*arguments: Any) -> Any:
-        counts["decodes"] += 1
-        return plain(*arguments)
-
-    monkeypatch.setattr(reads, "decoded", decoded)
-    return counts
 
 
 def coco_list(folder: Path) -> Audit:

@@ -17,7 +17,7 @@ from pipeline.errors import ArtifactError, NotFound
 from pipeline.layout.root import kept
 from pipeline.layout.tables import json_bytes, read_json, read_rows, read_table
 from pipeline.schemas import CATALOG_ROWS
-from pipeline.sources.addresses import located
+from pipeline.sources.addresses import is_absolute, located
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,11 @@ class SourceRecord:
     def located(self, key: str) -> tuple[str, str]:
         """The store and key of what the catalog calls `key`: a list names images in other places too."""
         return located(key, self.place) if self.kind == LIST else (self.place, key)
+
+
+def whole_path(source: SourceRecord, name: str) -> str:
+    """The path or URL of an image of a source by its name there."""
+    return name if source.kind == LIST and is_absolute(name) else f"{source.place.rstrip('/')}/{name}"
 
 
 @dataclass(frozen=True)

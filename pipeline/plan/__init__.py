@@ -31,6 +31,7 @@ from pipeline.plan.searching import search, summary_of
 from pipeline.plan.session import RunnerStart, Session
 from pipeline.plan.spaces import choose_space
 from pipeline.plan.stored import known_snapshot, require_extracted, stored_or_extracted, without_sources
+from pipeline.plan.yolo import with_yolo_boxes
 from pipeline.progress import Reporter
 from pipeline.runner import LocalRunner
 from pipeline.storage import ARCHIVES, FILES, SyncParams, canonical_uri, remove_copies
@@ -58,6 +59,7 @@ def run_audit(config: AuditConfig, call: Call) -> Published | None:
     is_alone = config.start == "sources" and not (config.sources or config.test)
     require_inputs(config, root)
     claim(root)
+    config = with_yolo_boxes(config, root)
     session = Session(config, root, LocalRunner(), call.reporter, call.resume_command)
     model = own_model(file, is_alone) if file else _store_model(root, config)
     if config.rule.table:  # before the listing, which may take hours

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-
 from pipeline.config import AuditConfig
 from pipeline.errors import UsageError
 from pipeline.kernels.boxes import BoxesFrom, parse_bounding_box
 from pipeline.layout.annotations import read_annotations
 from pipeline.layout.lists import GIVEN_LIST
 from pipeline.layout.models import open_chosen
-from pipeline.layout.root import Root, is_own, is_root, opened, read_address
+from pipeline.layout.root import Root, is_own, is_root, read_address
 from pipeline.layout.snapshots import LIST, SourceRecord
 from pipeline.plan.detecting import require_detecting
-from pipeline.sources.listed import Origin
+from pipeline.plan.yolo import is_yaml, read_set
 from pipeline.sources.tabular import read_label_table
-from pipeline.sources.yolo_yaml import read_yolo_yaml
 from pipeline.stages.listing import require_source, source_kind
 from pipeline.storage import StorageConfig, canonical_uri
-
-log = logging.getLogger(__name__)
 
 
 def named_sources(config: AuditConfig) -> tuple[SourceRecord, ...]:
     """The sources of a call, those of the split test last; in place of a YAML of YOLO the folders and lists it names.
 
-    Of a folder that a YAML names for several splits the first one counts. Raises UsageError for a YAML that is none.
+    Raises UsageError for a YAML that is none.
     """
     named = [(uri, "") for uri in config.sources] + ([(config.test, "test")] if config.test else [])
     if not named and config.start != "features":  # names with vectors and no images
@@ -33,24 +28,16 @@ def named_sources(config: AuditConfig) -> tuple[SourceRecord, ...]:
     records = []
     for address, split in named:
         uri = canonical_uri(address, config.storage)
-        for place, own in _places(uri, config.storage):
-            records.append(SourceRecord(place, split or own, source_kind(place, config.storage)))
+        if is_yaml(uri, config.storage):
+            places = read_set(uri, config.storage).places
+            records += [_record(place.address, split or place.split, config.storage) for place in places]
+        else:
+            records.append(_record(uri, split, config.storage))
     return tuple(records)
 
 
-def _places(uri: str, storage: StorageConfig) -> list[tuple[str, str]]:
-    """The places of a source with their splits: itself, or those of a YAML of YOLO, each once."""
-    folder, slash, name = uri.rpartition("/")
-    if not name.lower().endswith((".yaml", ".yml")) or not opened(folder or slash, storage).exists(name):
-        return [(uri, "")]
-    found = read_yolo_yaml(opened(folder or slash, storage).read(name), Origin(uri, folder or slash))
-    places: dict[str, str] = {}
-    for place in found.places:
-        address = canonical_uri(place.address, storage)
-        if places.setdefault(address, place.split) != place.split:
-            log.warning("%s: %s is %s and %s: it is taken as %s", name, address, places[address], place.split,
-                        places[address])  # fmt: skip
-    return list(places.items())
+def _record(uri: str, split: str, storage: StorageConfig) -> SourceRecord:
+    return SourceRecord(uri, split, source_kind(uri, storage))
 
 
 def require_inputs(config: AuditConfig, root: Root) -> None:
@@ -69,6 +56,8 @@ def require_inputs(config: AuditConfig, root: Root) -> None:
     for source in sources:
         require_source(source, config.storage)
     has_boxes = any(source.kind == LIST for source in sources)
+    named = filter(None, (*config.sources, config.test))
+    has_boxes |= any(is_yaml(canonical_uri(uri, config.storage), config.storage) for uri in named)
     if table := config.rule.table:
         has_boxes |= read_label_table(read_annotations(config.storage, table), table).has_boxes
     if config.bounding_box:

@@ -9,14 +9,17 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.sources.fragments import table_name
-from pipeline.sources.tabular import match_rows, name_table
+from pipeline.sources.tabular import asked_names, match_rows, name_table
 
 
 class Boxes(Protocol):
     """The boxes of images by the names of these."""
 
-    def of(self, name: str) -> Sequence[str]:
-        """Names of the boxes of an image (`kernels.boxes.box_name`), each once, sorted; none for one without."""
+    def of(self, name: str, path: str) -> Sequence[str]:
+        """Names of the boxes of an image (`kernels.boxes.box_name`), each once, sorted; none for one without.
+
+        name: relative to its source; path: the whole one, or its URL.
+        """
         ...
 
 
@@ -26,7 +29,7 @@ class SameBox:
     def __init__(self, name: str) -> None:
         self._names = (name,)
 
-    def of(self, name: str) -> Sequence[str]:  # noqa: ARG002 - as every Boxes
+    def of(self, name: str, path: str) -> Sequence[str]:  # noqa: ARG002 - as every Boxes
         """That box."""
         return self._names
 
@@ -44,7 +47,7 @@ class ListedBoxes:
         self._boxes = pa.array([box for _, box in rows], pa.large_string()).take(pa.array(order))
         self._starts = np.searchsorted(codes[order], np.arange(len(coded.dictionary) + 1))
 
-    def of(self, name: str) -> Sequence[str]:
+    def of(self, name: str, path: str) -> Sequence[str]:
         """Its boxes."""
-        (row,) = match_rows([table_name(name)], self._names).tolist()
+        (row,) = match_rows(asked_names([table_name(name)], [table_name(path)], self._names), self._names).tolist()
         return sorted(set(self._boxes[self._starts[row] : self._starts[row + 1]].to_pylist())) if row >= 0 else ()

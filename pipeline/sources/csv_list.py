@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.errors import UsageError
 from pipeline.sources.line_blocks import Readable, line_blocks, unpacked
-from pipeline.sources.listed import Origin, Tally
+from pipeline.sources.listed import BLANK, Origin, Tally
 from pipeline.sources.table_columns import find_columns, rows_of
 
 BATCH_ROWS, BATCH_BYTES = 16_384, 2**24
@@ -61,7 +61,7 @@ class CsvRows:
         since = self.read
         for number, row in self:
             if not row:
-                tally.add("blank lines", 1, self.origin.at(number))
+                tally.add(BLANK, 1, self.origin.at(number))
                 continue
             if len(row) != width:
                 raise UsageError(f"{self.origin.at(number)} has {len(row)} values; wanted {width}, as its header says")

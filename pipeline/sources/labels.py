@@ -88,19 +88,21 @@ def assign(
     table: LabelTable | None = None,
     own: str | None = None,
     given: Columns = (None, None),
+    names: Sequence[str] | None = None,
 ) -> tuple[Column, Column]:
     """Split and label of each path (relative to its source, `/` between folders); None where there is none.
 
     `table` is what `tabular.read_label_table` made of `rule.table`; `own` the split that the source's own folder names
     (`splits.split_of_place`); `given` what the list that names the paths gives: it goes before folders, and behind
-    what the rule says of a path. A pure function of each path alone, so any cut of a listing into chunks gives the
-    same. Raises UsageError where the rule names a table and none is passed.
+    what the rule says of a path; `names` what the table is asked for, where that is not the path. A pure function of
+    each path alone, so any cut of a listing into chunks gives the same. Raises UsageError where the rule names a table
+    and none is passed.
     """
     splits, labels = _from_folders(paths)
     splits = [split or own for split in splits]
     splits, labels = given[0] or splits, given[1] or labels
     if rule.table is not None:
-        splits, labels = _from_table(paths, _loaded(rule, table), splits, labels)
+        splits, labels = _from_table(names or paths, _loaded(rule, table), splits, labels)
     elif rule.pattern is not None:
         splits, labels = _from_pattern(paths, rule.pattern, splits, labels)
     splits, labels = _filled(splits, given[0]), _filled(labels, given[1])

@@ -32,6 +32,8 @@ LISTED = pa.schema(
 fragment: a box as `xywh=x,y,w,h` or `corners=x1,y1,...,x4,y4`, null for the whole image. size: bytes. mtime_ns: since
 1970. problem: why the box of this row is bad. row: `Origin.unit` in the file, for messages."""
 
+BLANK, COMMENTS = "blank lines", "comments"
+"""Kinds of a Tally that are meant to be left out."""
 _REST = tuple(name for name in LISTED.names if name not in ("address", "raw_address", "row"))
 
 

@@ -27,9 +27,7 @@ def sorted_batches(batches: Iterable[pa.RecordBatch], repeats: Repeats) -> Itera
 
     The whole list is held: its rows, their order (8 bytes each), and one block of them again.
     """
-    table = pa.Table.from_batches(batches, LISTED).combine_chunks()
-    if table.num_rows and table["address"].num_chunks != 1:
-        raise UsageError(f"{_LIMIT}: cut it into several, each a source of its own")
+    table = _joined(pa.Table.from_batches(batches, LISTED))
     keys = pa.table({"key": raw_keys(table), "box": pc.fill_null(table["fragment"], ""), "row": table["row"]})
     by = [(name, "ascending") for name in keys.column_names]
     order = pc.sort_indices(keys, sort_keys=by)
@@ -37,6 +35,16 @@ def sorted_batches(batches: Iterable[pa.RecordBatch], repeats: Repeats) -> Itera
     (rows,) = table.to_batches() or [pa.RecordBatch.from_pylist([], LISTED)]
     blocks = (rows.take(order.slice(at, BLOCK_ROWS)) for at in range(0, len(order), BLOCK_ROWS))
     yield from first_rows(blocks, repeats)
+
+
+def _joined(table: pa.Table) -> pa.Table:
+    """The table in one chunk, column by column, so that it is not held twice."""
+    for place, name in enumerate(table.column_names):
+        column = table[name].combine_chunks()
+        if isinstance(column, pa.ChunkedArray) and column.num_chunks > 1:
+            raise UsageError(f"{_LIMIT}: cut it into several, each a source of its own")
+        table = table.set_column(place, table.schema.field(name), column)
+    return table
 
 
 def raw_keys(rows: pa.Table | pa.RecordBatch) -> pa.Array:

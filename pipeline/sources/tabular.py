@@ -15,6 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from pipeline.errors import UsageError
+from pipeline.sources.addresses import is_absolute
 from pipeline.sources.listed import non_empty
 from pipeline.sources.splits import canonical_split
 
@@ -92,6 +93,14 @@ def match_rows(paths: Sequence[str], table: LabelTable) -> npt.NDArray[np.int64]
         agree = np.array([_one_ends_in_other(left[i], name) for i, name in zip(hits, names, strict=True)], dtype=bool)
         rows[missing[hits[agree]]] = found[hits[agree]]
     return rows
+
+
+def asked_names(names: Sequence[str], paths: Sequence[str], table: LabelTable) -> list[str]:
+    """What a table is asked for: the whole path where it has that one, else the name relative to the source."""
+    if not len(table.names) or not is_absolute(table.names[0].as_py()):
+        return list(names)
+    rows = _look_up(_keys(paths), table.path_keys, table.path_rows)
+    return [path if row >= 0 else name for name, path, row in zip(names, paths, rows.tolist(), strict=True)]
 
 
 def values_at(column: Coded, rows: npt.NDArray[np.int64]) -> list[str | None]:

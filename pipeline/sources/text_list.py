@@ -8,7 +8,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from pipeline.sources.line_blocks import line_blocks, unpacked
-from pipeline.sources.listed import Origin, Tally, batch_of
+from pipeline.sources.listed import BLANK, COMMENTS, Origin, Tally, batch_of
 
 
 def read_text(stream: BinaryIO, origin: Origin, tally: Tally) -> Iterator[pa.RecordBatch]:
@@ -24,8 +24,8 @@ def read_text(stream: BinaryIO, origin: Origin, tally: Tally) -> Iterator[pa.Rec
             lines = [line.removesuffix("\r") for line in lines]
         blank = [number for number, line in enumerate(lines, first) if not line or line.isspace()]
         comments = [number for number, line in enumerate(lines, first) if line == "#" or line[:2] == "# "]
-        tally.add("blank lines", len(blank), origin.at(blank[0]) if blank else "")
-        tally.add("comments", len(comments), origin.at(comments[0]) if comments else "")
+        tally.add(BLANK, len(blank), origin.at(blank[0]) if blank else "")
+        tally.add(COMMENTS, len(comments), origin.at(comments[0]) if comments else "")
         numbers = range(first, first + len(lines))
         if blank or comments:
             out = {*blank, *comments}

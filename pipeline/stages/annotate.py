@@ -19,15 +19,14 @@ from pipeline.layout.lists import load_given
 from pipeline.layout.lookups import lookup_name, write_lookup
 from pipeline.layout.parts import list_parts, part_name
 from pipeline.layout.root import Root
-from pipeline.layout.snapshots import Snapshot, SourceRecord, catalog_rows, read_snapshot, removed_ids
+from pipeline.layout.snapshots import Snapshot, SourceRecord, catalog_rows, read_snapshot, removed_ids, whole_path
 from pipeline.layout.tables import json_bytes, read_table, write_table
 from pipeline.runner import Counters
-from pipeline.sources.addresses import is_absolute
 from pipeline.sources.fragments import fragment_uri, list_name, rule_path
 from pipeline.sources.labels import RuleParams, assign, matched
 from pipeline.sources.sorted_list import Given
 from pipeline.sources.splits import split_of_name, split_of_place
-from pipeline.sources.tabular import LabelTable
+from pipeline.sources.tabular import LabelTable, asked_names
 
 VERSION = 6
 Name: TypeAlias = tuple[str, "bytes | None", "str | None"]
@@ -77,11 +76,12 @@ def annotate(spec: AnnotateSpec) -> Counters:
         at = np.flatnonzero(source == index)
         of_source = [named[row] for row in at]
         given = load_given(store, spec.given[index]) if any(spec.given[index : index + 1]) else None
-        paths = _paths(of_source, given, table)
+        paths = _paths(of_source, given)
+        asked = _asked(of_source, paths, record, table) if table else paths
         rule = source_rule(spec.rule, record, snapshot)
         listed = given.values_of([list_name(*name) for name in of_source]) if given else (None, None)
-        found_splits, found_labels = assign(paths, rule, table, own_split(record, given), listed)
-        rule_rows[at] = matched(paths, rule, table)
+        found_splits, found_labels = assign(paths, rule, table, own_split(record, given), listed, asked)
+        rule_rows[at] = matched(asked, rule, table)
         for row, split, label in zip(at, found_splits, found_labels, strict=True):
             splits[row], labels[row] = split, label
     values = {
@@ -96,16 +96,23 @@ def annotate(spec: AnnotateSpec) -> Counters:
     return {"images": len(named)}
 
 
-def _paths(named: Sequence[Name], given: Given | None, table: LabelTable | None) -> list[str]:
+def _paths(named: Sequence[Name], given: Given | None) -> list[str]:
     """The paths that give catalog rows their splits and labels; whole ones of a list begin below the folder that all of
-    these lie in, unless a table has whole ones too. A box has its own name where the table has boxes.
+    these lie in.
     """
     paths = [rule_path(*name) for name in named]
-    if given and given.folder and not (table and len(table.names) and is_absolute(table.names[0].as_py())):
+    if given and given.folder:
         paths = [path.removeprefix(f"{given.folder}/") for path in paths]
-    if table is None or not table.has_boxes:
-        return paths
-    return [fragment_uri(path, list_name(*name)[1]) for path, name in zip(paths, named, strict=True)]
+    return paths
+
+
+def _asked(named: Sequence[Name], paths: Sequence[str], record: SourceRecord, table: LabelTable) -> list[str]:
+    """What a table is asked for: the paths, whole ones where it has these; a box by its own name where it has boxes."""
+    whole = [whole_path(record, rule_path(*name)) for name in named]
+    if table.has_boxes:
+        boxes = [list_name(*name)[1] for name in named]
+        paths, whole = ([fragment_uri(*pair) for pair in zip(some, boxes, strict=True)] for some in (paths, whole))
+    return asked_names(paths, whole, table)
 
 
 def names_key(folder: str, lo: int, hi: int) -> str:

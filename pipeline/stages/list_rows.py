@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,8 +16,6 @@ from pipeline.layout.snapshots import SourceRecord
 from pipeline.sources.folder import escape_bytes
 from pipeline.storage import ObjectInfo, StorageConfig
 
-log = logging.getLogger(__name__)
-
 STATS_IN_FLIGHT, STATS_AT_ONCE = 16, 8
 """Sizes asked for at a time, and by one thread: a HEAD takes 5 to 30 ms, a stat on a local disk 5 us."""
 
@@ -31,9 +28,12 @@ class ListRow(NamedTuple):
     box: str
 
 
-def list_rows(prepared: PreparedList, source: SourceRecord, storage: StorageConfig) -> Iterator[ListRow]:
+def list_rows(
+    prepared: PreparedList, source: SourceRecord, storage: StorageConfig, warnings: list[str]
+) -> Iterator[ListRow]:
     """The rows, sorted by raw key, an image before its boxes. Sizes that the list does not tell are asked for, once for
-    all boxes of an image; of a file that is not there, or may not be looked at, it is 0.
+    all boxes of an image; of a file that is not there, or may not be looked at, it is 0. What is to be said of the list
+    is added to `warnings` at the end.
 
     Raises UsageError for a folder in the list, and a StorageError where a store does not answer.
     """
@@ -51,11 +51,10 @@ def list_rows(prepared: PreparedList, source: SourceRecord, storage: StorageConf
                     missing, first = missing + 1, first or rows[0].key
                     info = ObjectInfo(_text(rows[0].key), 0, "", 0)
                 yield from (ListRow(row.key, info, row.box or "") for row in rows)
-    for said in prepared.warnings:
-        log.warning("%s", said)
+    warnings += prepared.warnings
     if missing:
         shown = escape_bytes(_text(first))
-        log.warning("%s: %s of its files are not there or closed, such as %r", source.uri, f"{missing:,}", shown)
+        warnings.append(f"{source.uri}: {missing:,} of its files are not there or closed, such as {shown!r}")
 
 
 class _File(NamedTuple):

@@ -13,7 +13,7 @@ from pipeline.layout.fragments import KnownFragments, Parent
 from pipeline.layout.images import ImageObject, listed_object
 from pipeline.layout.lists import KnownLists
 from pipeline.layout.root import Root, is_own, opened
-from pipeline.layout.snapshots import LIST, SourceRecord
+from pipeline.layout.snapshots import LIST, SourceRecord, whole_path
 from pipeline.sources.archives import nested_archives
 from pipeline.sources.boxed import Boxes
 from pipeline.sources.folder import LeftOut, is_image_key
@@ -143,7 +143,8 @@ class Listing:
             if image.is_box or (image.fragment and image.fragment.problem):
                 yield image
                 continue
-            names = boxes.of(image.told[0])
+            name = image.told[0]
+            names = boxes.of(name, whole_path(self._sources[image.source], name))
             self.left_out[image.source].images += len(names) - 1
             if not names:
                 self.left_out[image.source].count(UNBOXED)
@@ -202,12 +203,15 @@ class Listing:
         if prepared is None:
             return
         self.given[index] = prepared.given
-        for row in list_rows(prepared, source, storage):
+        warnings: list[str] = []
+        for row in list_rows(prepared, source, storage, warnings):
             if not row.box and (kind := parent_kind(row.info.key.rpartition("/")[2])):
                 yield from self._inside(index, row.info, kind)
             elif not self._fragments.missing:
                 self.left_out[index].images += 1
                 yield _named(index, row)
+        for said in () if self._fragments.missing else warnings:
+            log.warning("%s", said)
 
     def _inside(self, index: int, info: ObjectInfo, kind: str) -> Iterator[Listed]:
         """The images of a file that holds many, or that file where it cannot be looked into."""

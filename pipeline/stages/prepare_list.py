@@ -14,7 +14,7 @@ from pipeline.runner import Counters
 from pipeline.sources.addresses import resolved
 from pipeline.sources.inventory import data_opener, read_inventory, read_manifest
 from pipeline.sources.list_kinds import HEAD_BYTES, Kind, kind_of, read_list
-from pipeline.sources.listed import Origin, Tally
+from pipeline.sources.listed import BLANK, COMMENTS, Origin, Tally
 from pipeline.sources.repeats import Repeats
 from pipeline.sources.sorted_list import GivenRows, raw_keys, sorted_batches
 from pipeline.storage import StorageConfig
@@ -63,6 +63,8 @@ def list_batches(parent: Parent, storage: StorageConfig, tally: Tally) -> Iterat
 
 def _warnings(parent: Parent, tally: Tally, repeats: Repeats) -> list[str]:
     name = parent.info.key
+    for meant in (BLANK, COMMENTS):
+        tally.counts.pop(meant, None)
     said = [f"{name}: left out {tally}"] if tally.counts else []
     if repeats.conflicts:
         first = repeats.conflicts[0].slice(0, 1).to_pylist()[0]

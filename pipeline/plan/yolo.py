@@ -1,0 +1,126 @@
+"""YOLO sets: what their YAML names, and the boxes of their label files as a table of annotations."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from pipeline.config import AuditConfig
+from pipeline.errors import NotFound, UsageError
+from pipeline.kernels.boxes import BoxesFrom, parse_bounding_box
+from pipeline.kernels.hashing import content_hash
+from pipeline.kernels.header import Header, ImageError, read_header
+from pipeline.kernels.yolo_labels import parse_labels
+from pipeline.layout.annotations import TABLES
+from pipeline.layout.fragments import Parent
+from pipeline.layout.root import Root, opened
+from pipeline.layout.snapshots import LIST, SourceRecord
+from pipeline.schemas import Status
+from pipeline.sources.addresses import located
+from pipeline.sources.annotated import plain_table
+from pipeline.sources.folder import is_image_key
+from pipeline.sources.listed import Origin, Tally, addresses_of
+from pipeline.sources.yolo_rows import ImageSize, label_rows
+from pipeline.sources.yolo_yaml import SplitPlace, YoloSet, label_address, read_yolo_yaml
+from pipeline.stages.listing import source_kind, source_objects
+from pipeline.stages.prepare_list import list_batches
+from pipeline.storage import StorageConfig, canonical_uri, read_ahead
+
+log = logging.getLogger(__name__)
+
+HEAD_BYTES = 65_536
+"""As much of an image as nearly always tells its size."""
+
+
+class Labels(NamedTuple):
+    """The label file of an image at a whole path or URL, and the pixels of the image."""
+
+    address: str
+    data: bytes
+    size: ImageSize
+
+
+def is_yaml(uri: str, storage: StorageConfig) -> bool:
+    """Whether a source is the YAML of a YOLO set."""
+    folder, slash, name = uri.rpartition("/")
+    return name.lower().endswith((".yaml", ".yml")) and opened(folder or slash, storage).exists(name)
+
+
+def read_set(uri: str, storage: StorageConfig) -> YoloSet:
+    """What a YAML says; of a folder that it names for several splits the first one counts. Raises UsageError."""
+    folder, slash, name = uri.rpartition("/")
+    found = read_yolo_yaml(opened(folder or slash, storage).read(name), Origin(uri, folder or slash))
+    places: dict[str, SplitPlace] = {}
+    for place in found.places:
+        address = canonical_uri(place.address, storage)
+        known = places.setdefault(address, place._replace(address=address))
+        if known.split != place.split:
+            log.warning("%s: %s is %s and %s: it is taken as %s", uri, address, known.split, place.split, known.split)
+    return found._replace(places=tuple(places.values()))
+
+
+def with_yolo_boxes(config: AuditConfig, root: Root) -> AuditConfig:
+    """The configuration with the boxes of the label files of its YOLO sets as the rule's table, where boxes of
+    annotations are asked for. Raises UsageError where another table rules, or no image has a label file.
+    """
+    uris = [canonical_uri(source, config.storage) for source in filter(None, (*config.sources, config.test))]
+    sets = [uri for uri in uris if is_yaml(uri, config.storage)]
+    if not sets or not config.bounding_box or parse_bounding_box(config.bounding_box) is not BoxesFrom.TABLE:
+        return config
+    if config.rule.table or config.rule.pattern:
+        raise UsageError(f"{sets[0]} has label files with boxes: drop the other table or pattern, or bounding_box")
+    batches = (batch for uri in sets for batch in _set_rows(uri, config.storage))
+    data = plain_table(batches, "the label files of YOLO")
+    key = f"{TABLES}/given-{content_hash(data).hex()[:20]}.parquet"
+    root.open().put_if_absent(key, data)
+    return replace(config, rule=replace(config.rule, table=f"{root.uri}/{key}"))
+
+
+def _set_rows(uri: str, storage: StorageConfig) -> Iterator[pa.RecordBatch]:
+    """Batches of LISTED with the boxes of a set; addresses are whole."""
+    found = read_set(uri, storage)
+    for place in found.places:
+        record = SourceRecord(place.address, place.split, source_kind(place.address, storage))
+        for labels in read_ahead(_images(record, storage), lambda image: _labels(image, storage), lambda _: HEAD_BYTES):
+            if labels is not None:
+                yield label_rows(labels.address, parse_labels(labels.data), labels.size, found.names)
+
+
+def _images(record: SourceRecord, storage: StorageConfig) -> Iterator[str]:
+    """Whole paths or URLs of the images of a source."""
+    if record.kind == LIST:
+        parent = Parent(record.place, opened(record.place, storage).stat(record.uri.rpartition("/")[2]), LIST)
+        keys = (key for batch in list_batches(parent, storage, Tally()) for key in addresses_of(batch))
+    else:
+        keys = (info.key for info in source_objects(record, storage) if is_image_key(info.key))
+    return ("/".join(part.rstrip("/") for part in record.located(key)) for key in keys)
+
+
+def _labels(address: str, storage: StorageConfig) -> Labels | None:
+    """The label file of an image; None where it has none, or cannot be measured: then it has no box."""
+    try:
+        data = _read(label_address(address), storage)
+        header = _header(address, storage) if data.strip() else Header("")
+    except (NotFound, ImageError):
+        return None
+    size = (header.height, header.width) if header.orientation > 4 else (header.width, header.height)
+    return Labels(address, data, ImageSize(*size))
+
+
+def _header(address: str, storage: StorageConfig) -> Header:
+    place, key = located(address, "")
+    try:
+        return read_header(opened(place, storage).read_range(key, 0, HEAD_BYTES))
+    except ImageError as error:
+        if error.status is not Status.TRUNCATED:
+            raise
+    return read_header(_read(address, storage))
+
+
+def _read(address: str, storage: StorageConfig) -> bytes:
+    place, key = located(address, "")
+    return opened(place, storage).read(key)
