@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from enum import Enum
 
 import pyarrow as pa
+
+from pipeline.columns import Column, Table, but_null
 
 
 class Status(str, Enum):
@@ -54,42 +55,6 @@ KIND_ORDER = (
 """Strongest first. Kernels carry a kind as its position here (int8)."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column: name, Arrow type, meaning (which says when it is null), unit, and which way its values point."""
-
-    name: str
-    type: pa.DataType
-    meaning: str
-    unit: str = "-"
-    direction: str = "-"
-
-    @property
-    def nullable(self) -> bool:
-        """Whether the meaning names a case in which the value is null."""
-        return "; null " in self.meaning
-
-
-@dataclass(frozen=True)
-class Table:
-    """One stored table: what a row is, its columns, the columns it is sorted by, and how its values are decided."""
-
-    name: str
-    row: str
-    columns: tuple[Column, ...]
-    sort_by: tuple[str, ...]
-    notes: str = ""
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The Arrow schema of every part of the table."""
-        return pa.schema([pa.field(column.name, column.type, column.nullable) for column in self.columns])
-
-    def empty(self) -> pa.Table:
-        """An Arrow table of this schema without rows."""
-        return self.schema.empty_table()
-
-
 _INT, _SHORT, _LONG, _REAL = pa.int32(), pa.int16(), pa.int64(), pa.float64()
 _TEXT, _FLAG, _HASH = pa.string(), pa.bool_(), pa.binary(16)
 _COSINE = ("cosine", "-1 to 1, 1 = identical")
@@ -98,11 +63,6 @@ _WORST_HUNDRED = ("percent", "0 to 100, 100 = worst")
 _SHARE = ("share", "0 to 1, 1 = all")
 _GREY = "grey levels"
 _SHARP = ("squared grey levels", "larger = sharper")
-
-
-def _but_null(case: str, *columns: Column) -> tuple[Column, ...]:
-    """The same columns, null in `case`."""
-    return tuple(replace(column, meaning=f"{column.meaning}; null {case}") for column in columns)
 
 
 _IMAGE_ID = Column("image_id", _LONG, "row number of the image in the catalog, its offset")
@@ -130,7 +90,7 @@ _SIMILARITIES = (
     Column("semantic_similarity", _REAL, "similarity of the embeddings", *_COSINE),
     Column("signature_similarity", _REAL, "similarity of the signatures", *_COSINE),
 )
-_ALIGNED = _but_null(
+_ALIGNED = but_null(
     "where no pixels were compared",
     Column(
         "correlation", _REAL, "correlation of the aligned luminances, 0 where none are", "-", "-1 to 1, 1 = identical"
@@ -188,8 +148,8 @@ LEAKS = Table(
     (
         *_SUBJECT,
         *_MATCH,
-        *_but_null("where is_transitive", _KIND),
-        *_but_null("where is_transitive and not computed", *_SIMILARITIES),
+        *but_null("where is_transitive", _KIND),
+        *but_null("where is_transitive and not computed", *_SIMILARITIES),
         *_ALIGNED,
         _IS_VERIFIED,
         _PAIR_GROUP,
@@ -364,7 +324,7 @@ IMAGES = Table(
         _SOURCE,
         Column("path", _TEXT, "where the file or object is: path or address to open; null where it is not UTF-8"),
         _STATUS,
-        *_but_null("unless ok", _REPRESENTATIVE, _GROUP_ID),
+        *but_null("unless ok", _REPRESENTATIVE, _GROUP_ID),
     ),
     ("image_id",),
     "Every count of images is a count over this table. In every table a `uri` is relative to the image's source, "
@@ -380,13 +340,13 @@ FEATURE_ROWS = Table(
         _STATUS,
         _MESSAGE,
         Column("format", _TEXT, "format found in the bytes, such as jpeg; null where none was recognised"),
-        *_but_null("unless ok", *_SHAPE),
+        *but_null("unless ok", *_SHAPE),
         Column("channels", _SHORT, "channels as stored, alpha counted; null unless ok", "channels"),
         Column("frames", _INT, "frames or pages in the file; null unless ok", "frames"),
         Column("size_bytes", _LONG, "bytes that were read; null where none were", "bytes"),
         Column("content_hash", _HASH, "hash of the whole file or archive member; null for a part of one or unread"),
         Column("pixel_hash", _HASH, "hash of shape, type and all channels; null for several frames or unless ok"),
-        *_but_null("unless ok", *_STATISTICS),
+        *but_null("unless ok", *_STATISTICS),
         Column("blur_blue", _REAL, "blur of the blue channel, for the fastdup export; null unless ok", *_SHARP),
         Column(
             "channel_difference",
@@ -420,7 +380,7 @@ CATALOG_ROWS = Table(
         Column("size_bytes", _LONG, "size in the listing, that of the member in an archive", "bytes"),
         Column("etag", _TEXT, "etag of its file in the listing of an object store; null on disk"),
         Column("mtime_ns", _LONG, "last change of its file on disk, since 1970; null on an object store", "ns"),
-        *_but_null(
+        *but_null(
             "for a file that is an image",
             Column("fragment", _TEXT, "what stands behind the # of its uri; empty for a file that cannot be opened"),
             Column("position", _LONG, "where it lies in its file: the order of the images in it"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.schemas import TABLES, Table
+from pipeline.columns import Table
+from pipeline.schemas import TABLES
 
 _INTRODUCTION = """# Tables
 

@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.storage",),
     ("pipeline.kernels",),
     ("pipeline.schemas",),
+    ("pipeline.columns",),
     ("pipeline.errors",),
     ("pipeline.blas",),
 )
