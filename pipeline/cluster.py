@@ -24,8 +24,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.attempts import FAILURES, HUNG_CUTS, NODES, Attempt, Book, patience, pieces_of
 from pipeline.errors import ClusterError, NotFound, StorageError, UsageError
+from pipeline.layout.snapshots import SourceRecord
 from pipeline.runner import ATTEMPTS, Execution, Outcome, Task, TaskError, execute, may_retry
 from pipeline.sources.folder import is_image_key
+from pipeline.sources.fragments import parent_kind
+from pipeline.stages.listing import source_kind, source_objects
 from pipeline.storage import StorageConfig, open_store
 
 log = logging.getLogger(__name__)
@@ -129,19 +132,17 @@ def _read_token(root: str, storage: StorageConfig, key: str) -> bytes:
         return b""
 
 
-def _first_readable(source: str, storage: StorageConfig) -> tuple[str, str, bytes]:
-    """Place, key and first bytes of an image that has any, or of the archive or list that a source is; no bytes where
-    there is none: a blind node reads nothing too.
+def _first_readable(source: SourceRecord, storage: StorageConfig) -> tuple[str, bytes]:
+    """Key and first bytes of an image, archive or video that has any; nothing where there is none: a blind node reads
+    nothing too.
     """
-    folder, slash, name = source.rpartition("/")
-    if open_store(folder or slash, storage).exists(name):
-        return folder or slash, name, _read_token(folder or slash, storage, name)
     with suppress(NotFound):  # the catalog was told that the source is gone
-        images = (info.key for info in open_store(source, storage).list() if info.size and is_image_key(info.key))
-        for key in islice(images, TOKEN_TRIES):
-            if token := _read_token(source, storage, key):
-                return source, key, token
-    return source, "", b""
+        listed = (info.key for info in source_objects(source, storage) if info.size)
+        is_file = source.kind != "folder"
+        for key in islice((key for key in listed if is_file or is_image_key(key) or parent_kind(key)), TOKEN_TRIES):
+            if token := _read_token(source.place, storage, key):
+                return key, token
+    return "", b""
 
 
 def _working_nodes() -> list[dict[str, Any]]:
@@ -209,10 +210,11 @@ class RayRunner:
             )
 
     def require_shared_source(self, source: str, storage: StorageConfig) -> None:
-        """Proves by an image with bytes in it that every node sees a source; UsageError names those that do not."""
+        """Proves by a file with bytes in it that every node sees a source; UsageError names those that do not."""
         nodes = _working_nodes()
-        place, first, token = _first_readable(source, storage) if len(nodes) > 1 else (source, "", b"")
-        blind = self._blind(nodes, place, storage, first, token) if token else []
+        record = SourceRecord(source, "", source_kind(source, storage))
+        first, token = _first_readable(record, storage) if len(nodes) > 1 else ("", b"")
+        blind = self._blind(nodes, record.place, storage, first, token) if token else []
         if blind:
             raise UsageError(
                 f"the source {source} is not shared: nodes {', '.join(sorted(blind))} do not see {first!r} as it is "

@@ -17,6 +17,7 @@ from fault_proxy import FaultProxy, Rule
 from s3_servers import moto_port, new_store, use_credentials
 
 import pipeline
+from pipeline.api import status
 from pipeline.audit import FINDINGS, Audit
 from pipeline.layout.fragments import KnownFragments, Parent
 from pipeline.stages import expand, reads
@@ -237,3 +238,25 @@ def test_a_member_over_the_limit_is_not_read(tmp_path: Path) -> None:
     invalid = by_uri(audit, "invalid")
     assert {uri: row["status"] for uri, row in invalid.items()} == {"set.zip#a.jpg": "too_large"}
     assert reads.HEADER_BYTES > 2 * 65_535
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_tar_of_a_million_empty_members(tmp_path: Path) -> None:
+    """Each is a row, extracted in shards; the process stays under half a gigabyte."""
+    count = 1_000_000
+    (tmp_path / "photos").mkdir()
+    header = bytearray(tar_entry("0000000.jpg").tobuf(tarfile.USTAR_FORMAT))
+    with (tmp_path / "photos" / "set.tar").open("wb") as sink:
+        for number in range(count):
+            header[:7] = b"%07d" % number
+            header[148:156] = b" " * 8
+            header[148:156] = b"%06o\0 " % sum(header)
+            sink.write(header)
+        sink.write(bytes(1024))
+    root = tmp_path / "audit"
+    assert pipeline.run(tmp_path / "photos", root=root, where=LOCAL, until="features", max_failed_share=1.0) is None
+    counters = {record["stage"]: record["counters"] for record in status(str(root), {})}
+    assert (counters["extract"]["images"], counters["extract"]["empty"]) == (count, count)
+    peaks = [record["peak_task_bytes"] for record in status(str(root), {})]
+    assert max(peaks) < 500_000_000

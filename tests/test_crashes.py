@@ -308,6 +308,20 @@ def test_source_that_a_node_does_not_see_is_refused(tmp_path: Path, monkeypatch:
     runner(is_ours=False).require_shared_source(str(photos), StorageConfig())
 
 
+@pytest.mark.parametrize("name", ["a.tar", "b.mp4"])
+def test_a_file_of_images_is_a_source_that_every_node_must_see(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the source itself, and as all that a folder holds."""
+    folder, runner = write_files(tmp_path / "files", {name: b"here", "x.txt": b"x"}), cluster.RayRunner
+    for source in (folder, folder / name):
+        FakeNodes(monkeypatch, tmp_path / "elsewhere")
+        with pytest.raises(UsageError, match=rf"{source} is not shared: nodes 10\.0\.0\.2 do not see '{name}'"):
+            runner(is_ours=False).require_shared_source(str(source), StorageConfig())
+        FakeNodes(monkeypatch, None)
+        runner(is_ours=False).require_shared_source(str(source), StorageConfig())
+
+
 def test_image_without_bytes_proves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A node that sees nothing reads as many bytes as an empty file has, or one that nobody may read."""
     photos = write_files(tmp_path / "photos", {"a.jpg": b"", "b.jpg": b"denied", "c.jpg": b"here"})

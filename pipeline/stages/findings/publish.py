@@ -16,7 +16,7 @@ from pipeline.layout.root import kept
 from pipeline.layout.scores import SUMMED, totals_from_bytes
 from pipeline.layout.tables import json_bytes, read_json, read_object, read_table, write_table
 from pipeline.runner import Counters
-from pipeline.schemas import CHECKS, KIND_ORDER, Kind, Status
+from pipeline.schemas import CHECKS, KIND_ORDER, TABLES, Kind, Status
 from pipeline.stages.findings.context import FindingsSpec, Range
 from pipeline.stages.findings.group_tables import GroupImages, groups_table, label_conflicts_table
 from pipeline.stages.findings.image_tables import (
@@ -91,7 +91,7 @@ def summarise(spec: SummarySpec) -> Counters:
             "conflicts": sum(t.num_rows for t in _parts(store, spec.folder, "label_conflicts", ["image_id"])),
         },
         "quality": {check: _count_true(store, spec.folder, "quality", f"is_{check}_issue") for check in CHECKS},
-        "videos": _videos(store, spec.folder),
+        "videos": _videos(store, spec),
     }
     store.put(f"{spec.folder}/{COUNTS}", json_bytes(facts))
     return {}
@@ -107,10 +107,15 @@ def _count_true(store: Store, folder: str, name: str, column: str) -> int:
     return sum(pc.sum(part[column]).as_py() or 0 for part in _parts(store, folder, name, [column]))
 
 
-def _videos(store: Store, folder: str) -> dict[str, int]:
-    key = f"{folder}/{VIDEO_COUNTS}"
-    none = dict.fromkeys(("videos", "frames", "sharing", "pairs"), 0)
-    return dict(read_json(store, key)) if store.exists(key) else none
+def _videos(store: Store, spec: SummarySpec) -> dict[str, int]:
+    """The counts of the videos; where there are none the table gets its one part here, for every table has one."""
+    key = f"{spec.folder}/{VIDEO_COUNTS}"
+    if store.exists(key):
+        return dict(read_json(store, key))
+    write_table(
+        store, table_key(spec.folder, "videos", 0, spec.inputs.opened_snapshot().total), TABLES["videos"].empty()
+    )
+    return dict.fromkeys(("videos", "frames", "sharing", "pairs"), 0)
 
 
 def _duplicates(store: Store, folder: str) -> dict[str, object]:
