@@ -330,6 +330,8 @@ def test_label_files_of_yolo_are_boxes_where_these_are_asked_for(counted: Counte
         ("val", "1.jpg#xywh=20,30,40,60"): "dog",
     }
     assert counted["decodes"] == 2
+    stored = run(root=tmp_path / "audit", start="features", bounding_box="xywh_bbox")
+    assert_equal_tables(stored, audit)
 
 
 # Boxes

@@ -19,6 +19,7 @@ from pipeline.layout.annotations import TABLES
 from pipeline.layout.fragments import Parent
 from pipeline.layout.root import Root, opened
 from pipeline.layout.snapshots import LIST, SourceRecord
+from pipeline.layout.tables import read_json, write_json
 from pipeline.schemas import Status
 from pipeline.sources.addresses import located
 from pipeline.sources.annotated import plain_table
@@ -32,6 +33,8 @@ from pipeline.storage import StorageConfig, canonical_uri, read_ahead
 
 log = logging.getLogger(__name__)
 
+LATEST = f"{TABLES}/yolo.json"
+"""Names the table that the latest run made of label files."""
 HEAD_BYTES = 65_536
 """As much of an image as nearly always tells its size."""
 
@@ -65,18 +68,29 @@ def read_set(uri: str, storage: StorageConfig) -> YoloSet:
 
 def with_yolo_boxes(config: AuditConfig, root: Root) -> AuditConfig:
     """The configuration with the boxes of the label files of its YOLO sets as the rule's table, where boxes of
-    annotations are asked for. Raises UsageError where another table rules, or no image has a label file.
+    annotations are asked for; where the sources are not listed, those of the latest run that read any. Raises
+    UsageError where another table rules, or no image has a label file.
     """
+    if not config.bounding_box or parse_bounding_box(config.bounding_box) is not BoxesFrom.TABLE:
+        return config
+    store = root.open()
+    if config.start == "features" and not (config.rule.table or config.rule.pattern) and store.exists(LATEST):
+        return _ruled_by(config, root, read_json(store, LATEST)["table"])
     uris = [canonical_uri(source, config.storage) for source in filter(None, (*config.sources, config.test))]
     sets = [uri for uri in uris if is_yaml(uri, config.storage)]
-    if not sets or not config.bounding_box or parse_bounding_box(config.bounding_box) is not BoxesFrom.TABLE:
+    if not sets:
         return config
     if config.rule.table or config.rule.pattern:
         raise UsageError(f"{sets[0]} has label files with boxes: drop the other table or pattern, or bounding_box")
     batches = (batch for uri in sets for batch in _set_rows(uri, config.storage))
     data = plain_table(batches, "the label files of YOLO")
     key = f"{TABLES}/given-{content_hash(data).hex()[:20]}.parquet"
-    root.open().put_if_absent(key, data)
+    store.put_if_absent(key, data)
+    write_json(store, LATEST, {"table": key})
+    return _ruled_by(config, root, key)
+
+
+def _ruled_by(config: AuditConfig, root: Root, key: str) -> AuditConfig:
     return replace(config, rule=replace(config.rule, table=f"{root.uri}/{key}"))
 
 
