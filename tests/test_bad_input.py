@@ -243,11 +243,11 @@ def test_flat_images(tmp_path: Path) -> None:
 
 
 def test_a_path_that_does_not_exist(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """3 and the path; a file where a folder is wanted too; the root can be used afterwards."""
+    """3 and the path; a file that is no source too; the root can be used afterwards."""
     root = str(tmp_path / "audit")
     assert str(tmp_path / "nowhere") in refused(capsys, 3, str(tmp_path / "nowhere"), "--root", root)
-    (tmp_path / "file.jpg").write_bytes(noise_jpeg(1))
-    assert "it is a file; wanted a folder" in refused(capsys, 3, str(tmp_path / "file.jpg"), "--root", root)
+    (tmp_path / "file.bin").write_bytes(noise_jpeg(1))
+    assert "it is a file; wanted a folder" in refused(capsys, 3, str(tmp_path / "file.bin"), "--root", root)
     write_files(tmp_path / "photos", {"a.jpg": noise_jpeg(1)})
     assert_consistent(run(tmp_path / "photos", root=root), 1, 1)
 
