@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from pipeline.errors import AccessDenied, CorruptObject, NotFound, ObjectChanged, StorageError
+from pipeline.errors import AccessDenied, CorruptObject, NotFound, ObjectChanged
 from pipeline.kernels.header import ImageError
 from pipeline.layout.fragments import FOUND, INDEX, INSTALL, Parent, write_fragments
 from pipeline.layout.root import Root, opened_source
@@ -17,15 +17,11 @@ from pipeline.sources.folder import LeftOut, escape_bytes
 from pipeline.sources.fragments import VIDEO, Fragment
 from pipeline.sources.gzip_stream import GzipStream
 from pipeline.sources.videos import frame_name, frame_times, has_library, parse_sampling
+from pipeline.stages.reads import status_of
 from pipeline.storage import StorageConfig, Store
 from pipeline.storage.blocks import open_blocks
 
-CAUSES: dict[type[StorageError], Status] = {
-    NotFound: Status.MISSING,
-    ObjectChanged: Status.CHANGED,
-    CorruptObject: Status.CHANGED,
-    AccessDenied: Status.DENIED,
-}
+OF_THE_FILE = (NotFound, ObjectChanged, CorruptObject, AccessDenied)
 """Why a file could not be read that is no reason to end the run: it gets a row, and is tried again by the next one."""
 
 
@@ -75,9 +71,8 @@ def _expand(store: Store, parent: Parent, storage: StorageConfig) -> int:
         with open_blocks(source, info) if kind == VIDEO else source.open(info.key) as stream:
             found = _frames(parent, stream) if kind == VIDEO else _fragments(store, parent, kind, stream, left_out)
             return write_fragments(store, parent, kind, found, left_out)
-    except tuple(CAUSES) as error:
-        status = next(CAUSES[cause] for cause in type(error).__mro__ if cause in CAUSES)
-        return write_fragments(store, parent, parent.kind, [_problem(parent, status, str(error))], left_out)
+    except OF_THE_FILE as error:
+        return write_fragments(store, parent, parent.kind, [_problem(parent, status_of(error), str(error))], left_out)
 
 
 def _fragments(store: Store, parent: Parent, kind: str, stream: BinaryIO, left_out: LeftOut) -> Iterator[Fragment]:

@@ -19,8 +19,7 @@ from pipeline.layout.root import opened
 from pipeline.layout.served import Recipe
 from pipeline.runner import FATAL
 from pipeline.schemas import Status
-from pipeline.sources.folder import escape_bytes
-from pipeline.stages.reads import CAUSES
+from pipeline.stages.reads import failed, status_of
 from pipeline.storage import StorageConfig, is_remote, read_ahead
 
 QUERY_BYTES = 2**20  # taken as the size of an image that is read ahead
@@ -109,7 +108,6 @@ def _measured(recipe: Recipe, storage: StorageConfig, image: QueryImage) -> Meas
         except FATAL:
             raise
         except StorageError as error:
-            cause = next((CAUSES[kind] for kind in type(error).__mro__ if kind in CAUSES), Status.TIMEOUT)
-            return Measured(cause, escape_bytes(str(error)))
+            return failed(status_of(error), str(error))
     found = measure(data, recipe.measure)
     return found if found.content_hash or not data else found._replace(content_hash=content_hash(data))

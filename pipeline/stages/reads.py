@@ -13,7 +13,7 @@ from pipeline.errors import AccessDenied, CorruptObject, NotFound, ObjectChanged
 from pipeline.kernels.header import ImageError
 from pipeline.kernels.measure import Measured
 from pipeline.kernels.pillow_decode import Decoded
-from pipeline.layout.images import ImageObject
+from pipeline.layout.images import ImageObject, problem_error
 from pipeline.layout.members import member_content, read_span
 from pipeline.layout.pixels import Content, Cutting, cut_out, decoded, read_frames
 from pipeline.layout.root import Root
@@ -50,6 +50,11 @@ class _Span(NamedTuple):
     start: int = 0
     end: int = 0
     failed: Measured | None = None
+
+
+def status_of(error: StorageError) -> Status:
+    """The status of an image that could not be had."""
+    return next(CAUSES[cause] for cause in type(error).__mro__ if cause in CAUSES)
 
 
 def failed(status: Status, message: str) -> Measured:
@@ -99,8 +104,8 @@ def _span_of(image: ImageObject | None, max_bytes: int) -> _Span:
     inside = image.fragment
     taken = image.size if inside is None else max(image.size, inside.length - HEADER_BYTES)
     if inside is not None and inside.problem:
-        status, _, message = inside.problem.partition(": ")
-        return _Span([image], failed=failed(Status(status), message))
+        error = problem_error(inside)
+        return _Span([image], failed=failed(error.status, str(error)))
     if image.is_frame:
         return _Span([image])
     if taken > max_bytes:
@@ -147,7 +152,7 @@ def _fetch(root: Root, span: _Span) -> bytes | Measured:
 
 
 def _failure(error: StorageError) -> Measured:
-    return failed(next(CAUSES[cause] for cause in type(error).__mro__ if cause in CAUSES), str(error))
+    return failed(status_of(error), str(error))
 
 
 def _wholes(root: Root, span: _Span, data: bytes | None, cutting: Cutting) -> Iterator[Read]:
