@@ -181,6 +181,27 @@ def test_equal_boxes_of_one_image_are_no_duplicates(tmp_path: Path, finder: Path
     assert between == {"same_pixels"}
 
 
+def test_equal_boxes_of_one_image_in_two_splits_are_no_leak(tmp_path: Path) -> None:
+    """A list may put two boxes of one image into two splits: `same_parent`, unless another file has the pixels too."""
+    tile = np.asarray(Image.open(io.BytesIO(squares(1))).resize((50, 50)))
+    sink = io.BytesIO()
+    Image.fromarray(np.tile(tile, (13, 13, 1))[:640, :640]).save(sink, "PNG")
+    lines = ["filename,split,col_x,row_y,width,height", "a.png,train,0,0,100,100", "a.png,val,200,300,100,100"]
+    files = {"a.png": sink.getvalue(), "list.csv": "\n".join(lines).encode()}
+    folder = write_files(tmp_path / "photos", files)
+    audit = run(folder / "list.csv", root=tmp_path / "audit", boxes=PLAIN)
+    assert rows(audit, "leaks") == []
+    assert set(pairs(audit).values()) == {"same_parent"}
+    write_files(folder, {"b.png": cropped(sink.getvalue(), (0, 0, 640, 640))})
+    write_files(folder, {"list.csv": "\n".join([*lines, "b.png,val,0,0,100,100"]).encode()})
+    later = run(folder / "list.csv", root=tmp_path / "audit", boxes=PLAIN)
+    train, val, other = "a.png#xywh=0,0,100,100", "a.png#xywh=200,300,100,100", "b.png#xywh=0,0,100,100"
+    found = {row["uri"]: (row["kind"], row["severity"], row["similarity"]) for row in rows(later, "leaks")}
+    assert found == {
+        train: ("same_pixels", 5, 1.0), val: ("same_parent", 2, 1.0), other: ("same_pixels", 5, 1.0),
+    }  # fmt: skip
+
+
 def test_an_image_is_decoded_once_for_all_of_its_boxes(
     tmp_path: Path, finder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

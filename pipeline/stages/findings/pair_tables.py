@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.kernels.leaks import Edges, Leaks, Members, expand_matches
+from pipeline.kernels.leaks import SEVERITY, Edges, Leaks, Members, expand_matches
 from pipeline.schemas import EXACT_DUPLICATES, GROUPING_KINDS, KIND_ORDER, Kind
 from pipeline.stages.findings.context import Range, as_table, subject_columns
 
@@ -86,10 +87,10 @@ def leaks_table(found: Range) -> pa.Table:
     """Every image of the range with its best match in each other split."""
     asked, edges = _asked(found)
     members = _members(found, asked, edges)
-    leaks = expand_matches(members, _as_edges(edges), asked)
+    leaks = _without_copies_of_one_file(found, expand_matches(members, _as_edges(edges), asked))
     at = leaks.edge
     measured = {name: _of_edge(edges[name], at) for name in (*MEASURES, "is_mirrored", "is_verified")}
-    exact = _is_exact(leaks)
+    exact = (at < 0) & ~leaks.is_transitive
     for name in MEASURES[:3]:
         measured[name] = pc.if_else(pa.array(exact), pa.scalar(1.0), measured[name])
     # an exact match was decided on hashes, a transitive one on the edges between
@@ -110,6 +111,22 @@ def leaks_table(found: Range) -> pa.Table:
             "is_transitive": leaks.is_transitive,
         },
     )
+
+
+def _without_copies_of_one_file(found: Range, leaks: Leaks) -> Leaks:
+    """The leaks, equal boxes or frames of one file that are in two splits being `same_parent` like all others. Where
+    another file has a copy in that split too it is a leak, whichever of the copies stands for it.
+    """
+    exact = found.graph.exact
+    one, other = (exact.parents_of(ids) for ids in (leaks.image_id, leaks.match_id))
+    siblings = _is_exact(leaks) & (one == other) & (one >= 0)
+    for row in np.flatnonzero(siblings):
+        copies = exact.rows_of(exact.representatives_of(leaks.image_id[row : row + 1]))
+        in_split = copies[exact.split[copies] == leaks.match_split[row]]
+        siblings[row] = bool((exact.parent_id[in_split] == one[row]).all())
+    kind = np.where(siblings, KIND_ORDER.index(Kind.SAME_PARENT), leaks.kind).astype(leaks.kind.dtype)
+    severity = np.where(siblings, SEVERITY[Kind.SAME_PARENT], leaks.severity).astype(leaks.severity.dtype)
+    return replace(leaks, kind=kind, severity=severity)
 
 
 def _asked(found: Range) -> tuple[NDArray[np.int64], pa.Table]:
