@@ -239,6 +239,8 @@ class _Listing:
         for position, one in enumerate(self.ranges):
             if position and (free <= 0 or held >= PAGES_AHEAD or (one.is_wide and not one.is_begun)):
                 return
+            if one.failure is not None:  # the listing ends there: nothing behind it is of use
+                return
             if one.is_complete or one.waiting is not None or (position and self._is_stalled(one)):
                 continue
             if not one.is_begun:
