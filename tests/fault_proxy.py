@@ -23,7 +23,8 @@ class Rule:
     are dropped: a writer that dies in mid-write), `strip:A` (the request's header A is removed),
     `stall` (no reply before the client hangs up), `stall_body:N` (N bytes of the reply's body and no more before the
     client hangs up), `drip:N` (the body N bytes at a time, 5 ms apart), `header:A:B` (the reply's header A gets the
-    value B). "" lets a request pass, and counts it.
+    value B), `unsized:N` (the reply tells no length and ends after N bytes of the body, "" = all). "" lets a request
+    pass, and counts it.
     """
 
     fault: str
@@ -127,6 +128,11 @@ class FaultProxy:
             await self._begin(request, int(argument))
             return False
         reply = await self._forward(request, method)
+        if kind == "unsized":
+            kept = [(key, value) for key, value in reply.headers if key.lower() not in ("content-length", "connection")]
+            writer.write(Message(reply.first, kept, reply.body[: int(argument or len(reply.body))]).encoded())
+            await writer.drain()
+            return False
         if kind in ("stall_body", "drip"):
             return await _send_slowly(reader, writer, reply, kind, int(argument))
         return kind != "drop_after" and await _send_reply(writer, reply, kind, argument)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import boto3
 import pytest
 from fault_proxy import FaultProxy, Rule
 from s3_servers import free_port, ministack_port, moto_port, new_store, quick, use_credentials
@@ -247,6 +248,7 @@ def test_nobody_listens(direct: Store) -> None:
         (404, "NoSuchBucket", NotFound),
         (403, "AccessDenied", AccessDenied),
         (403, "SomethingNew", AccessDenied),
+        (403, "InvalidObjectState", AccessDenied),
         (403, "InvalidAccessKeyId", BadCredentials),
         (403, "SignatureDoesNotMatch", BadCredentials),
         (400, "ExpiredToken", BadCredentials),
@@ -283,6 +285,51 @@ def test_the_cause_of_a_refused_head_is_asked_by_a_get(store: Store, proxy: Faul
     proxy.inject(Rule("status:403:", "HEAD", count=9), Rule("status:403:AccessDenied", "GET", count=9))
     with pytest.raises(AccessDenied):
         store.exists(KEY)
+
+
+def test_a_refused_head_of_an_empty_object_ends(store: Store, direct: Store, proxy: FaultProxy) -> None:
+    """A GET of its first byte is a range past its end: that asks for no other HEAD."""
+    direct.put("empty", b"")
+    for ask in (store.stat, store.exists, lambda key: store.read_range(key, 0, 0)):
+        proxy.inject(Rule("status:403:", "HEAD", count=99), Rule("status:416:InvalidRange", "GET", count=99))
+        with pytest.raises(AccessDenied):
+            ask("empty")
+        assert (proxy.requests("HEAD"), proxy.requests("GET")) == (1, 1)
+
+
+def test_what_lies_in_glacier_is_to_be_restored(store: Store, proxy: FaultProxy) -> None:
+    proxy.inject(Rule("status:403:InvalidObjectState", "GET"))
+    with pytest.raises(AccessDenied, match="restore it"):
+        store.read(KEY)
+
+
+def test_a_server_that_tells_no_length(store: Store, direct: Store, proxy: FaultProxy) -> None:
+    """The MD5 of the whole, or the range that is named, says that all came; else the missing length is the error."""
+    expect = direct.stat(KEY)
+    proxy.inject(Rule("unsized:100", "GET", count=2), Rule("unsized:", "GET", count=99))
+    assert store.read(KEY, expect=expect) == DATA
+    assert proxy.requests() == 3
+    proxy.inject(Rule("unsized:5", "GET"), Rule("unsized:", "GET", count=99))
+    assert store.read_range(KEY, 10, 20, expect=expect) == DATA[10:30]
+    assert proxy.requests() == 2
+    in_parts(direct, "parts")
+    proxy.inject(Rule("unsized:", count=99))
+    for ask in (store.read, store.stat):
+        with pytest.raises(StorageError, match="tells no Content-Length") as caught:
+            ask("parts")
+        assert type(caught.value) is StorageError
+        assert "damaged" not in str(caught.value)
+    assert proxy.requests() == 2
+
+
+def in_parts(store: Store, key: str) -> None:
+    """Puts an object whose ETag is no MD5."""
+    server, bucket, prefix = store.uri.removeprefix("minio://").split("/", 2)
+    client = boto3.client("s3", endpoint_url=f"http://{server}", region_name="us-east-1")
+    place = {"Bucket": bucket, "Key": f"{prefix}/{key}"}
+    place["UploadId"] = client.create_multipart_upload(**place)["UploadId"]
+    part = {"ETag": client.upload_part(**place, PartNumber=1, Body=DATA)["ETag"], "PartNumber": 1}
+    client.complete_multipart_upload(**place, MultipartUpload={"Parts": [part]})
 
 
 def test_a_server_that_overwrites_is_refused(direct: Store, proxy: FaultProxy) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +20,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3_servers import moto_port, new_store, quick, use_credentials
 
-from pipeline.storage import open_store
+from pipeline.errors import NotFound
+from pipeline.storage import open_store, redact
 from pipeline.storage.s3_client import forget_clients
 from pipeline.storage.s3_sign import signed_headers
 
@@ -56,6 +59,21 @@ def test_keys_of_all_kinds_come_from_the_place_they_were_put(monkeypatch: pytest
         assert store.read_range(key, 0, 2, expect=store.stat(key)) == key.encode()[:2]
 
 
+def test_a_key_that_is_no_utf8_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 has no such keys; a list may name one. Asked on the long way, which comes first, and on the short one."""
+    use_credentials(monkeypatch)
+    store, key = new_store(moto_port()), "a\udce9.jpg"
+    store.put("a", b"1")
+    forget_clients()
+    for ask in (store.read, store.stat, store.open, store.delete, lambda key: store.read_range(key, 0, 1)):
+        with pytest.raises(NotFound, match="no UTF-8"):
+            ask(key)
+    assert not store.exists(key)
+    store.read("a")
+    with pytest.raises(NotFound, match="no UTF-8"):
+        store.read(key)
+
+
 def test_other_credentials_are_used_from_the_next_request_on(monkeypatch: pytest.MonkeyPatch) -> None:
     """And a client without any goes the long way, which says what is missing."""
     use_credentials(monkeypatch)
@@ -77,6 +95,37 @@ def test_other_credentials_are_used_from_the_next_request_on(monkeypatch: pytest
     forget_clients()
     assert len({head.partition("User-Agent: ")[2].partition("\n")[0] for head in seen}) == 1
     assert os.environ["AWS_SESSION_TOKEN"] == "second-token"
+
+
+PROCESS = """
+import datetime, json, sys
+name = open(sys.argv[1]).read()
+until = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=5)
+print(json.dumps({"Version": 1, "AccessKeyId": f"key-of-{name}", "SecretAccessKey": f"secret-of-{name}",
+                  "SessionToken": f"token-of-{name}", "Expiration": until.isoformat()}))
+"""
+
+
+def test_refreshed_credentials_are_masked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Temporary ones are replaced while a run goes on; those that expire so soon, before each request."""
+    use_credentials(monkeypatch)
+    store = new_store(moto_port())
+    store.put("x", b"1")
+    (tmp_path / "name").write_text("nobody")
+    (tmp_path / "keys.py").write_text(PROCESS)
+    command = f"{sys.executable} {tmp_path}/keys.py {tmp_path}/name"
+    (tmp_path / "config").write_text(f"[profile refreshed]\ncredential_process = {command}\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_PROFILE", "refreshed")
+    forget_clients()
+    store.read("x")
+    for ask, name in ((store.read, "the short way"), (store.stat, "botocore")):
+        (tmp_path / "name").write_text(name)
+        ask("x")
+        assert redact(f"a secret-of-{name} b token-of-{name} c") == "a *** b *** c"
+    forget_clients()
 
 
 def record_heads(monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -334,3 +334,25 @@ def test_pieces_are_written_as_they_come(store: Store, tmp_path: Path) -> None:
     assert [*tmp_path.iterdir()] == []
     store.put_pieces("out", pieces(ends=True))
     assert store.read("out") == bytes(3000)
+
+
+def test_a_read_that_fails_in_an_open_file_is_typed() -> None:
+    """The kernel gives EIO for the first page of the memory of any process, as a disk does for a bad sector."""
+    store = LocalStore(Path("/proc/self"))
+    with (
+        store.open("mem") as stream,
+        pytest.raises(StorageError, match=r"read /proc/self/mem: .*\(errno 5\)") as raised,
+    ):
+        stream.read(10)
+    assert type(raised.value) is StorageError
+
+
+def test_an_open_file_reads_and_seeks_as_any(store: Store) -> None:
+    data = bytes(range(256)) * 3000
+    store.put("a", data)
+    with store.open("a") as stream:
+        assert stream.read(5) == data[:5]
+        assert (stream.seek(-7, os.SEEK_END), stream.read()) == (len(data) - 7, data[-7:])
+        assert (stream.seek(200_000), stream.read(300_000)) == (200_000, data[200_000:500_000])
+        assert (stream.tell(), stream.seek(10**9), stream.read(1)) == (500_000, 10**9, b"")
+    assert stream.closed

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,16 +17,9 @@ from hypothesis import strategies as st
 from s3_servers import moto_port, new_store, quick, use_credentials
 
 from pipeline.errors import NotFound, ObjectChanged, StorageError, UsageError
-from pipeline.storage import ObjectInfo, Store, open_store, request_counts
-from pipeline.storage.copies import (
-    ARCHIVES,
-    FILES,
-    SyncParams,
-    bytes_held,
-    copy_names,
-    keep_copy,
-    remove_copies,
-)
+from pipeline.storage import TEMPORARY_PREFIX, ObjectInfo, Store, open_store, request_counts
+from pipeline.storage.copies import bytes_held, copy_names, keep_copy, remove_copies
+from pipeline.storage.copy_folder import ARCHIVES, FILES, SyncParams, begin_run, require_usable
 from pipeline.storage.synced import SyncedStore
 
 SIZE = 1000
@@ -226,6 +222,11 @@ def test_a_killed_writer_takes_no_room(tmp_path: Path) -> None:
     assert writer(params, 5, 7).wait(60) == 0
     assert bytes_held(params) == 2 * SIZE
     assert len(list(Path(params.folder).rglob("*.size"))) == 2
+    for number in (7, 8):  # the first one looks for room, the second has what its dead writer took given back
+        assert number == 7 or writer(SyncParams(params.folder, 3 * SIZE), 8, 9, dies=True).wait(60) == -9
+        names = copy_names(params, "s3://bucket", ObjectInfo(f"{number}.jpg", SIZE, f"etag {number}", 0))
+        assert keep_copy(params, names, (bytes(SIZE),)) is None
+        assert Path(params.folder, "image-audit-copies").read_text().split() == [str(bytes_held(params))] == ["2000"]
 
 
 def test_copies_are_removed_and_nothing_else(remote: Store, params: SyncParams) -> None:
@@ -255,13 +256,149 @@ def test_a_folder_with_other_files_is_refused(remote: Store, tmp_path: Path) -> 
     params = SyncParams(str(tmp_path / "mine"), 10_000)
     info = listed(remote)["../1.jpg"]
     with pytest.raises(UsageError, match="not copies of ours"):
-        SyncedStore(remote, params).read(info.key, expect=info)
+        require_usable(params)
+    assert SyncedStore(remote, params).read(info.key, expect=info) == b"\x01" * SIZE
     with pytest.raises(UsageError, match="nothing in it is removed"):
         remove_copies(params)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["original.jpg"]
     for wrong in (("relative", 5), (str(tmp_path), 0)):
         with pytest.raises(UsageError):
             SyncParams(*wrong)
+
+
+def test_a_copy_has_its_blocks_before_a_byte_is_asked_for(params: SyncParams) -> None:
+    """Else an archive is downloaded up to where the disk is full, once for each range that is read of it."""
+    seen: list[int] = []
+
+    def pieces() -> Iterator[bytes]:
+        (temporary,) = (path for path in Path(params.folder).rglob("*") if path.name.startswith(TEMPORARY_PREFIX))
+        seen.append(temporary.stat().st_blocks * 512)
+        yield bytes(1 << 20)
+
+    big = SyncParams(params.folder, 10 << 20)
+    assert keep_copy(big, copy_names(big, "s3://b", ObjectInfo("a.tar", 1 << 20, "x", 0)), pieces()) is not None
+    assert seen[0] >= 1 << 20
+
+
+NO_ROOM = """
+import os, resource, sys
+from pathlib import Path
+from pipeline.storage import ObjectInfo, request_counts
+from pipeline.storage.copies import SyncParams, bytes_held, copy_names, keep_copy
+params = SyncParams(sys.argv[1], 10**9)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+def never():
+    raise AssertionError("asked for")
+    yield b""
+descriptors = os.listdir("/proc/self/fd")
+for key in ("a.tar", "a.tar", "b.tar"):
+    names = copy_names(params, "s3://bucket", ObjectInfo(key, 5_000_000, "etag", 0))
+    assert keep_copy(params, names, never()) is None
+small = copy_names(params, "s3://bucket", ObjectInfo("c.jpg", 1000, "etag", 0))
+assert keep_copy(params, small, (bytes(1000),)) is not None
+assert os.listdir("/proc/self/fd") == descriptors
+assert Path(params.folder, "image-audit-copies").read_text().split() == ["1000"]
+assert bytes_held(params) == 1000
+assert [path.name for path in Path(params.folder).rglob("*.*") if path.is_file()] == [small[0].path.name]
+assert request_counts().requests["sync.full"] == 3
+"""
+
+
+def test_a_disk_without_room_gives_everything_back(tmp_path: Path) -> None:
+    """Room in the ledger, the temporary file and its lock, and the descriptor."""
+    command = [sys.executable, "-c", NO_ROOM, str(tmp_path / "copies")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.count("its disk is full")) == (0, 1), done.stderr
+
+
+@pytest.mark.parametrize("harm", ["below a file", "no folder inside", "no marker", "of others", "a copy is a folder"])
+def test_a_broken_folder_harms_no_image(
+    harm: str, remote: Store, params: SyncParams, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every read is served by the store, and the folder is warned of once; what the store says stays what it is."""
+    store, infos, folder = SyncedStore(remote, params), listed(remote), Path(params.folder)
+    if harm == "below a file":
+        folder.write_bytes(b"")
+        store = SyncedStore(remote, SyncParams(f"{folder}/copies", 10_000))
+    elif harm == "of others":
+        write = folder / "theirs.txt"
+        folder.mkdir()
+        write.write_bytes(b"")
+    else:
+        for info in infos.values():
+            store.read(info.key, expect=info)
+    if harm == "no folder inside":
+        shutil.rmtree(folder / "files")
+        (folder / "files").write_bytes(b"")
+    elif harm == "no marker":
+        (folder / "image-audit-copies").unlink()
+        shutil.rmtree(folder / "files")
+    elif harm == "a copy is a folder":
+        for path in list(folder.rglob("*.md5")):
+            path.unlink()
+            path.mkdir()
+            (path / "x").mkdir()
+    for _ in range(2):
+        for key, info in infos.items():
+            assert store.read(key, expect=info) == remote.read(key)
+            assert store.read_range(key, 5, 10, expect=info) == remote.read(key)[5:15]
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert 1 <= len(warned) == len(set(warned)) <= 2
+    assert all("is read from its store each time" in line for line in warned)
+    gone = ObjectInfo("gone.jpg", 5, "0" * 32, 0)
+    with pytest.raises(NotFound):
+        store.read(gone.key, expect=gone)
+
+
+def aged(params: SyncParams, days: float = 1.0) -> None:
+    """Takes all copies, one by one, to be from so many days ago, the first by name the oldest."""
+    then = time.time() - days * 86400
+    for number, path in enumerate(sorted(Path(params.folder).rglob("*.*"))):
+        if path.is_file():
+            os.utime(path, (then + number, then + number))
+
+
+def test_copies_of_earlier_nights_make_room(remote: Store, tmp_path: Path) -> None:
+    """The oldest ones go, and none that this night has used or made; when only these are left the budget is full."""
+    params = SyncParams(str(tmp_path / "copies"), 5 * SIZE)
+    store, infos = SyncedStore(remote, params), list(listed(remote).values())[:5]
+    for info in infos:
+        store.read(info.key, expect=info)
+    aged(params)
+    begin_run(params)
+    kept = {path.stem: path for path in Path(params.folder).rglob("*.md5")}
+    by_age = [path.stem for path in sorted(kept.values(), key=lambda path: path.stat().st_mtime)]
+    used = [info for info in infos if copy_names(params, store.uri, info)[0].path.stem == by_age[0]]
+    store.read(used[0].key, expect=used[0])
+    for number in range(4):
+        remote.put("new.jpg", bytes([50 + number]) * SIZE)
+        info = remote.stat("new.jpg")
+        before = requests()
+        assert store.read(info.key, expect=info) == store.read(info.key, expect=info)
+        assert since(before) == {"s3.get": 1, "sync.write": 1, "sync.hit": 1}
+        assert bytes_held(params) <= params.budget_bytes
+        left = kept.keys() & {path.stem for path in Path(params.folder).rglob("*.md5")}
+        assert left == {by_age[0], *by_age[(3, 3, 5, 5)[number] :]}
+    before = requests()
+    remote.put("new.jpg", b"y" * SIZE)
+    info = remote.stat("new.jpg")
+    assert store.read(info.key, expect=info) == b"y" * SIZE
+    assert since(before)["sync.full"] == 1
+    assert Path(params.folder, "image-audit-copies").read_text().split() == [str(bytes_held(params))] == ["5000"]
+
+
+def test_two_processes_give_up_old_copies_together(tmp_path: Path) -> None:
+    params = SyncParams(str(tmp_path / "copies"), 25 * SIZE + 999)
+    assert writer(params, 100, 125).wait(60) == 0
+    aged(params)
+    both = [writer(params, 0, 40), writer(params, 20, 60)]
+    assert [one.wait(60) for one in both] == [0, 0]
+    copies = list(Path(params.folder).rglob("*.size"))
+    assert {copy.read_bytes()[0] for copy in copies} <= set(range(60))
+    assert all(len(copy.read_bytes()) == SIZE and len(set(copy.read_bytes())) == 1 for copy in copies)
+    assert bytes_held(params) == len(copies) * SIZE == 25 * SIZE
+    assert Path(params.folder, "image-audit-copies").read_text().split() == [str(25 * SIZE)]
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from archives_made import tar_of
-from audited import LOCAL, assert_equal_tables, run, small_set
+from audited import LOCAL, assert_equal_tables, run, small_set, write_files
 from fault_proxy import FaultProxy
 from s3_servers import moto_port, new_store, use_credentials
 
@@ -58,6 +59,9 @@ def test_each_object_is_fetched_once(photos: Store, tmp_path: Path) -> None:
     assert sizes(copies, "files") == []
     assert len(sizes(copies, "archives")) == 1
     assert all(photos.exists(uri) for uri in FILES)
+    part: dict[str, Any] = {"storage": storage(copies), "where": LOCAL, "until": "features"}
+    assert pipeline.run(photos.uri, root=tmp_path / "four", delete_tar=True, **part) is None
+    assert (len(sizes(copies, "files")), sizes(copies, "archives")) == (len(FILES), [])
 
 
 def test_what_has_no_room_is_read_from_its_store(photos: Store, tmp_path: Path) -> None:
@@ -75,4 +79,26 @@ def test_what_cannot_be_is_said_at_once(photos: Store, tmp_path: Path) -> None:
         pipeline.run(photos.uri, root=tmp_path / "x", where=LOCAL, storage={"sync_to_local": "copies"})
     with pytest.raises(UsageError, match=r"they go with storage\.sync_to_local"):
         pipeline.run(photos.uri, root=tmp_path / "x", where=LOCAL, delete_img=True)
+    full = write_files(tmp_path / "full", {"mine.txt": b""})
+    folders = {
+        "not copies of ours": full,
+        "is no folder": full / "mine.txt" / "copies",
+        "is where the root": tmp_path / "x",
+        "is where the root .* writes": tmp_path / "x/features",
+        "choose another one": tmp_path,
+    }
+    for said, folder in folders.items():
+        with pytest.raises(UsageError, match=said):
+            pipeline.run(photos.uri, root=tmp_path / "x", where=LOCAL, storage=storage(folder))
     assert not (tmp_path / "x").exists()
+    assert [path.name for path in full.iterdir()] == ["mine.txt"]
+
+
+def test_a_folder_that_breaks_meanwhile_harms_no_image(photos: Store, tmp_path: Path) -> None:
+    plain = run(photos.uri, root=tmp_path / "plain", storage={"region": "us-east-1"})
+    copies = tmp_path / "copies"
+    run(photos.uri, root=tmp_path / "one", storage=storage(copies))
+    for kind in ("files", "archives"):
+        shutil.rmtree(copies / kind)
+        (copies / kind).write_bytes(b"")
+    assert_equal_tables(run(photos.uri, root=tmp_path / "two", storage=storage(copies)), plain)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from pipeline.storage.ahead import read_ahead
-from pipeline.storage.copies import ARCHIVES, FILES, SyncParams, remove_copies
+from pipeline.storage.copies import remove_copies
+from pipeline.storage.copy_folder import ARCHIVES, FILES, SyncParams, begin_run, require_usable
 from pipeline.storage.counts import RequestCounts, request_counts
 from pipeline.storage.interface import TEMPORARY_PREFIX, ObjectInfo, StorageConfig, Store
 from pipeline.storage.leftovers import remove_leftovers
@@ -25,6 +26,7 @@ __all__ = [
     "Store",
     "SyncParams",
     "SyncedStore",
+    "begin_run",
     "canonical_uri",
     "is_remote",
     "open_store",
@@ -33,6 +35,7 @@ __all__ = [
     "remove_copies",
     "remove_leftovers",
     "request_counts",
+    "require_usable",
 ]
 
 _DEFAULT = StorageConfig()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import uuid
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pipeline.errors import AccessDenied, NotFound, ObjectChanged, StorageError, StorageFull, UsageError
 from pipeline.storage.counts import count_request
@@ -19,13 +20,14 @@ from pipeline.storage.walk import walk
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
-_MISSING = {errno.ENOENT, errno.ENOTDIR}
+_MISSING = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}
 _IN_THE_WAY = {
     errno.ENOTDIR: "Choose another place (such as another --root), or move the file away",
     errno.EISDIR: "Name a file: this is a folder",
 }
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_NAMES = frozenset(("", ".", ".."))
+_BUFFER = 2**16
 _READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # O_NONBLOCK: opening a FIFO must not wait for a writer
 
 
@@ -133,7 +135,7 @@ class LocalStore:
         path = self._path(key)
         count_request("disk.get")
         with typed("read", path):
-            return _opened(path)
+            return stream_of(path, _descriptor(path))
 
     def local_path(self, key: str) -> Path | None:
         """Return the file's path."""
@@ -149,7 +151,7 @@ class LocalStore:
                 f"{self.folder}: a disk cannot hold the key {key!r}; wanted names joined by single slashes, none of "
                 "them empty, `.` or `..`"
             )
-        return f"{self.folder}/{key}"
+        return f"{self.folder}/{key}" if self.folder.name else f"/{key}"
 
 
 def _read_whole(path: str, expect: ObjectInfo | None) -> bytes:
@@ -180,11 +182,48 @@ def _check_unchanged(path: str, found: os.stat_result, expect: ObjectInfo | None
 
 
 def _opened(path: Path) -> BinaryIO:
+    return os.fdopen(_descriptor(path), "rb")
+
+
+def _descriptor(path: Path) -> int:
     descriptor = os.open(path, _READ)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise NotFound(f"read {path}: it is no regular file")
-    return os.fdopen(descriptor, "rb")
+    return descriptor
+
+
+class _File(io.RawIOBase):
+    """An open file. A read that fails is a StorageError: zipfile takes an OSError for a damaged archive.
+
+    It has no `fileno`: who asks for that reads past it, and indexed_gzip takes a failure for a damaged gzip.
+    """
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path, self._descriptor = path, descriptor
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with typed("read", self._path):
+            return os.readv(self._descriptor, [buffer])
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return os.lseek(self._descriptor, offset, whence)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self._descriptor)
+        super().close()
+
+
+def stream_of(path: Path, descriptor: int) -> BinaryIO:
+    """An open file to read and seek in, whose reads raise StorageErrors; closing it closes the descriptor."""
+    return io.BufferedReader(_File(path, descriptor), _BUFFER)
 
 
 @contextmanager

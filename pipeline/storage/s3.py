@@ -7,7 +7,7 @@ import hashlib
 import io
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,9 +25,12 @@ from pipeline.storage.s3_answers import (
     check_expected,
     check_md5,
     check_range_served,
+    checked_length,
     etag,
     is_md5,
+    is_utf8,
     mtime_ns,
+    told_length,
 )
 from pipeline.storage.s3_client import ClientKey, client_for, gets_for, is_aws
 from pipeline.storage.s3_cuts import Ask
@@ -148,9 +151,10 @@ class S3Store:
         except AccessDenied as error:
             denied = error
         else:
-            return ObjectInfo(key, int(answer["ContentLength"]), etag(answer), mtime_ns(answer))
+            return ObjectInfo(key, told_length(where, answer), etag(answer), mtime_ns(answer))
         # the answer to a HEAD has no error code: a GET tells a wrong key from a missing permission
-        self.read_range(key, 0, 1)
+        with suppress(PastEnd):  # of an empty object, which is there
+            self._insist(where, lambda: self._get(where, {"Key": self._full(key), "Range": "bytes=0-0"}))
         raise denied
 
     def delete(self, key: str) -> None:
@@ -175,6 +179,8 @@ class S3Store:
         full = f"{self.place.prefix}/{key}" if self.place.prefix else key
         if "\0" in key or len(full.encode("utf-8", "surrogateescape")) > MAX_KEY_BYTES:
             raise UsageError(f"{self.uri}: {key[:80]!r} is no S3 key; wanted at most 1,024 bytes without NUL")
+        if not is_utf8(full):
+            raise NotFound(f"{self.uri}: {key[:80]!r} is no UTF-8, as every S3 key is: there is no such object")
         return full
 
     def _where(self, verb: str, key: str) -> str:
@@ -236,8 +242,7 @@ class S3Store:
         answer = self._ask("get_object", where, arguments)
         body = asked(where, lambda: cast(bytes, answer["Body"].read()))
         count_bytes_read(len(body))
-        if len(body) != int(answer.get("ContentLength", -1)):
-            raise Transient("corrupt", f"{len(body)} bytes came, {answer.get('ContentLength')} were promised")
+        answer["ContentLength"] = checked_length(where, answer, body)
         if not etag(answer):
             raise Transient("corrupt", "the answer has no ETag: it is not the object")
         if "Range" in arguments:

@@ -7,7 +7,7 @@ import re
 from datetime import datetime, timezone
 from typing import Any
 
-from pipeline.errors import ObjectChanged
+from pipeline.errors import ObjectChanged, StorageError
 from pipeline.storage.interface import ObjectInfo
 from pipeline.storage.retry import Transient
 
@@ -23,6 +23,32 @@ def check_expected(where: str, answer: dict[str, Any], expect: ObjectInfo | None
         raise ObjectChanged(
             f"{where}: {size} bytes, etag {etag(answer)}; listed with {expect.size}, {expect.etag}. List again"
         )
+
+
+def told_length(where: str, answer: dict[str, Any]) -> int:
+    """Bytes of the object or range as the answer tells them. Raises StorageError where it does not."""
+    told = int(answer.get("ContentLength", -1))
+    if told < 0:
+        raise StorageError(
+            f"{where}: the server tells no Content-Length and the ETag is no MD5, so that a body that is cut off would "
+            "not show. Have the server, or the proxy in front of it, send the length"
+        )
+    return told
+
+
+def checked_length(where: str, answer: dict[str, Any], body: bytes) -> int:
+    """Bytes of the body. Raises Transient for others than promised, StorageError where nothing tells if all came.
+
+    Without a promise the range that is named, which the caller compares, or the MD5 of a whole object tells it.
+    """
+    if int(answer.get("ContentLength", -1)) < 0 and ("ContentRange" in answer or is_md5(answer)):
+        if "ContentRange" not in answer:
+            check_md5(body, answer)
+        return len(body)
+    told = told_length(where, answer)
+    if told != len(body):
+        raise Transient("corrupt", f"{len(body)} bytes came, {told} were promised")
+    return told
 
 
 def check_md5(body: bytes, answer: dict[str, Any]) -> None:
@@ -77,3 +103,12 @@ def mtime_ns(entry: dict[str, Any]) -> int:
         return 0
     span = modified - datetime(1970, 1, 1, tzinfo=timezone.utc)
     return (span.days * 86400 + span.seconds) * 10**9
+
+
+def is_utf8(key: str) -> bool:
+    """Tell whether a key, with surrogates for bytes that are not UTF-8, has none of these."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

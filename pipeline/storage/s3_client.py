@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -75,8 +76,7 @@ def _created(key: ClientKey) -> Any:
     session = boto3.Session()
     credentials = session.get_credentials()
     if credentials is not None:
-        frozen = credentials.get_frozen_credentials()
-        remember(frozen.access_key, frozen.secret_key, frozen.token)
+        _remember_refreshed(credentials)
     config = Config(
         retries={"mode": "standard", "total_max_attempts": 1},  # ours is the only retry loop
         max_pool_connections=POOL_SIZE,
@@ -90,8 +90,16 @@ def _created(key: ClientKey) -> Any:
     region = key.region or session.region_name or "us-east-1"
     client = session.client("s3", region_name=region, endpoint_url=key.endpoint, config=config)
     _getters[key] = PlainGets(client, credentials)
+    if credentials is not None:
+        client.meta.events.register("before-sign.s3", partial(_remember_refreshed, credentials))
     client.meta.events.register("before-parse.s3.ListObjectsV2", read_listing_answer)
     return client
+
+
+def _remember_refreshed(credentials: Any, **_: Any) -> None:
+    """Has what requests are signed with from now on masked: temporary credentials are replaced every few hours."""
+    frozen = credentials.get_frozen_credentials()
+    remember(frozen.access_key, frozen.secret_key, frozen.token)
 
 
 def _forget_in_child() -> None:

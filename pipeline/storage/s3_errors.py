@@ -119,6 +119,10 @@ _PERMISSION_ADVICE = (
     "The credentials need s3:ListBucket, s3:GetObject and, for a root, s3:PutObject and s3:DeleteObject there"
 )
 _PLACE_ADVICE = "Check endpoint, region and bucket name"
+_BY_CODE: dict[str, tuple[type[StorageError], str]] = {
+    "NoSuchBucket": (NotFound, "There is no such bucket: check its name, the endpoint and the region"),
+    "InvalidObjectState": (AccessDenied, "It lies in an archive tier (Glacier): restore it, then run again"),
+}
 _BY_STATUS: dict[int, type[StorageError]] = {412: ConditionFailed, 416: PastEnd}
 
 
@@ -139,8 +143,8 @@ def _final(code: str, status: int) -> tuple[type[StorageError], str]:
         return BadCredentials, f"{_CREDENTIAL_ADVICE}; check the region and this machine's clock too"
     if code in _FULL:
         return StorageFull, "Free space or raise the quota, then run again; finished work is kept"
-    if code == "NoSuchBucket":
-        return NotFound, "There is no such bucket: check its name, the endpoint and the region"
+    if code in _BY_CODE:
+        return _BY_CODE[code]
     if code in _MISSING or status == 404:
         return NotFound, "There is no such object"
     # to a HEAD, S3 answers an expired token with a bare 400

@@ -19,6 +19,7 @@ from botocore.awsrequest import AWSRequest
 from botocore.exceptions import ClientError, FlexibleChecksumError, IncompleteReadError
 from botocore.utils import percent_encode
 
+from pipeline.storage.redact import remember
 from pipeline.storage.s3_sign import signed_headers
 
 _SIGNATURES = ("s3v4", "v4")
@@ -100,6 +101,7 @@ class PlainGets:
         headers |= {"If-Match": request["IfMatch"]} if "IfMatch" in request else {}
         path = way.base + percent_encode(request["Key"], safe="/~")
         credentials, now = self._credentials.get_frozen_credentials(), datetime.now(timezone.utc)
+        remember(credentials.access_key, credentials.secret_key, credentials.token)
         headers = signed_headers(headers, path, (way.region, way.service), credentials, now)
         status, told, body = self._sent(way, path, headers)
         if status in (200, 206):

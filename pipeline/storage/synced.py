@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from pipeline.storage.copies import CopyName, SyncParams, copy_names, keep_copy, open_copy, remove_copy
+from pipeline.storage.copies import copy_names, keep_copy, open_copy, read_copy, read_part
+from pipeline.storage.copy_folder import SyncParams
 from pipeline.storage.counts import count_request
 from pipeline.storage.interface import ObjectInfo, Store, check_range
-from pipeline.storage.local import typed
+from pipeline.storage.local import stream_of
 
 PIECE = 8 * 2**20
 """Bytes per request while a copy is made for a part of it."""
@@ -43,7 +42,7 @@ class SyncedStore:
         if expect is None or not expect.etag:
             return self.remote.read(key, expect=expect)
         names = copy_names(self.copies, self.uri, expect)
-        data = self._copied(names)
+        data = next((data for name in names if (data := read_copy(self.copies, name)) is not None), None)
         if data is None:
             data = self.remote.read(key, expect=expect)
             keep_copy(self.copies, names, (data,))
@@ -53,16 +52,16 @@ class SyncedStore:
         """Return bytes [start, start + length) of the copy, which is made whole first."""
         check_range(key, start, length)
         descriptor = self._opened(key, expect)
-        if descriptor is None:
-            return self.remote.read_range(key, start, length, expect=expect)
-        with typed("read", key), os.fdopen(descriptor, "rb") as file:
-            file.seek(start)
-            return file.read(length)
+        data = None if descriptor is None else read_part(self.copies, descriptor, start, length)
+        return self.remote.read_range(key, start, length, expect=expect) if data is None else data
 
     def open(self, key: str) -> BinaryIO:
         """Open a copy of the object as it is now."""
-        descriptor = self._opened(key, self.remote.stat(key))
-        return self.remote.open(key) if descriptor is None else os.fdopen(descriptor, "rb")
+        info = self.remote.stat(key)
+        descriptor = self._opened(key, info)
+        if descriptor is None:
+            return self.remote.open(key)
+        return stream_of(copy_names(self.copies, self.uri, info)[-1].path, descriptor)
 
     def put(self, key: str, data: bytes) -> None:
         """Write to the remote store."""
@@ -92,32 +91,16 @@ class SyncedStore:
         """Return None: a copy is of one version, a path would be of any."""
         return self.remote.local_path(key)
 
-    def _copied(self, names: tuple[CopyName, ...]) -> bytes | None:
-        for name in names:
-            with typed("read", name.path):
-                descriptor = open_copy(name)
-                if descriptor is None:
-                    continue
-                with os.fdopen(descriptor, "rb") as file:
-                    data = file.read()
-            if len(data) == name.size and name.md5 in ("", hashlib.md5(data, usedforsecurity=False).hexdigest()):
-                count_request("sync.hit", read=len(data))
-                return data
-            remove_copy(self.copies, name)
-        return None
-
     def _opened(self, key: str, expect: ObjectInfo | None) -> int | None:
         """A descriptor of the copy, made if need be; None where there is none and no room."""
         if expect is None or not expect.etag:
             return None
         # the one that reached the disk before it got its name: a part has no MD5 to compare
         names = copy_names(self.copies, self.uri, expect)[-1:]
-        with typed("read", names[0].path):
-            descriptor = open_copy(names[0])
+        descriptor = open_copy(self.copies, names[0])
         if descriptor is not None:
             count_request("sync.hit")
             return descriptor
         starts = range(0, expect.size, PIECE)
         keep_copy(self.copies, names, (self.remote.read_range(key, at, PIECE, expect=expect) for at in starts))
-        with typed("read", names[0].path):
-            return open_copy(names[0])
+        return open_copy(self.copies, names[0])
