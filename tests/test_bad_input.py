@@ -45,7 +45,7 @@ def test_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog
         f"no images found in {tmp_path / 'photos'}: every table is empty (there is 1 file: 1 .txt"
     )
     assert "; 1 hidden; wanted .avif, .bmp, .gif, .giff, .heic" in warning
-    assert "images      0 (0 ok, 0 invalid)" in capsys.readouterr().out
+    assert "images      0 (0 ok, 0 invalid); 1 other file and 1 hidden file left out\n" in capsys.readouterr().out
     assert_consistent(pipeline.open(tmp_path / "audit"), 0, 0)
 
 
@@ -80,7 +80,7 @@ def test_files_that_are_no_images_by_name(tmp_path: Path, caplog: pytest.LogCapt
         counters = audit.published.session["stages"][0]["counters"]
         assert (counters["left_out"], counters["hidden"]) == (12, 1)
         assert (audit.summary()["left_out"], audit.summary()["hidden"]) == (12, 1)
-        assert "images      1 (1 ok, 0 invalid); 12 other files left out" in repr(audit)
+        assert "images      1 (1 ok, 0 invalid); 12 other files and 1 hidden file left out\n" in repr(audit)
 
 
 def test_quiet_run_warns_of_an_empty_audit(tmp_path: Path) -> None:
@@ -162,9 +162,11 @@ def test_table_that_matches_in_part(tmp_path: Path, caplog: pytest.LogCaptureFix
     with caplog.at_level("INFO"):
         audit = run(photos, root=tmp_path / "audit", rule={"table": str(table)}, progress=True)
 
-    assert "1 of 3 images are not named by the table or pattern, such as 'b.jpg'" in caplog.messages
-    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert warning == f"3 rows of the table {table} match no image, such as 'none.jpg'"
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [
+        "1 of 3 images are not named by the table or pattern, such as 'b.jpg'",
+        f"3 rows of the table {table} match no image, such as 'none.jpg'",
+    ]
     found = {row["uri"]: row["label"] for row in rows(audit, "images")}
     assert found == {"a%2520b.jpg": "x", "b.jpg": None, "d.jpg": "y"}
 

@@ -22,7 +22,6 @@ from pipeline.kernels.boxes import (
     RotatedBox,
     UprightBox,
     box_name,
-    from_normalised,
     parse_bounding_box,
     parse_box,
     split_box,
@@ -137,23 +136,6 @@ def test_fastdups_words_say_where_boxes_come_from() -> None:
 def test_other_bounding_boxes_are_refused(text: str) -> None:
     with pytest.raises(UsageError, match="bounding_box"):
         parse_bounding_box(text)
-
-
-@given(st.data())
-def test_yolo_labels_of_six_decimals_give_the_whole_box_back(data: st.DataObject) -> None:
-    width, height = data.draw(st.sampled_from([(640, 480), (1920, 1080), (4000, 3000)]))
-    x, y = data.draw(st.integers(0, width - 20)), data.draw(st.integers(0, height - 20))
-    w, h = data.draw(st.integers(1, width - x)), data.draw(st.integers(1, height - y))
-    said = [(x + w / 2) / width, (y + h / 2) / height, w / width, h / height]
-    box = from_normalised(*[float(f"{number:.6f}") for number in said], width, height)
-    parent = decoded(np.broadcast_to(np.uint8(0), (height, width)), "L")
-    assert crop(parent, box, BARE).native.shape == (h, w)
-    assert np.allclose(astuple(box), (x, y, w, h), atol=0.005)
-
-
-def test_a_yolo_label_has_a_short_name() -> None:
-    assert box_name(from_normalised(0.3, 0.3, 0.2, 0.2, 1000, 1000)) == "xywh=200,200,200,200"
-    assert box_name(from_normalised(0.5, 0.5, 1 / 3, 0.25, 100, 30)) == "xywh=33.333,11.25,33.333,7.5"
 
 
 # Upright crops

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.kernels.decode import decode, decode_rgb, luminance_thumbnail
@@ -246,3 +248,73 @@ def test_sun_raster_with_a_wrong_size_is_too_large() -> None:
     data = cv2_written(".ras", LEVELS[:, :, :3])
     huge = data[:4] + struct.pack(">II", 65_000, 65_000) + data[12:]
     assert measure(huge, PARAMS).status is Status.TOO_LARGE
+
+
+DEEP = (LEVELS.astype(np.uint16) * 251) + 3
+
+
+def tiff_of(pixels: NDArray[Any], **kept: Any) -> bytes:
+    file = io.BytesIO()
+    tifffile.imwrite(file, pixels, **kept)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kept", [{}, {"compression": "zlib"}, {"tile": (16, 16)}], ids=str)
+def test_tiff_that_counts_from_white_is_no_negative(order: Any, kept: dict[str, Any]) -> None:
+    """The same pixels as from black up, of 1, 8 and 16 bits."""
+    deep, plain = DEEP[:, :, 0], LEVELS[:, :, 0]
+    for pixels in (deep, plain):
+        negative = tiff_of(~pixels, photometric="miniswhite", byteorder=order, **kept)
+        np.testing.assert_array_equal(decode(negative, PARAMS).native, pixels)
+    two = tiff_of(plain > 99, photometric="miniswhite", byteorder=order)
+    np.testing.assert_array_equal(decode(two, PARAMS).native, np.where(plain > 99, 0, 255))
+
+
+@pytest.mark.parametrize("kind", ["u2", "f4"])
+@pytest.mark.parametrize("kept", [{}, {"compression": "zlib"}, {"tile": (16, 16)}], ids=str)
+def test_tiff_in_planes_is_right_or_refused(kind: str, kept: dict[str, Any]) -> None:
+    """OpenCV mixes the planes of more than 8 bits up; Pillow reads those of 8."""
+    planes = np.moveaxis(LEVELS[:, :, :3], 2, 0)
+    eight = tiff_of(planes, photometric="rgb", planarconfig="separate", **kept)
+    np.testing.assert_array_equal(decode(eight, PARAMS).native, LEVELS[:, :, :3])
+    deep = tiff_of(planes.astype(kind), photometric="rgb", planarconfig="separate", **kept)
+    row = measure(deep, PARAMS)
+    assert row.status == Status.UNSUPPORTED
+    assert "each channel in a plane of its own is not read; save it with the channels" in (row.message or "")
+    beside = tiff_of(DEEP[:, :, 0].astype(kind), photometric="minisblack", planarconfig="separate", **kept)
+    assert measure(beside, PARAMS).status == Status.OK
+
+
+def lab_of(pixels: NDArray[np.uint8]) -> bytes:
+    Image.frombytes("LAB", pixels.shape[1::-1], pixels.tobytes()).save(file := io.BytesIO(), "TIFF")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (tiff_of(DEEP[:, :, 0].view(np.int16)), "signed whole numbers of 16 bits does not tell which number is black"),
+        (tiff_of(DEEP[:, :, :3].view(np.int16), photometric="rgb"), "signed whole numbers of 16 bits"),
+        (tiff_of(DEEP[:, :, 0].astype(np.uint32)), "whole numbers of 32 bits does not tell which"),
+        (tiff_of(LIGHT.astype(np.float16), photometric="rgb"), "real numbers of 16 bits is not read"),
+        (tiff_of(LIGHT.astype(np.complex64)[:, :, 0]), "complex numbers is not read"),
+        (lab_of(np.ascontiguousarray(LEVELS[:, :, :3])), "in Lab colours is not read; convert it to RGB"),
+        (tiff_of(DEEP[:, :, :2], photometric="minisblack", planarconfig="contig"), "2 channels of 16 bits is not read"),
+    ],
+    ids=["int16", "int16 rgb", "uint32", "float16", "complex", "lab", "grey and alpha"],
+)
+def test_tiff_of_a_kind_that_is_not_read_says_what_to_do(data: bytes, said: str) -> None:
+    row = measure(data, PARAMS)
+    assert row.status == Status.UNSUPPORTED
+    assert said in (row.message or "")
+    assert "convert it to" in (row.message or "")
+
+
+@pytest.mark.parametrize("start", [b"GIF89a", b"II*\0\x08\0\0\0"], ids=["gif", "tiff"])
+def test_what_pillow_does_not_know_is_said_the_same_each_time(start: bytes) -> None:
+    """Its own message has an address in memory."""
+    rows = [measure(start + bytes(60 + more), PARAMS) for more in (0, 0)]
+    assert rows[0].message == rows[1].message
+    assert " at 0x" not in (rows[0].message or "")
+    assert rows[0].status == Status.UNREADABLE

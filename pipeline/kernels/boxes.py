@@ -89,15 +89,6 @@ def split_box(uri: str) -> tuple[str, Box | None]:
     return parent, parse_box(fragment)
 
 
-def from_normalised(cx: float, cy: float, w: float, h: float, width: int, height: int) -> UprightBox:
-    """Box in pixels of a YOLO label: its centre and sides as shares of a `width` x `height` image.
-
-    Rounded to 1/1,000 pixel: the last bits of a product make no name of their own.
-    """
-    numbers = ((cx - w / 2) * width, (cy - h / 2) * height, w * width, h * height)
-    return UprightBox(*(round(number, 3) for number in numbers))
-
-
 class BoxesFrom(str, Enum):
     """Where the boxes of an image come from."""
 

@@ -20,7 +20,7 @@ from pipeline.kernels import raster
 from pipeline.kernels.bmff import without_exif
 from pipeline.kernels.footprint import opencv_footprint, pillow_footprint, raster_footprint
 from pipeline.kernels.header import Header, ImageError, read_header
-from pipeline.kernels.heif_decode import heif_decode
+from pipeline.kernels.heif_decode import heif_decode, heif_header
 from pipeline.kernels.native_decode import native_decode
 from pipeline.kernels.pillow_decode import Decoded, bands, pillow_decode, pillow_header, to_shown
 from pipeline.kernels.shrink import fitted_size
@@ -89,7 +89,17 @@ def decode(data: bytes, limits: Limits) -> Decoded:
     elif header.format == "avif":
         data = without_exif(data)
     deep = _decode_deep(data, header, check) if _is_deep(header) else None
-    return deep or pillow_decode(data, header, check)
+    return _as_positive(deep or pillow_decode(data, header, check), header)
+
+
+def sized_header(data: bytes) -> Header:
+    """Header of a whole file, with its size where only a library can tell that. Raises ImageError."""
+    header = read_header(data)
+    if header.width:
+        return header
+    if header.format == "heif":
+        return heif_header(data, header)
+    return pillow_header(without_exif(data) if header.format == "avif" else data, header)
 
 
 def decode_rgb(data: bytes, limits: Limits) -> NDArray[np.uint8]:
@@ -202,7 +212,9 @@ def _complete(data: bytes, flags: int) -> NDArray[Any] | None:
 def _is_deep(header: Header) -> bool:
     """Whether Pillow would cut an image to 8 bits, or refuse it, where OpenCV has all of them."""
     if header.format == "tiff":
-        return header.channels in (3, 4) if header.bits == 16 else header.is_real and header.bits in (32, 64)
+        if header.bits == 16:
+            return header.channels in (3, 4) or header.is_negative
+        return header.is_real and header.bits in (32, 64)
     return header.format in ("png", "avif") and header.bits > 8
 
 
@@ -225,6 +237,13 @@ def _decode_deep(data: bytes, header: Header, check: Callable[[Header, float], N
         pixels = orient(pixels, header.orientation)
     header = header._replace(width=pixels.shape[1], height=pixels.shape[0])
     return Decoded(header, pixels, _SPACES[1 if pixels.ndim == 2 else pixels.shape[2]])
+
+
+def _as_positive(decoded: Decoded, header: Header) -> Decoded:
+    """White as the largest number: Pillow turns 1 and 8 bits about, neither it nor OpenCV 16."""
+    if header.is_negative and decoded.native.dtype == np.uint16:
+        np.bitwise_not(decoded.native, out=decoded.native)
+    return decoded
 
 
 def _decode_raster(data: bytes, header: Header) -> Decoded:

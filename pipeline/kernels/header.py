@@ -13,7 +13,7 @@ from functools import partial
 from typing import NamedTuple
 
 from pipeline.errors import AuditError
-from pipeline.kernels import raster
+from pipeline.kernels import raster, tiff_kinds
 from pipeline.kernels.bmff import av1_bits, brands, jpeg2000_size, largest_area, missing_bytes
 from pipeline.kernels.foreign import unsupported_message
 from pipeline.schemas import Status
@@ -24,7 +24,7 @@ class Header(NamedTuple):
 
     buffered: bytes per pixel of the coefficients that a JPEG of several scans keeps until the last one is read, and of
     the tile of a TIFF. is_real: samples are floating-point numbers. whole: pixels of the largest image in a HEIF or
-    AVIF file, before anything is cut off it.
+    AVIF file, before anything is cut off it. is_negative: the samples of a TIFF count from white down.
     """
 
     format: str
@@ -38,6 +38,7 @@ class Header(NamedTuple):
     buffered: float = 0.0
     is_real: bool = False
     whole: int = 0
+    is_negative: bool = False
 
 
 class ImageError(AuditError):
@@ -308,7 +309,7 @@ def _bytes_short(count: int) -> str:
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _TIFF_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 _TIFF_VALUES = 2_000_000  # a picture of max_pixels in tiles of 16x16 has 600,000; directories may hide in each other
-_TIFF_USED = frozenset({256, 257, 258, 273, 274, 277, 279, 322, 323, 324, 325, 339})
+_TIFF_USED = tiff_kinds.USED | {256, 257, 273, 274, 279, 322, 323, 324, 325}
 
 
 def _read_tiff(data: bytes) -> Header:
@@ -336,7 +337,10 @@ def _read_tiff(data: bytes) -> Header:
     missing = f"{end - len(data)} bytes" if end > len(data) else ""
     tile = first.get(322, (0,))[0] * first.get(323, (0,))[0] * channels * max(1, bits // 8)
     buffered, is_real = tile / max(1, width * height), first.get(339, (1,))[0] == 3
-    return Header("tiff", width, height, channels, bits, max(1, len(seen)), orientation, missing, buffered, is_real)
+    header = Header("tiff", width, height, channels, bits, max(1, len(seen)), orientation, missing, buffered, is_real)
+    if (refused := tiff_kinds.refusal(first)) and not missing:
+        raise ImageError(Status.UNSUPPORTED, refused, header)
+    return header._replace(is_negative=tiff_kinds.is_negative(first))
 
 
 def _tiff_directory(data: bytes, offset: int, order: str, is_big: bool) -> tuple[dict[int, tuple[int, ...]], int, int]:

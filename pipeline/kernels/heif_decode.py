@@ -6,7 +6,7 @@ libheif turns the image by the file's own boxes; an orientation in its EXIF is w
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,17 +17,27 @@ from pipeline.kernels.native_decode import overheard
 from pipeline.kernels.pillow_decode import Decoded
 from pipeline.schemas import Status
 
+T = TypeVar("T")
 _SPACES = {"L": "L", "I": "L", "LA": "LA", "La": "LA", "RGB": "RGB", "RGBA": "RGBA", "RGBa": "RGBA"}
 _CUT = ("truncated", "end of file", "end-of-file", "outside of file", "not enough data")
 
 
 def heif_decode(data: bytes, header: Header, check: Callable[[Header, float], None]) -> Decoded:
     """The primary image; 10 and 12 bits as the high ones of uint16. `check`: see `pillow_decode`. Raises ImageError."""
+    return _asked(lambda library: _primary(library, data, header, check))
+
+
+def heif_header(data: bytes, header: Header) -> Header:
+    """Header of the primary image of a whole file, with its size after the file's own turns. Raises ImageError."""
+    return _asked(lambda library: _described(_opened(library, data), header))
+
+
+def _asked(work: Callable[[Any], T]) -> T:
     try:
         import pillow_heif
 
         pillow_heif.options.DECODE_THREADS = 1  # a worker has one core
-        return overheard(lambda: _primary(pillow_heif, data, header, check))[0]
+        return overheard(lambda: work(pillow_heif))[0]
     except ImportError as error:
         wanted = "it needs pillow-heif: pip install 'image-audit[heif]'"
         raise ImageError(Status.UNSUPPORTED, f"heif is not read on this machine ({error}); {wanted}") from error
@@ -48,16 +58,26 @@ def _image_error(error: Exception) -> ImageError:
     return ImageError(status, f"libheif: {said[:200]}")
 
 
-def _primary(library: Any, data: bytes, header: Header, check: Callable[[Header, float], None]) -> Decoded:
+def _opened(library: Any, data: bytes) -> Any:
     opened = library.open_heif(data, convert_hdr_to_8bit=False)
     if not len(opened):
         raise SyntaxError("no image of a coding that this build reads")
+    return opened
+
+
+def _described(opened: Any, header: Header) -> Header:
+    image = opened[opened.primary_index]
+    width, height = image.size
+    channels, bits = len(_SPACES[image.mode.partition(";")[0]]), image.info["bit_depth"]
+    return header._replace(width=width, height=height, channels=channels, bits=bits, frames=len(opened))
+
+
+def _primary(library: Any, data: bytes, header: Header, check: Callable[[Header, float], None]) -> Decoded:
+    opened = _opened(library, data)
     image = opened[opened.primary_index]
     mode, _, deep = image.mode.partition(";")
-    bits = image.info["bit_depth"]
-    width, height = image.size
-    space = _SPACES[mode]
-    header = header._replace(width=width, height=height, channels=len(space), bits=bits, frames=len(opened))
+    header, space = _described(opened, header), _SPACES[mode]
+    width, height = header.width, header.height
     check(header, heif_footprint(header) * max(1.0, header.whole / max(1, width * height)))
     rows = np.frombuffer(image.data, np.dtype("<u2" if deep else "u1")).reshape(height, -1)
     if image.size != (width, height):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, features
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 
 from pipeline.kernels.footprint import pillow_footprint
 from pipeline.kernels.header import Header, ImageError, exif_orientation
@@ -54,6 +54,8 @@ _REFUSALS = (
     zlib.error,
 )
 """Everything Pillow's plugins were seen to raise on broken files; it promises no list."""
+
+_CONVERT = "convert it to grey or RGB of 8 or 16 bits"
 
 T = TypeVar("T")
 _SPACES = {"1": "L", "P": "RGB", "PA": "RGBA", "RGBX": "RGB", "La": "LA", "RGBa": "RGBA", "YCbCr": "RGB", "HSV": "RGB"}
@@ -162,10 +164,19 @@ def _opened(data: bytes, header: Header, work: Callable[[ImageFile.ImageFile], T
         raise ImageError(Status.TOO_LARGE, f"Pillow: {error}") from error
     except MemoryError as error:
         raise ImageError(Status.CRASHED, "no memory left to decode it") from error
+    except UnidentifiedImageError as error:  # its message names an address in memory
+        raise _unidentified(header) from error
     except _REFUSALS as error:
         said = f"{type(error).__name__}: {error}"
         is_cut = "truncated" in said.lower() or isinstance(error, EOFError)
         raise ImageError(Status.TRUNCATED if is_cut else Status.UNREADABLE, f"Pillow: {said[:200]}") from error
+
+
+def _unidentified(header: Header) -> ImageError:
+    if header.format == "tiff" and header.width * header.height:
+        kind = f"tiff of {header.channels} channels of {header.bits} bits"
+        return ImageError(Status.UNSUPPORTED, f"{kind} is not read; {_CONVERT}", header)
+    return ImageError(Status.UNREADABLE, f"Pillow: the start of the file is no {header.format} that it knows")
 
 
 def _known_header(image: ImageFile.ImageFile, header: Header) -> Header:
@@ -240,7 +251,7 @@ def _native(image: Image.Image) -> NDArray[Any]:
     """Every channel of the image in its colour space, taken over in bands: Pillow's own way makes three copies."""
     space = _space(image)
     if not space:
-        raise ImageError(Status.UNSUPPORTED, f"{image.mode} pixels have no defined 8-bit colours")
+        raise ImageError(Status.UNSUPPORTED, f"{image.mode} pixels have no defined colours; {_CONVERT}")
     width, height = image.size
     shape = (height, width) if len(space) == 1 else (height, width, len(space))
     native: NDArray[Any] = np.empty(shape, _sample_type(image))

@@ -16,6 +16,7 @@ SLACK = 0.01
 DECIMALS = 3
 """Of a pixel: files have six digits, so an image of 2,000 pixels is known to 0.001: more would be noise in a name."""
 SHOWN = 40
+CLASSES = 2**31
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def parse_labels(data: bytes) -> YoloBoxes:
             problem = _outside(numbers, len(words))
         if problem is not None:
             problems[len(lines)] = problem
-        classes.append(int(numbers[0]) if problem is None else -1)
+        classes.append(_class(words[0]))
         lines.append(number)
         is_corners.append(len(words) == CORNERS)
         shares.append(corners)
@@ -95,9 +96,18 @@ def _numbers(words: list[bytes]) -> tuple[list[float], str | None]:
         return [], f"{_shown(words)} are not all numbers"
     if not np.isfinite(numbers).all():
         return numbers, f"{_shown(words)} are not all finite"
-    if numbers[0] < 0 or numbers[0] != int(numbers[0]) or numbers[0] >= 2**31:
+    if _class(words[0]) < 0:
         return numbers, f"class {words[0].decode('ascii', 'replace')[:SHOWN]}; wanted a whole number from 0 on"
     return numbers, None
+
+
+def _class(word: bytes) -> int:
+    """The class of a line, whatever its box is; -1 where it is none."""
+    try:
+        number = float(word)
+    except ValueError:
+        return -1
+    return int(number) if 0 <= number < CLASSES and number == int(number) else -1
 
 
 def _shown(words: list[bytes]) -> str:
