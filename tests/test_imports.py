@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.runner", "pipeline.progress"),
     ("pipeline.layout",),
     ("pipeline.config",),
+    ("pipeline.renamed",),
     ("pipeline.sources",),
     ("pipeline.models",),
     ("pipeline.storage",),

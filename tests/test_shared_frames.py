@@ -46,7 +46,8 @@ def brute(frames: list[Frame], counts: dict[int, int], params: SharedParams) -> 
             theirs = [(group, time) for group, of, time in frames if of == match]
             both = {group for group, _ in own} & {group for group, _ in theirs}
             shared, back = (sum(group in both for group, _ in side) for side in (own, theirs))
-            if match == video or not both or shared / counts[video] < params.min_share:
+            pictures = len({group for group, _ in own}) + counts[video] - len(own)
+            if match == video or not both or min(shared / counts[video], len(both) / pictures) < params.min_share:
                 continue
             offsets = sorted(
                 min(time for group, time in theirs if group == g) - min(time for group, time in own if group == g)
@@ -85,6 +86,19 @@ def test_a_cut_copy_is_found_with_its_offset() -> None:
     found = rows_of(grouped(whole + part, {1: 100, 2: 20, 3: 7}), SharedParams())
 
     assert found == [(2, 1, 20, 1.0, 20, 0.2, 30_000_000)]
+
+
+def test_one_picture_that_lasts_is_no_copy() -> None:
+    """A black intro of 60 frames before 40 of their own; a lecture of five slides, one of them between two, is one."""
+    intro = [(0, video, at) for video in (1, 2) for at in range(60)]
+    assert rows_of(grouped(intro, {1: 100, 2: 100}), SharedParams()) == []
+    slides = [(10 + slide, video, 20 * slide + at) for video in (3, 4) for slide in range(5) for at in range(19)]
+    found = rows_of(grouped(intro + slides, {1: 100, 2: 100, 3: 100, 4: 96}), SharedParams())
+    assert [row[:4] for row in found] == [(3, 4, 95, 0.95), (4, 3, 95, 95 / 96)]
+    still = [(7, video, at) for video in (5, 6) for at in range(30)]  # nothing else is in either
+    assert [row[:4] for row in rows_of(grouped(still, {5: 30, 6: 31}), SharedParams())] == [
+        (5, 6, 30, 1.0), (6, 5, 30, 30 / 31),
+    ]  # fmt: skip
 
 
 def test_a_frame_that_all_videos_have_costs_nothing() -> None:

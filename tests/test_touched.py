@@ -133,7 +133,9 @@ def test_many_touched_files_are_told_apart(tmp_path: Path, monkeypatch: pytest.M
     infos = [(at, ObjectInfo(uri, len(FILES[uri]), "", 1)) for uri, at in listed] + [
         (99, ObjectInfo("x.jpg", 1, "", 1))
     ]
-    files = [Touched(at, ImageObject(str(photos), info), Listed(0, info, info.key.encode())) for at, info in infos]
+    files = [
+        Touched(at, ImageObject(str(photos), info), Listed((0, info.key.encode(), -1, ""), info)) for at, info in infos
+    ]
     uris = [uri for uri, _ in listed]
     (photos / uris[3]).write_bytes(b"other")
     (photos / uris[4]).unlink()

@@ -153,10 +153,10 @@ def test_a_few_images_that_may_not_be_read_block_nothing(tmp_path: Path, monkeyp
         raise NotFound(f"{image.info.key}: no such file")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepared, "load_as_extracted", gone)
+        patch.setattr(prepared, "fetch", gone)
         with pytest.raises(StorageUnavailable, match="2 of 2 images that were read before"):
             run(folder, root=root)
-        patch.setattr(prepared, "load_as_extracted", denied)
+        patch.setattr(prepared, "fetch", denied)
         first, second = run(folder, root=root), run(folder, root=root)
     assert [row["kind"] for row in rows(first, "duplicates") if not row["is_verified"]] == ["look_alike"]
     assert second.audit_id == first.audit_id

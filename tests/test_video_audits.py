@@ -32,7 +32,7 @@ from pipeline.kernels.pillow_decode import Decoded
 from pipeline.layout.features import list_features, read_feature_rows
 from pipeline.layout.images import ImageObject, image_object, image_objects_of
 from pipeline.layout.inputs import Inputs
-from pipeline.layout.pixels import Cutting, load, load_frames_as_extracted
+from pipeline.layout.pixels import Cutting, frames_as_extracted, load
 from pipeline.layout.served import read_recipe
 from pipeline.layout.snapshots import catalog_rows, latest_snapshot
 from pipeline.plan import preparing
@@ -314,9 +314,9 @@ def test_boxes_of_a_touched_video_are_compared_by_their_pixels(files: dict[str, 
     assert {row["uri"].partition("#xywh")[2] for row in rows(audit, "images")} == {"=0,0,192,96"}
     images, hashes = objects(audit), [hashed for _, _, hashed in loaded(audit)]
     os.utime(folder / "v.avi", ns=(1, 1))
-    found = [*load_frames_as_extracted(audit.root, images, CUTTING, hashes.__getitem__)]
+    found = [*frames_as_extracted(audit.root, images, CUTTING, hashes.__getitem__)]
     assert [number_of(frame.native) for frame in found if isinstance(frame, Decoded)] == [*range(0, 12, 2)]
-    found = [*load_frames_as_extracted(audit.root, images, CUTTING, lambda number: hashes[number - 1])]
+    found = [*frames_as_extracted(audit.root, images, CUTTING, lambda number: hashes[number - 1])]
     assert {type(frame) for frame in found} == {ObjectChanged}
     again = run(folder, root=tmp_path / "audit", bounding_box=box, **FIVE)
     assert {row["uri"] for row in rows(again, "images")} == {row["uri"] for row in rows(audit, "images")}

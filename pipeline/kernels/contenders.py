@@ -15,6 +15,7 @@ from pipeline.kernels.database import FLOAT32_ERROR, Float32, Int32, Int64, Mask
 from pipeline.kernels.hits import JoinParams
 
 _COMPACT_ROWS = 4_000_000
+_LEAST_COSINE = np.float32(-1.5)  # what is under it is masked
 
 
 @dataclass
@@ -45,14 +46,14 @@ def no_contenders(limit: Int64, params: JoinParams) -> Contenders:
 def collect(found: Contenders, queries: Int64, split: int, rows: Int64, similarity: Float32) -> None:
     """Add the rows that may be among the nearest; similarity float32 (n, m); changes found.
 
-    queries int64 (n,), rows int64 (m,), below 2**31; no row comes to a slot twice.
+    queries int64 (n,), rows int64 (m,), below 2**31; no row comes to a slot twice. Similarities under -1.5 are masked.
     """
     columns = similarity.shape[1]
     floor, need = found.floor[queries, split], found.limit[queries, split] + 1  # one more: the query itself
     is_open = np.isneginf(floor) & (2 * need < columns)
     floor[is_open] = _floors(similarity[is_open], need[is_open])
     # numpy finds flat positions four times as fast as rows and columns.
-    query, column = np.divmod(np.flatnonzero(similarity >= floor[:, None]), columns)
+    query, column = np.divmod(np.flatnonzero(similarity >= np.maximum(floor, _LEAST_COSINE)[:, None]), columns)
     values = similarity[query, column]
     is_many = ~is_open & (np.bincount(query, minlength=len(queries)) > 2 * need)
     if is_many.any():

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
+from pipeline.kernels.sampling import mix
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -35,8 +36,9 @@ _NORM_ROWS = 256  # float64 copies that stay in the cache
 class Database:
     """Rows by ascending (list_id, id): ids int64 (n,), vectors float16 or float32 (n, d), split_mask uint64 (n,).
 
-    list_id int32 (n,); scale float64 (n,) = 1 / norm, so that a similarity is the cosine of the vectors as stored.
-    Built by `build_database`.
+    list_id int32 (n,); scale float64 (n,) = 1 / norm, so that a similarity is the cosine of the vectors as stored;
+    parent int64 (n,): whose rows are siblings (`kernels.siblings`), None where there are none. Built by
+    `build_database`.
     """
 
     ids: Int64
@@ -44,6 +46,7 @@ class Database:
     split_mask: UInt64
     list_id: Int32
     scale: Float64
+    parent: Int64 | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -123,12 +126,16 @@ def split_masks(split: NDArray[np.integer]) -> UInt64:
 
 
 def build_database(
-    ids: Int64, vectors: NDArray[np.floating], split_mask: UInt64, list_id: NDArray[np.integer]
+    ids: Int64,
+    vectors: NDArray[np.floating],
+    split_mask: UInt64,
+    list_id: NDArray[np.integer],
+    parent: Int64 | None = None,
 ) -> Database:
     """Return the rows of one partition, in any order on entry, as a Database.
 
     ids int64 (n,), unique; vectors float16 or float32 (n, d), finite, not zero, of any length; split_mask uint64 (n,),
-    not 0; list_id int (n,), >= 0, a row's own list. Raises UsageError for anything else.
+    not 0; list_id int (n,), >= 0, a row's own list; parent int64 (n,) or None. Raises UsageError for anything else.
     """
     count = len(ids)
     problems = []
@@ -146,11 +153,17 @@ def build_database(
         raise UsageError("join: " + "; ".join(problems))
     unit_scale(vectors, "join")  # names the row as it came
     order = np.lexsort((ids, list_id))
-    return ordered_database(ids[order], np.ascontiguousarray(vectors[order]), split_mask[order], list_id[order])
+    parents = None if parent is None else parent[order]
+    ordered = (ids[order], np.ascontiguousarray(vectors[order]), split_mask[order], list_id[order])
+    return ordered_database(*ordered, parents)
 
 
 def ordered_database(
-    ids: Int64, vectors: NDArray[np.floating], split_mask: UInt64, list_id: NDArray[np.integer]
+    ids: Int64,
+    vectors: NDArray[np.floating],
+    split_mask: UInt64,
+    list_id: NDArray[np.integer],
+    parent: Int64 | None = None,
 ) -> Database:
     """Return rows that are by (list_id, id) already as a Database, without a copy of the vectors.
 
@@ -160,14 +173,16 @@ def ordered_database(
     if (repeats := len(ids) - len(np.unique(ids))) > 0:
         raise UsageError(f"join: {repeats} ids occur twice; a row has one list")
     scale = unit_scale(vectors, "join")
-    return Database(ids, vectors, np.asarray(split_mask, np.uint64), np.asarray(list_id, np.int32), scale)
+    masks, lists = np.asarray(split_mask, np.uint64), np.asarray(list_id, np.int32)
+    return Database(ids, vectors, masks, lists, scale, parent)
 
 
 def database_cells(db: Database, keep: int) -> Cells:
     """Return the cells of a database, without the rows that can be in no answer of fewer than `keep` rows.
 
-    Such a row has `keep` others of smaller id and the same vector in its cell. Without this rule, 5,000 copies of one
-    vector would make every boundary of a neighbour list a tie.
+    Such a row has `keep` others of smaller id and the same vector in its cell, siblings of its own where it has a
+    parent: to what is no sibling of theirs they are nearer, and siblings do not find them. Without this rule, 5,000
+    copies of one vector would make every boundary of a neighbour list a tie.
     """
     present = int(np.bitwise_or.reduce(db.split_mask)) if len(db) else 0
     splits = [s for s in range(MAX_SPLITS) if present >> s & 1]
@@ -214,9 +229,12 @@ def visits(cells: Cells, probes: Int32) -> Iterator[tuple[Int64, int, Int64]]:
 
 
 def _not_superfluous(db: Database, rows: Int64, split: Int64, keep: int) -> Mask:
-    """Return which (row, split) entries have fewer than `keep` equal vectors of smaller id in their cell."""
+    """Return which (row, split) entries have fewer than `keep` equal vectors of smaller id in their cell and parent."""
     is_kept = np.ones(len(rows), dtype=bool)
-    _, inverse, count = np.unique(_row_hash(db.vectors), return_inverse=True, return_counts=True)
+    hashed = _row_hash(db.vectors)
+    if db.parent is not None:
+        hashed = hashed ^ mix(db.parent)
+    _, inverse, count = np.unique(hashed, return_inverse=True, return_counts=True)
     suspects = np.flatnonzero(count[inverse[rows]] > keep)
     if len(suspects) == 0:
         return is_kept
@@ -230,7 +248,10 @@ def _not_superfluous(db: Database, rows: Int64, split: Int64, keep: int) -> Mask
     drop, first = suspects[is_over], suspect_rows[run_start[is_over]]
     for at in range(0, len(drop), _CHUNK_ROWS):  # 64 bits may collide; a dropped row is compared in full
         block = slice(at, at + _CHUNK_ROWS)
-        is_kept[drop[block]] = (db.vectors[rows[drop[block]]] != db.vectors[first[block]]).any(axis=1)
+        one, other = rows[drop[block]], first[block]
+        is_kept[drop[block]] = (db.vectors[one] != db.vectors[other]).any(axis=1)
+        if db.parent is not None:
+            is_kept[drop[block]] |= db.parent[one] != db.parent[other]
     return is_kept
 
 

@@ -29,7 +29,8 @@ class JoinParams:
 
     k in every split that the query is itself in, k_cross in every other (0: those are not searched); threshold is the
     similarity of a candidate; no match under `least` is returned (None: all are). The float32 search hands at most
-    overfetch times more rows than are wanted to the float64 ranking; closer crowds are searched in float64.
+    overfetch times more rows than are wanted to the float64 ranking; closer crowds are searched in float64. Siblings of
+    a query are not among these; with a threshold as many of them are found beside them, without one none.
     """
 
     k: int = 10
@@ -59,7 +60,8 @@ class Hits:
     """Neighbours, by (query_id, split, -similarity, match_id): the n-th row of a query and split is its n-th nearest.
 
     query_id, match_id int64; similarity float32, the cosine rounded to 1e-6; split int8, the split that the match was
-    found in (a match of several splits has a row in each); is_own bool, whether the query is in that split too.
+    found in (a match of several splits has a row in each), 64 more for a sibling of the query (`kernels.siblings`);
+    is_own bool, whether the query is in that split too.
     """
 
     query_id: Int64
@@ -114,9 +116,9 @@ def merge_hits(parts: Sequence[Hits], params: JoinParams) -> Hits:
     if _equals_previous(mixed).any():
         hits = _without_repeats(hits)
     query = hits.query_id - hits.query_id.min()
-    if int(query.max()) >= 1 << 36:
+    if int(query.max()) >= 1 << 35:
         query = np.searchsorted(np.unique(query), query)
-    slot = query * MAX_SPLITS + hits.split
+    slot = query * (2 * MAX_SPLITS) + hits.split
     scale = 10**DECIMALS
     below = scale - np.rint(hits.similarity.astype(np.float64) * scale).astype(np.int64)
     order = total_order(slot, below, hits.match_id)

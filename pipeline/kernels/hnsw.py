@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
 from pipeline.kernels.contenders import Contenders, add
-from pipeline.kernels.database import Database, Int64, UInt64, unit_vectors
+from pipeline.kernels.database import Database, Int64, Mask, UInt64, unit_vectors
 from pipeline.kernels.hits import Hits, JoinParams, by_query, empty_hits
 from pipeline.kernels.join import (
     Queries,
@@ -28,6 +28,7 @@ from pipeline.kernels.join import (
     ranked,
     search_of_everything,
 )
+from pipeline.kernels.siblings import Parents, are_siblings
 
 MOST_LINKS = 256
 _BUILD_BREADTH = 40
@@ -67,11 +68,16 @@ def build_graphs(db: Database, params: JoinParams, m: int) -> Graphs:
         return Graphs(search, {split: _graph(search, split, m) for split in np.unique(search.split).tolist()})
 
 
-def join_graphs(graphs: Graphs, query_ids: Int64, xq: NDArray[np.floating], query_mask: UInt64) -> Hits:
-    """Return the hits of queries, as `join_hnsw` does. Raises UsageError for unequal shapes, zero or NaN queries."""
+def join_graphs(
+    graphs: Graphs, query_ids: Int64, xq: NDArray[np.floating], query_mask: UInt64, parent: Parents = None
+) -> Hits:
+    """Return the hits of queries, as `join_hnsw` does. Raises UsageError for unequal shapes, zero or NaN queries.
+
+    parent int64 (n,): a graph knows none, so a query for which siblings left too few others is compared with all rows.
+    """
     search = graphs.search
     nowhere = np.zeros((len(query_ids), 1), dtype=np.int32)
-    queries = checked_queries(search.db, query_ids, xq, query_mask, nowhere)
+    queries = checked_queries(search.db, query_ids, xq, query_mask, nowhere, parent)
     if len(query_ids) == 0 or len(search.db) == 0:
         return empty_hits()
     found = nothing_found(search, queries)
@@ -116,4 +122,20 @@ def _search_graph(graph: faiss.IndexHNSWFlat, search: Search, queries: Queries, 
             similarity, position = graph.search(unit, fetched)
             query, rank = np.nonzero(position >= 0)
             slot = block[query] * found.limit.shape[1] + split
-            add(found, slot, rows[position[query, rank]].astype(np.int32), similarity[query, rank])
+            row, near = rows[position[query, rank]], similarity[query, rank]
+            if queries.parent is not None and search.db.parent is not None:
+                is_sibling = are_siblings(queries.parent[block[query]], search.db.parent[row])
+                kept = _apart(search, found, slot, is_sibling, wanted)
+                slot, row, near = slot[kept] + search.splits * is_sibling[kept], row[kept], near[kept]
+            add(found, slot, row.astype(np.int32), near)
+
+
+def _apart(search: Search, found: Contenders, slot: Int64, is_sibling: Mask, wanted: int) -> Mask:
+    """Return which rows of a graph stay: siblings where they have lists of their own, and all others but for slots that
+    get too few of these, which are marked for an exact search; slots ascend.
+    """
+    slots, which = np.unique(slot, return_inverse=True)
+    others = np.bincount(which, ~is_sibling, len(slots))
+    is_short = (others < wanted) & (others < np.bincount(which, minlength=len(slots)))
+    found.crowded.reshape(-1)[slots[is_short]] = True
+    return np.where(is_sibling, search.finds_siblings, ~is_short[which])

@@ -49,6 +49,7 @@ from pipeline.kernels.hits import (
     saturated_queries,
     total_order,
 )
+from pipeline.kernels.siblings import MASKED, NO_PARENT, SIBLING_SPLIT, Parents, are_siblings, sibling_places
 
 __all__ = [
     "Database",
@@ -81,6 +82,7 @@ class Queries(NamedTuple):
     """Checked queries: vectors as the database stores them, scale = 1 / norm.
 
     floor float32 (n,): a rounded similarity under which nothing is wanted, of a search elsewhere; -inf where all is.
+    parent int64 (n,): what each is a frame or box of; None where the database has no siblings to tell apart.
     """
 
     ids: Int64
@@ -89,10 +91,11 @@ class Queries(NamedTuple):
     mask: UInt64
     probes: Int32
     floor: Float32
+    parent: Parents = None
 
     def take(self, rows: Int64) -> Queries:
         picked = (self.ids[rows], self.vectors[rows], self.scale[rows], self.mask[rows], self.probes[rows])
-        return Queries(*picked, self.floor[rows])
+        return Queries(*picked, self.floor[rows], None if self.parent is None else self.parent[rows])
 
     @property
     def is_floored(self) -> bool:
@@ -103,7 +106,8 @@ class Queries(NamedTuple):
 class Search(NamedTuple):
     """What queries are searched in: row and split int64 (e,) of the entries, which `lists` orders by list and split.
 
-    id_rank int64 (n,) is the order of the database rows by id, by_id its inverse.
+    id_rank int64 (n,) is the order of the database rows by id, by_id its inverse. splits: one more than the largest;
+    the lists of siblings are numbered from there on.
     """
 
     db: Database
@@ -113,6 +117,12 @@ class Search(NamedTuple):
     id_rank: Int64
     by_id: Int64
     params: JoinParams
+    splits: int
+
+    @property
+    def finds_siblings(self) -> bool:
+        """Whether siblings have lists of their own."""
+        return self.db.parent is not None and self.params.threshold is not None
 
 
 def join_lists(
@@ -141,11 +151,16 @@ def join_queries(db: Database, queries: Queries, params: JoinParams) -> Hits:
 
 
 def search_everything(
-    db: Database, query_ids: Int64, xq: NDArray[np.floating], query_mask: UInt64, params: JoinParams
+    db: Database,
+    query_ids: Int64,
+    xq: NDArray[np.floating],
+    query_mask: UInt64,
+    params: JoinParams,
+    parent: Parents = None,
 ) -> Hits:
-    """Return `join_lists` of queries that probe every list: the exact answer, at the speed of one matrix product."""
+    """Return `join_queries` of queries that probe every list: the exact answer, at the speed of one matrix product."""
     nowhere = np.zeros((len(query_ids), 1), dtype=np.int32)
-    queries = checked_queries(db, query_ids, xq, query_mask, nowhere)
+    queries = checked_queries(db, query_ids, xq, query_mask, nowhere, parent)
     if len(query_ids) == 0 or len(db) == 0:
         return empty_hits()
     return _join(search_of_everything(db, params), queries)
@@ -169,7 +184,7 @@ def _search_by_list(db: Database, params: JoinParams) -> Search:
     start = np.append(cells.start[first], len(cells.rows))
     lists = Cells(list_id, np.zeros(len(list_id), dtype=np.int64), start, np.arange(len(cells.rows)))
     split = np.repeat(cells.split, np.diff(cells.start))
-    return Search(db, cells.rows, split, lists, id_rank, by_id, params)
+    return Search(db, cells.rows, split, lists, id_rank, by_id, params, int(split.max(initial=0)) + 1)
 
 
 def _join(search: Search, queries: Queries) -> Hits:
@@ -179,8 +194,13 @@ def _join(search: Search, queries: Queries) -> Hits:
     return by_query(concatenate_hits(parts))
 
 
-def checked_queries(db: Database, ids: Int64, xq: NDArray[np.floating], mask: UInt64, probes: Int32) -> Queries:
-    """Return the queries of a search. Raises UsageError for unequal shapes, zero or NaN rows."""
+def checked_queries(
+    db: Database, ids: Int64, xq: NDArray[np.floating], mask: UInt64, probes: Int32, parent: Parents = None
+) -> Queries:
+    """Return the queries of a search. Raises UsageError for unequal shapes, zero or NaN rows.
+
+    parent int64 (n,): siblings in the database are found as `kernels.siblings` says; None: they are rows like others.
+    """
     shapes = (len(ids), len(xq), len(mask), len(probes))
     if len(set(shapes)) > 1 or xq.ndim != 2 or probes.ndim != 2 or (len(probes) and probes.shape[1] == 0):
         raise UsageError(f"join: ids, vectors, masks, probes have {shapes} rows, want equal, and two of them 2-d")
@@ -188,7 +208,12 @@ def checked_queries(db: Database, ids: Int64, xq: NDArray[np.floating], mask: UI
         raise UsageError(f"join: queries have {xq.shape[1]} dimensions and the database {db.vectors.shape[1]}")
     stored = xq.astype(db.vectors.dtype)
     floor = np.full(len(ids), -np.inf, np.float32)
-    return Queries(np.asarray(ids, dtype=np.int64), stored, unit_scale(stored, "join queries"), mask, probes, floor)
+    if db.parent is None:
+        parent = None
+    elif parent is None:
+        parent = np.full(len(ids), NO_PARENT, np.int64)
+    scale = unit_scale(stored, "join queries")
+    return Queries(np.asarray(ids, dtype=np.int64), stored, scale, mask, probes, floor, parent)
 
 
 def _join_chunk(search: Search, queries: Queries) -> Hits:
@@ -200,15 +225,18 @@ def _join_chunk(search: Search, queries: Queries) -> Hits:
     for probes in [queries.probes] if is_floored else _own_first(queries.probes):
         for entries, _, visitors in visits(search.lists, probes):
             for start in range(0, len(entries), _BLOCK_ROWS):
-                _compare(search, found, entries[start : start + _BLOCK_ROWS], unit, visitors)
+                _compare(search, found, entries[start : start + _BLOCK_ROWS], (unit, queries.parent), visitors)
     return ranked(search, queries, found)
 
 
 def nothing_found(search: Search, queries: Queries) -> Contenders:
-    """Return the start of a search: what is wanted of each query in each split."""
-    splits = np.arange(int(search.split.max()) + 1, dtype=np.uint64)
+    """Return the start of a search: what is wanted of each query in each split, and behind these of its siblings."""
+    splits = np.arange(search.splits, dtype=np.uint64)
     is_own = (queries.mask[:, None] >> splits) & np.uint64(1) == 1
-    found = no_contenders(np.where(is_own, search.params.k, search.params.k_cross), search.params)
+    limit = np.where(is_own, search.params.k, search.params.k_cross)
+    if search.finds_siblings and queries.parent is not None:
+        limit = np.hstack([limit, np.where(queries.parent[:, None] >= 0, limit, 0)])
+    found = no_contenders(limit, search.params)
     # both sides of the comparison are rounded, or off by what float32 errs
     np.maximum(found.floor, queries.floor[:, None] - np.float32(2 * FLOAT32_ERROR), out=found.floor)
     return found
@@ -220,41 +248,68 @@ def _own_first(probes: Int32) -> list[Int32]:
     return [own, np.where(others == own, np.int32(-1), others)]
 
 
-def _compare(search: Search, found: Contenders, entries: Int64, unit: Float32, visitors: Int64) -> None:
-    """Collect what queries may find among the entries of one list; unit float32 (n, d), visitors rows of it."""
-    rows, split = search.row[entries], search.split[entries]
+def _compare(
+    search: Search, found: Contenders, entries: Int64, asked: tuple[Float32, Parents], visitors: Int64
+) -> None:
+    """Collect what queries may find among the entries of one list.
+
+    asked: unit float32 (n, d) and parents of all queries; visitors: rows of these.
+    """
+    (unit, parent), rows, split = asked, search.row[entries], search.split[entries]
     vectors = search.db.unit(rows)
     bounds = np.flatnonzero(np.r_[True, split[1:] != split[:-1], True]).tolist()
     for start in range(0, len(visitors), _BLOCK_QUERIES):
         asking = visitors[start : start + _BLOCK_QUERIES]
         similarity = unit[asking] @ vectors.T
+        if parent is not None and search.db.parent is not None:
+            places = sibling_places(parent[asking], search.db.parent[rows])
+            if search.finds_siblings and len(places):
+                _collect_siblings(search, found, asking, entries, (similarity, places))
+            similarity.reshape(-1)[places] = MASKED
         for first, last in itertools.pairwise(bounds):
             collect(found, asking, int(split[first]), rows[first:last], similarity[:, first:last])
 
 
+def _collect_siblings(
+    search: Search, found: Contenders, asking: Int64, entries: Int64, seen: tuple[Float32, Int64]
+) -> None:
+    """Collect the siblings of queries among the entries of one list; seen: similarities, and where siblings are."""
+    similarity, places = seen
+    rows, split = search.row[entries], search.split[entries]
+    query, column = np.divmod(places, len(rows))
+    is_first = np.r_[True, query[1:] != query[:-1]]
+    apart = np.full((int(is_first.sum()), len(rows)), np.float32(MASKED))
+    apart[np.cumsum(is_first) - 1, column] = similarity.reshape(-1)[places]
+    having = asking[query[is_first]]
+    bounds = np.flatnonzero(np.r_[True, split[1:] != split[:-1], True]).tolist()
+    for first, last in itertools.pairwise(bounds):
+        collect(found, having, search.splits + int(split[first]), rows[first:last], apart[:, first:last])
+
+
 def ranked(search: Search, queries: Queries, found: Contenders) -> Hits:
-    """Return the nearest of what was found, in total order: by query, split, similarity and id."""
+    """Return the nearest of what was found, in total order: by query, split (siblings last), similarity and id."""
     slot, row = compact(found)
-    splits = found.limit.shape[1]
-    is_other = search.db.ids[row] != queries.ids[slot // splits]
+    places = found.limit.shape[1]
+    is_other = search.db.ids[row] != queries.ids[slot // places]
     slot, row = slot[is_other], row[is_other]
-    keys = _key(_cosines(search.db, queries, slot // splits, row), search.id_rank[row])
-    for split in np.flatnonzero(found.crowded.any(axis=0)).tolist():
-        crowd = np.flatnonzero(found.crowded[:, split])
-        exact = _exact_keys(search, queries.take(crowd), split, search.params.k)
-        slot = np.append(slot, np.repeat(crowd * splits + split, exact.shape[1])[exact.ravel() != _NOTHING])
+    keys = _key(_cosines(search.db, queries, slot // places, row), search.id_rank[row])
+    for place in np.flatnonzero(found.crowded.any(axis=0)).tolist():
+        crowd = np.flatnonzero(found.crowded[:, place])
+        exact = _exact_keys(search, queries.take(crowd), place, search.params.k)
+        slot = np.append(slot, np.repeat(crowd * places + place, exact.shape[1])[exact.ravel() != _NOTHING])
         keys = np.append(keys, exact[exact != _NOTHING])
     order = total_order(slot, keys >> 32, keys & 0xFFFFFFFF)
     slot, keys = slot[order], keys[order]
     keep = rank_in_run(slot) < found.limit.reshape(-1)[slot]
     if search.params.least is not None:
         keep &= _similarity_of(keys) >= round(search.params.least, DECIMALS)
-    query, at = np.divmod(slot[keep], splits)
+    query, where = np.divmod(slot[keep], places)
+    is_sibling, at = np.divmod(where, search.splits)
     return Hits(
         query_id=queries.ids[query],
         match_id=search.db.ids[search.by_id[keys[keep] & 0xFFFFFFFF]],
         similarity=_similarity_of(keys[keep]).astype(np.float32),
-        split=at.astype(np.int8),
+        split=(at + is_sibling * SIBLING_SPLIT).astype(np.int8),
         is_own=(queries.mask[query] >> at.astype(np.uint64)) & np.uint64(1) == 1,
     )
 
@@ -281,9 +336,13 @@ def _cosines(db: Database, queries: Queries, query: Int64, row: Int32) -> Float6
     return similarity
 
 
-def _exact_keys(search: Search, queries: Queries, split: int, k: int) -> Int64:
-    """Return the k smallest keys over all rows of the split in the probed lists, float64 throughout: (n, k)."""
+def _exact_keys(search: Search, queries: Queries, place: int, k: int) -> Int64:
+    """Return the k smallest keys over all rows of a split in the probed lists, float64 throughout: (n, k).
+
+    place: the split, or behind all of them that of siblings.
+    """
     best = np.full((len(queries.ids), k), _NOTHING, dtype=np.int64)
+    are_wanted, split = divmod(place, search.splits)
     for entries, _, visitors in visits(search.lists, queries.probes):
         rows = search.row[entries[search.split[entries] == split]]
         for start in range(0, len(rows), _EXACT_ROWS):
@@ -291,17 +350,22 @@ def _exact_keys(search: Search, queries: Queries, split: int, k: int) -> Int64:
             # A row beats the list's last only with a smaller key, and its similarity is at most 1.
             open_lists = visitors[best[visitors, -1] > search.id_rank[block].min()]
             for at in range(0, len(open_lists), _EXACT_QUERIES):
-                _improve(search, queries, best, open_lists[at : at + _EXACT_QUERIES], block)
+                chosen = open_lists[at : at + _EXACT_QUERIES]
+                keys = _wide_keys(search, queries.take(chosen), block, bool(are_wanted))
+                candidates = np.concatenate([best[chosen], keys], axis=1)
+                candidates.partition(k - 1, axis=1)
+                best[chosen] = np.sort(candidates[:, :k], axis=1)
     return np.sort(best, axis=1)
 
 
-def _improve(search: Search, queries: Queries, best: Int64, chosen: Int64, rows: Int64) -> None:
-    """Put the rows' keys among the best of the chosen queries; best (n, k), rows ascending, is changed in place."""
-    k = best.shape[1]
-    q = queries.vectors[chosen].astype(np.float64) * queries.scale[chosen, None]
+def _wide_keys(search: Search, queries: Queries, rows: Int64, are_siblings_wanted: bool) -> Int64:
+    """Return the keys of rows (m,), ascending, in float64: (n, m); _NOTHING for the query itself and what is not
+    wanted, either its siblings or all others.
+    """
+    q = queries.vectors.astype(np.float64) * queries.scale[:, None]
     b = search.db.vectors[rows].astype(np.float64) * search.db.scale[rows, None]
     keys = _key(q @ b.T, search.id_rank[rows])
-    keys[search.db.ids[rows] == queries.ids[chosen, None]] = _NOTHING
-    candidates = np.concatenate([best[chosen], keys], axis=1)
-    candidates.partition(k - 1, axis=1)
-    best[chosen] = np.sort(candidates[:, :k], axis=1)
+    keys[search.db.ids[rows] == queries.ids[:, None]] = _NOTHING
+    if queries.parent is not None and search.db.parent is not None:
+        keys[are_siblings(queries.parent[:, None], search.db.parent[rows]) != are_siblings_wanted] = _NOTHING
+    return keys

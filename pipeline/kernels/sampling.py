@@ -13,6 +13,7 @@ Mask = NDArray[np.bool_]
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _WORD = 1 << 64
+_OWNER_SALT = 6
 
 
 def mix(image_ids: Int64, salt: int = 0) -> UInt64:
@@ -31,6 +32,22 @@ def _mix_word(word: int) -> int:
     word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) % _WORD
     word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) % _WORD
     return word ^ (word >> 31)
+
+
+def one_of_each(image_ids: Int64, owners: Int64) -> Mask:
+    """Return which ids have no owner, and of each owner's the one of smallest hash.
+
+    image_ids int64 (n,), unique; owners int64 (n,), negative for none; returns bool (n,). What is kept of a union is
+    kept of its parts, so shards can be reduced one by one. The hash is of a salt of its own: were it the one of a
+    sample, owners of many ids would be drawn more often.
+    """
+    kept = owners < 0
+    owned = np.flatnonzero(~kept)
+    order = owned[np.lexsort((mix(image_ids[owned], _OWNER_SALT), owners[owned]))]
+    ordered = owners[order]
+    kept[order[:1]] = True
+    kept[order[1:][ordered[1:] != ordered[:-1]]] = True
+    return kept
 
 
 def stable_sample(image_ids: Int64, share: float, salt: int = 0) -> Mask:

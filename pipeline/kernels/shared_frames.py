@@ -28,8 +28,9 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True)
 class SharedParams:
-    """min_share: of a video's frames that are in another one, from which on it is a match. most: matches of a video
-    that are kept, those of the largest share. Raises UsageError listing every wrong value.
+    """min_share: of a video's frames, and of its pictures, that are in another one, from which on it is a match. All
+    its frames in one group are one picture, so that a slide or a black intro that lasts is no copy by itself.
+    most: matches of a video that are kept, those of the largest share. Raises UsageError listing every wrong value.
     """
 
     min_share: float = 0.5
@@ -111,7 +112,7 @@ class _Held:
 
 
 def shared_frames(given: GroupedFrames, params: SharedParams) -> SharedFrames:
-    """The matches of every video: those that at least `min_share` of its frames are in.
+    """The matches of every video: those that at least `min_share` of its frames are in, and of its pictures.
 
     Of a video with over 16 times `most` candidates those with the most of its rare frames are counted; else all are.
     Memory: the input four times, the matches, and blocks of 2^20 candidates (one video at least is a block: 50 bytes
@@ -153,7 +154,7 @@ def _candidates(held: _Held, given: GroupedFrames, params: SharedParams) -> Iter
     span = np.diff(held.first)[held.group]
     order = np.lexsort((held.group, span, held.video))
     # frames before an entry in its video, rarest first: those that are in no group come before all others
-    ungrouped = given.frames - np.bincount(held.video, held.count, len(given.frames)).astype(np.int64)
+    ungrouped = _ungrouped(held, given)
     total = np.cumsum(held.count[order]) - held.count[order]
     starts = total[np.minimum(held.start[:-1], max(0, len(total) - 1))] if len(total) else np.zeros(0, np.int64)
     before = total - starts[held.video[order]] + ungrouped[held.video[order]]
@@ -168,6 +169,12 @@ def _candidates(held: _Held, given: GroupedFrames, params: SharedParams) -> Iter
             left, right = pairs // len(given.videos), pairs % len(given.videos)
             kept = _best(left, -hits, right, _PER_MATCH * params.most)
             yield left[kept], right[kept]
+
+
+def _ungrouped(held: _Held, given: GroupedFrames) -> Array:
+    """Frames of each video that are in no group."""
+    ungrouped: Array = given.frames - np.bincount(held.video, held.count, len(given.frames)).astype(np.int64)
+    return ungrouped
 
 
 def _blocks(video: Array, size: Array) -> Iterator[slice]:
@@ -201,6 +208,7 @@ def _counted(
 ) -> tuple[Array, Array, Array, Array, Array]:
     """Matches among candidates: left, right, shared frames of either, offset; the best `most` of each left one."""
     size = np.diff(held.start)[left]
+    pictures = np.diff(held.start) + _ungrouped(held, given)
     parts = []
     for part in _blocks(np.arange(len(left)), size):
         number = np.repeat(np.arange(part.stop - part.start), size[part])
@@ -211,11 +219,12 @@ def _counted(
         number, entry, other = number[is_in], entry[is_in], other[is_in]
         count = part.stop - part.start
         shared, back = (np.bincount(number, held.count[side], count).astype(np.int64) for side in (entry, other))
-        parts.append((shared, back, _medians(number, held.time[other] - held.time[entry], count)))
-    shared, back, offset = (np.concatenate(column) for column in zip(*parts, strict=True))
+        same = np.bincount(number, minlength=count)
+        parts.append((shared, back, same, _medians(number, held.time[other] - held.time[entry], count)))
+    shared, back, same, offset = (np.concatenate(column) for column in zip(*parts, strict=True))
     share = shared / given.frames[left]
-    order = _best(left, -share, right, params.most)
-    order = order[share[order] >= params.min_share]
+    kept = np.flatnonzero(np.minimum(share, same / pictures[left]) >= params.min_share)
+    order = kept[_best(left[kept], -share[kept], right[kept], params.most)]
     return left[order], right[order], shared[order], back[order], offset[order]
 
 

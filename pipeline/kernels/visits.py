@@ -28,7 +28,8 @@ NOT_OWNED = -1
 class Routed:
     """Vectors with their lists, (n,) each: ids int64, split_mask uint64, vectors float16 (n, d).
 
-    own int32: the list that a vector is in, -1 where it only asks and is no answer; probes int32 (n, nprobe).
+    own int32: the list that a vector is in, -1 where it only asks and is no answer; probes int32 (n, nprobe); parent
+    int64: whose vectors are siblings (`kernels.siblings`), None where they are vectors like others.
     """
 
     ids: Int64
@@ -36,17 +37,22 @@ class Routed:
     vectors: Float16
     own: Int32
     probes: Int32
+    parent: Int64 | None = None
 
     def take(self, rows: Int64 | NDArray[np.bool_]) -> Routed:
         """Some rows."""
-        return Routed(self.ids[rows], self.split_mask[rows], self.vectors[rows], self.own[rows], self.probes[rows])
+        parent = None if self.parent is None else self.parent[rows]
+        picked = (self.ids[rows], self.split_mask[rows], self.vectors[rows], self.own[rows], self.probes[rows])
+        return Routed(*picked, parent)
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 def visit_schema(dimension: int) -> pa.Schema:
-    """Schema of the batches for vectors of so many numbers."""
+    """Schema of the batches for vectors of so many numbers, which stand last; `parent` comes before them where there
+    are siblings.
+    """
     return pa.schema(
         [
             pa.field("image_id", pa.int64()),
@@ -56,6 +62,9 @@ def visit_schema(dimension: int) -> pa.Schema:
             pa.field("vector", pa.binary(2 * dimension)),
         ]
     )
+
+
+PARENT = pa.field("parent", pa.int64())
 
 
 def visits_by_partition(routed: Routed, partition_of: Int32, partitions: int) -> list[pa.RecordBatch]:
@@ -107,7 +116,9 @@ def resolved(batch: pa.RecordBatch, vectors: Float16) -> pa.RecordBatch:
     numbers = np.ascontiguousarray(_vectors(batch, 2)).view(np.uint32).ravel()
     found = np.ascontiguousarray(vectors[numbers])
     column = pa.Array.from_buffers(pa.binary(2 * vectors.shape[1]), len(numbers), [None, pa.py_buffer(found)])
-    return pa.record_batch([*batch.columns[:-1], column], schema=visit_schema(vectors.shape[1]))
+    last = batch.num_columns - 1
+    schema = batch.schema.set(last, batch.schema.field(last).with_type(column.type))
+    return pa.record_batch([*batch.columns[:-1], column], schema=schema)
 
 
 def asking_batch(routed: Routed) -> pa.RecordBatch:
@@ -128,12 +139,14 @@ def concatenate_routed(parts: Sequence[Routed]) -> Routed:
         return parts[0]
     width = max(part.probes.shape[1] for part in parts)
     probes = [np.pad(p.probes, ((0, 0), (0, width - p.probes.shape[1])), constant_values=-1) for p in parts]
+    parents = [part.parent for part in parts if part.parent is not None]
     return Routed(
         np.concatenate([part.ids for part in parts]),
         np.concatenate([part.split_mask for part in parts]),
         np.concatenate([part.vectors for part in parts]),
         np.concatenate([part.own for part in parts]),
         np.concatenate(probes),
+        np.concatenate(parents) if len(parents) == len(parts) else None,
     )
 
 
@@ -143,7 +156,8 @@ def database_of(read: Callable[[], Iterable[pa.RecordBatch]], dimension: int) ->
     `read` is called twice: each vector goes to its place at once, so that no more than a batch is held beside them.
     """
     owned = [_owned(batch) for batch in read()]
-    ids, masks, own = (np.concatenate([column[name] for column in owned]) for name in ("image_id", "split_mask", "own"))
+    columns = {name: np.concatenate([part[name] for part in owned]) for name in owned[0]}
+    ids, masks, own = (columns[name] for name in ("image_id", "split_mask", "own"))
     order = np.lexsort((ids, own))
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order))
@@ -153,12 +167,13 @@ def database_of(read: Callable[[], Iterable[pa.RecordBatch]], dimension: int) ->
         rows = np.flatnonzero(batch.column("own").to_numpy() >= 0)
         vectors[place[at : at + len(rows)]] = _vectors(batch, dimension)[rows]
         at += len(rows)
-    return ordered_database(ids[order], vectors, masks[order], own[order])
+    parent = columns[PARENT.name][order] if PARENT.name in columns else None
+    return ordered_database(ids[order], vectors, masks[order], own[order], parent)
 
 
 def _owned(batch: pa.RecordBatch) -> dict[str, NDArray[Any]]:
     own = batch.column("own").to_numpy()
-    names = ("image_id", "split_mask", "own")
+    names = [name for name in ("image_id", "split_mask", "own", PARENT.name) if name in batch.schema.names]
     return {name: batch.column(name).to_numpy()[own >= 0] for name in names}
 
 
@@ -179,7 +194,11 @@ def _record_batch(rows: Routed, own: Int32, lists: Int32, start: Int64) -> pa.Re
         pa.ListArray.from_arrays(pa.array(start.astype(np.int32)), pa.array(lists.astype(np.int32))),
         pa.Array.from_buffers(pa.binary(2 * dimension), len(rows), [None, vectors]),
     ]
-    return pa.record_batch(columns, schema=visit_schema(dimension))
+    schema = visit_schema(dimension)
+    if rows.parent is not None:
+        columns.insert(-1, pa.array(rows.parent))
+        schema = schema.insert(len(schema) - 1, PARENT)
+    return pa.record_batch(columns, schema=schema)
 
 
 def _routed(batch: pa.RecordBatch, dimension: int) -> Routed:
@@ -188,7 +207,8 @@ def _routed(batch: pa.RecordBatch, dimension: int) -> Routed:
     probes = np.full((len(size), int(size.max(initial=1))), -1, dtype=np.int32)
     probes[np.arange(probes.shape[1])[None, :] < size[:, None]] = lists.flatten().to_numpy()
     ids, masks, own = (batch.column(name).to_numpy() for name in ("image_id", "split_mask", "own"))
-    return Routed(ids, masks, _vectors(batch, dimension), own, probes)
+    parent = batch.column(PARENT.name).to_numpy() if PARENT.name in batch.schema.names else None
+    return Routed(ids, masks, _vectors(batch, dimension), own, probes, parent)
 
 
 def _vectors(batch: pa.RecordBatch, dimension: int) -> Float16:

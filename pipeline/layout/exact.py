@@ -36,21 +36,28 @@ MEMBER_SCHEMA = pa.schema(
 split and label: codes of the vocabulary, -1 without one; parent_id: as `layout.images.parents_of` tells it."""
 
 SIZES = "sizes"
+PARENT_ID = "parent_id"
 SIZE_SCHEMA = pa.schema(
     [
         pa.field("is_usable", pa.bool_()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("size_bytes", pa.int64()),
+        pa.field(PARENT_ID, pa.int64()),
     ]
 )
-"""Lookup of every offset: whether it is ok and live, and its size; null unless ok."""
+"""Lookup of every offset: whether it is ok and live, its size, null unless ok, and its parent as
+`layout.images.parents_of` tells it."""
 REPRESENTATIVES = "representatives"
 REPRESENTATIVE_SCHEMA = pa.schema(
     [pa.field("image_id", pa.int64()), pa.field("split_mask", pa.uint64()), pa.field("label", pa.int32())]
 )
 """Lookups of the representatives of a range, ascending: which splits the group touches, the image's own label code."""
 
+LARGE = "large-parents.arrow"
+LARGE_SCHEMA = pa.schema([pa.field("parent_id", pa.int64()), pa.field("images", pa.int64())])
+LARGE_PARENT = 1024
+"""Lookup of the parents that have more ok images than this, ascending; it is there where there are any."""
 MAX_SPLITS = 63
 NO_SPLIT_BIT = 63
 SIGNATURE_LENGTH = 256
@@ -58,13 +65,20 @@ SIGNATURE_LENGTH = 256
 
 @dataclass(frozen=True)
 class ExactSummary:
-    """What the rows add up to: images per status, representatives, and a digest of ids, statuses and hashes."""
+    """What the rows add up to: images per status, representatives, and a digest of ids, statuses and hashes.
+
+    parents: files of which ok images are frames or boxes; files: ok images that are files or members themselves;
+    large: parents of more images than LARGE_PARENT. None of them where an earlier version grouped.
+    """
 
     digest: str
     live: int
     ok: int
     representatives: int
     statuses: dict[str, int]
+    parents: int = 0
+    files: int = 0
+    large: int = 0
 
     @property
     def transient(self) -> int:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipeline.kernels.components import Forest
 from pipeline.layout.annotations import NAMES, Codes, Vocabulary, read_codes, read_vocabulary
 from pipeline.layout.exact import (
+    PARENT_ID,
     SIZES,
     ExactGroups,
     Population,
@@ -66,6 +67,20 @@ class Inputs:
     def sizes(self, lo: int, hi: int) -> pa.Table:
         """Columns of SIZE_SCHEMA of a range."""
         return read_between(self.root.open(), self.exact, SIZES, lo, hi)
+
+    def parents(self, lo: int, hi: int) -> NDArray[np.int64]:
+        """What each image of a range is a frame or box of, int64 (n,): see `layout.images.parents_of`."""
+        found: NDArray[np.int64] = read_between(self.root.open(), self.exact, SIZES, lo, hi, [PARENT_ID])[
+            PARENT_ID
+        ].to_numpy()
+        return found
+
+    def parents_for(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """`parents` of some ids (any order, repeats allowed), row-aligned."""
+        found: NDArray[np.int64] = take_rows(self.root.open(), self.exact, SIZES, ids, [PARENT_ID])[
+            PARENT_ID
+        ].to_numpy()
+        return found
 
     def feature_set(self) -> FeatureSet:
         """The feature parts of this audit."""

@@ -38,7 +38,8 @@ DIRECTED_SCHEMA = pa.schema(
         pa.field("split", pa.int8()),
     ]
 )
-"""A candidate as the join found it, from image to match: similarity of the searched vectors, split of the match."""
+"""A candidate as the join found it, from image to match: similarity of the searched vectors, split of the match, and 64
+more where both are of one parent."""
 
 TRUTH_SCHEMA = pa.schema(
     [pa.field("image_id", pa.int64()), pa.field("match_id", pa.int64()), pa.field("is_found", pa.bool_())]

@@ -29,7 +29,11 @@ class DataMoments:
 
 @dataclass(frozen=True)
 class SpaceRecord:
-    """What a space was trained on, and how: features, representatives, snapshot, spread of the images, null tail."""
+    """What a space was trained on, and how: features, representatives, snapshot, spread of the images, null tail.
+
+    unrelated: how many of the representatives are no siblings of another (`layout.siblings.most_unrelated`); 0 where
+    that was not asked yet.
+    """
 
     folder: str
     features: str
@@ -39,6 +43,7 @@ class SpaceRecord:
     spread: float
     tail: NullTail | None
     params: dict[str, Any]
+    unrelated: int = 0
 
 
 def list_spaces(store: Store) -> list[SpaceRecord]:

@@ -24,7 +24,7 @@ class Visits:
     """The visits of one space: their folder, the ranges of offsets that they came from, partitions, dimension.
 
     is_in_rounds: each partition has two columns, the visits of the vectors that are nearest to it and, `partitions`
-    further on, all others.
+    further on, all others. has_siblings: each vector is there with its parent.
     """
 
     root: Root
@@ -33,6 +33,7 @@ class Visits:
     partitions: int
     dimension: int
     is_in_rounds: bool = False
+    has_siblings: bool = False
 
     @property
     def columns(self) -> int:

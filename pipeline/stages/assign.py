@@ -15,6 +15,7 @@ from pipeline.layout.groups import labels_of
 from pipeline.layout.indexes import Index, partition_of, route_vectors
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.shuffle import write_batches
+from pipeline.layout.siblings import of_few_siblings
 from pipeline.layout.spaces import read_space
 from pipeline.layout.visits import Visits, vectors_key, visits_key, write_vectors
 from pipeline.runner import Counters
@@ -49,7 +50,8 @@ def assign_copy(spec: AssignSpec) -> Counters:
     rows = spec.inputs.population().read(spec.lo, spec.hi)
     unit = project_copy(read_space(store, spec.made_of), rows.embeddings, rows.signatures)
     own, probes = _route(store, spec, rows.ids, unit)
-    return _commit(store, spec, Routed(rows.ids, rows.split_mask, unit.astype(np.float16), own, probes))
+    parents = _parents(spec, rows.ids)
+    return _commit(store, spec, Routed(rows.ids, rows.split_mask, unit.astype(np.float16), own, probes, parents))
 
 
 def assign_semantic(spec: AssignSpec) -> Counters:
@@ -58,8 +60,16 @@ def assign_semantic(spec: AssignSpec) -> Counters:
     rows = spec.inputs.population().read(spec.lo, spec.hi)
     own, probes = _route(store, spec, rows.ids, project_semantic(rows.embeddings))
     is_head = labels_of(store, spec.made_of, rows.ids) == rows.ids
-    masks = np.full(len(rows.ids), ALL_SPLITS)
-    return _commit(store, spec, Routed(rows.ids, masks, rows.embeddings, np.where(is_head, own, NOT_OWNED), probes))
+    parents = _parents(spec, rows.ids)
+    if parents is not None and spec.index.folder:
+        is_head &= of_few_siblings(spec.inputs, rows.ids, parents)
+    masks, own = np.full(len(rows.ids), ALL_SPLITS), np.where(is_head, own, NOT_OWNED)
+    return _commit(store, spec, Routed(rows.ids, masks, rows.embeddings, own, probes, parents))
+
+
+def _parents(spec: AssignSpec, ids: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    """What each image of the range is a frame or box of, where siblings are told apart."""
+    return spec.inputs.parents(spec.lo, spec.hi)[ids - spec.lo] if spec.visits.has_siblings else None
 
 
 def _route(

@@ -78,7 +78,8 @@ def choose_tail(spec: TailSpec) -> Counters:
     ids, _ = _furthest(store, spec)
     rows = spec.inputs.population().take(ids)
     nowhere = np.full((len(ids), 1), NOT_OWNED, np.int32)
-    queries = Routed(ids, np.full(len(ids), ALL_SPLITS), rows.embeddings, nowhere[:, 0], nowhere)
+    parents = spec.inputs.parents_for(ids) if spec.visits.has_siblings else None
+    queries = Routed(ids, np.full(len(ids), ALL_SPLITS), rows.embeddings, nowhere[:, 0], nowhere, parents)
     write_batches(store, f"{spec.folder}/{QUERIES}", [asking_batch(queries)])
     return {"images": len(ids)}
 
@@ -88,8 +89,8 @@ def search_tail(spec: TailSpec) -> Counters:
     store = spec.inputs.root.open()
     queries = visits_of([read_batch(store, f"{spec.folder}/{QUERIES}", 0)], spec.visits.dimension)
     database = partition_database(spec.visits, spec.partition)
-    params = _params(spec)
-    hits = search_everything(database, queries.ids, queries.vectors, queries.split_mask, params)
+    columns = (queries.ids, queries.vectors, queries.split_mask)
+    hits = search_everything(database, *columns, _params(spec), queries.parent)
     every = [(0, int(queries.ids.max(initial=0)) + 1)]
     write_batches(store, tail_key(spec.folder, spec.partition), hits_by_range(hits, every), "zstd")
     return {"hits": len(hits)}

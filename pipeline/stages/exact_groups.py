@@ -23,8 +23,12 @@ from pipeline.kernels.sampling import mix
 from pipeline.layout.annotations import read_codes
 from pipeline.layout.exact import (
     FEATURES,
+    LARGE,
+    LARGE_PARENT,
+    LARGE_SCHEMA,
     MEMBER_SCHEMA,
     MEMBERS,
+    PARENT_ID,
     REPRESENTATIVE_SCHEMA,
     REPRESENTATIVES,
     SIZE_SCHEMA,
@@ -38,18 +42,18 @@ from pipeline.layout.exact import (
     usable,
 )
 from pipeline.layout.features import FeatureSet, pinned_to_json, read_feature_rows
-from pipeline.layout.images import PARENT_COLUMNS, parents_of
+from pipeline.layout.images import NO_PARENT, PARENT_COLUMNS, parents_of
 from pipeline.layout.lookups import FORM, lookup_name, read_between, write_lookup
 from pipeline.layout.parts import cut, list_parts
 from pipeline.layout.root import Root
 from pipeline.layout.shuffle import read_column, write_batches
-from pipeline.layout.snapshots import catalog_rows_of, read_snapshot, removed_ids
+from pipeline.layout.snapshots import Snapshot, catalog_rows, catalog_rows_of, read_snapshot, removed_ids
 from pipeline.layout.tables import json_bytes, parquet_bytes, read_json, read_table, write_table
 from pipeline.runner import Counters
 from pipeline.schemas import Status
 from pipeline.storage import Store
 
-VERSION = 3
+VERSION = 4
 RANGE = 262_144
 """Offsets per range; sets that have no more are one task."""
 BUCKET_IMAGES = 1_048_576  # 48 bytes each, and three times that to sort them
@@ -184,16 +188,26 @@ def forests_key(folder: str, number: int) -> str:
 
 
 def _read_range(store: Store, number: int, features: FeatureSet, lo: int, hi: int) -> _Range:
-    gone = removed_ids(store, read_snapshot(store, number))
-    names = ["image_id", "status", "content_hash", "pixel_hash", *SIZE_SCHEMA.names[1:]]
+    snapshot = read_snapshot(store, number)
+    gone = removed_ids(store, snapshot)
+    names = ["image_id", "status", "content_hash", "pixel_hash", "width", "height", "size_bytes"]
     rows = read_feature_rows(store, features, lo, hi, names)
     live, keep = is_live(rows["image_id"].to_numpy(), gone), usable(rows, gone)
     counted = pc.value_counts(rows["status"].filter(pa.array(live))).to_pylist()
-    sizes = pa.table([pa.array(keep), *(rows[name] for name in SIZE_SCHEMA.names[1:])], names=SIZE_SCHEMA.names)
+    columns = [pa.array(keep), *(rows[name] for name in names[-3:]), pa.array(_parents(store, snapshot, lo, hi))]
+    sizes = pa.table(columns, names=SIZE_SCHEMA.names)
     return _Range(
         _hashed(rows, keep, "content_hash"), _hashed(rows, keep, "pixel_hash"), sizes.cast(SIZE_SCHEMA),
         Counter({item["values"]: item["counts"] for item in counted}), _digest(rows, live),
     )  # fmt: skip
+
+
+def _parents(store: Store, snapshot: Snapshot, lo: int, hi: int) -> NDArray[np.int64]:
+    """What each image of a range is a frame or box of; where nothing is one, no names are read."""
+    kinds = catalog_rows(store, snapshot, lo, hi, ["parent_kind"])["parent_kind"]
+    if kinds.null_count == len(kinds):
+        return np.full(hi - lo, NO_PARENT, np.int64)
+    return parents_of(catalog_rows(store, snapshot, lo, hi, PARENT_COLUMNS))
 
 
 def _hashed(rows: pa.Table, keep: NDArray[np.bool_], name: str) -> pa.Table:
@@ -253,9 +267,26 @@ def _commit(
         "ok": ok,
         "representatives": ok - len(forest.child),
         "statuses": dict(sorted(statuses.items())),
+        **_parent_facts(store, spec.folder),
     }
     store.put(f"{spec.folder}/{SUMMARY}", json_bytes(summary))
     return {"images": ok, "copies": len(forest.child)}
+
+
+def _parent_facts(store: Store, folder: str) -> dict[str, int]:
+    """What is said of parents in the summary; commits those of many images."""
+    parents, images, files = np.empty(0, np.int64), np.empty(0, np.int64), 0
+    for part in list_parts(store, folder, SIZES, FORM):
+        rows = read_between(store, folder, SIZES, part.lo, part.hi, ["is_usable", PARENT_ID])
+        found = rows[PARENT_ID].to_numpy()[rows["is_usable"].to_numpy()]
+        files += int((found < 0).sum())
+        if len(own := np.sort(found[found >= 0])):
+            parents, place = np.unique(np.concatenate([parents, own]), return_inverse=True)
+            images = np.bincount(place, np.concatenate([images, np.ones(len(own), np.int64)])).astype(np.int64)
+    large = images > LARGE_PARENT
+    if large.any():
+        write_lookup(store, f"{folder}/{LARGE}", pa.table([parents[large], images[large]], schema=LARGE_SCHEMA))
+    return {"parents": len(parents), "files": files, "large": int(large.sum())}
 
 
 def _members(store: Store, spec: MergeSpec, forest: Forest, same_bytes: Forest) -> pa.Table:

@@ -9,12 +9,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.kernels.components import Forest, empty_forest
-from pipeline.kernels.database import DECIMALS, Database, unit_scale, unit_vectors
+from pipeline.kernels.database import Database
 from pipeline.kernels.hit_batches import hits_by_range
 from pipeline.kernels.hits import Hits, JoinParams, concatenate_hits, empty_hits, floors_of, saturated_queries
 from pipeline.kernels.hnsw import Graphs, build_graphs, join_graphs
-from pipeline.kernels.join import checked_queries, join_lists, join_queries, search_everything
-from pipeline.kernels.metrics import nearest_by_metric, similarity_of_distance
+from pipeline.kernels.join import Queries, checked_queries, join_lists, join_queries, search_everything
+from pipeline.kernels.metric_hits import metric_hits
 from pipeline.kernels.saturated import saturated_forest
 from pipeline.kernels.visits import Routed, concatenate_routed
 from pipeline.layout.joined import Joined
@@ -99,12 +99,14 @@ def _search(spec: JoinSpec, database: Database) -> tuple[Hits, list[Routed]]:
     floors = spec.joined.floors(spec.first, spec.last) if spec.is_second else None
     for queries in spec.visits.queries(spec.column, spec.first, spec.last):
         if spec.metric:
-            hits = _by_metric(database, queries, spec)
+            hits = metric_hits(database, queries, spec.metric, spec.params.k)
         elif spec.links:
             graphs = partition_graphs(spec.visits, spec.partition, spec.params, spec.links)
-            hits = join_graphs(graphs, queries.ids, queries.vectors, queries.split_mask)
+            hits = join_graphs(graphs, queries.ids, queries.vectors, queries.split_mask, queries.parent)
         elif floors is not None:
             hits = _over_floors(database, queries, spec.params, floors)
+        elif queries.parent is not None:
+            hits = join_queries(database, _asked(database, queries), spec.params)
         else:
             hits = join_lists(database, queries.ids, queries.vectors, queries.split_mask, queries.probes, spec.params)
         found.append(hits)
@@ -118,13 +120,18 @@ def _over_floors(
     database: Database, queries: Routed, params: JoinParams, floors: tuple[NDArray[np.int64], NDArray[np.float32]]
 ) -> Hits:
     """Hits of queries that were searched elsewhere; floors: ids, ascending, and the similarity to reach."""
-    asked = checked_queries(database, queries.ids, queries.vectors, queries.split_mask, queries.probes)
+    asked = _asked(database, queries)
     ids, floor = floors
     at = np.searchsorted(ids, queries.ids)
     is_known = at < len(ids)
     is_known[is_known] = ids[at[is_known]] == queries.ids[is_known]
     asked.floor[is_known] = floor[at[is_known]]
     return join_queries(database, asked, params)
+
+
+def _asked(database: Database, queries: Routed) -> Queries:
+    columns = (queries.ids, queries.vectors, queries.split_mask, queries.probes, queries.parent)
+    return checked_queries(database, *columns)
 
 
 def _floors(spec: JoinSpec, found: Hits) -> list[pa.RecordBatch]:
@@ -140,20 +147,6 @@ def partition_graphs(visits: Visits, partition: int, params: JoinParams, links: 
     return build_graphs(partition_database(visits, partition), params, links)
 
 
-def _by_metric(database: Database, queries: Routed, spec: JoinSpec) -> Hits:
-    """The nearest of everything by another distance than the cosine, of unit vectors."""
-    unit = unit_vectors(queries.vectors, unit_scale(queries.vectors, "join queries"))
-    rows = database.unit(slice(None))
-    found, distance = nearest_by_metric(unit, queries.ids, rows, database.ids, spec.metric, spec.params.k)
-    count, width = found.shape
-    is_found = found.ravel() >= 0
-    similarity = np.round(similarity_of_distance(distance), DECIMALS).astype(np.float32)
-    query = np.repeat(queries.ids, width)
-    one = np.zeros(count * width, np.int8)
-    hits = Hits(query, found.ravel(), similarity.ravel(), one, one == 0).take(is_found)
-    return hits.take(np.lexsort((hits.match_id, -hits.similarity, hits.query_id)))
-
-
 def _saturated(spec: JoinSpec, database: Database, full: list[Routed]) -> Forest:
     if spec.params.threshold is None or not full:
         return empty_forest()
@@ -165,4 +158,5 @@ def _measured(spec: JoinSpec, database: Database) -> Hits:
     if not spec.is_measured:
         return empty_hits()
     sampled = spec.visits.sampled()
-    return search_everything(database, sampled.ids, sampled.vectors, sampled.split_mask, spec.params)
+    columns = (sampled.ids, sampled.vectors, sampled.split_mask)
+    return search_everything(database, *columns, spec.params, sampled.parent)

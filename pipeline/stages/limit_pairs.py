@@ -1,4 +1,7 @@
-"""Limiting the pairs: where more are candidates than may be compared, the most similar ones are."""
+"""Limiting the pairs: where more are candidates than may be compared, the most similar ones are.
+
+Siblings are not compared, so they take no place of another pair; all of them are kept.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
+from pipeline.kernels.siblings import are_siblings
 from pipeline.layout.edges import each_in_order
+from pipeline.layout.inputs import Inputs
 from pipeline.layout.pairs import pairs_key
 from pipeline.layout.root import Root
 from pipeline.layout.tables import json_bytes, read_json, read_table, write_table
@@ -17,13 +23,17 @@ from pipeline.runner import Counters
 from pipeline.storage import Store
 
 VERSION = 2
+COLUMNS = ["image_id", "match_id", "similarity"]
 BINS = 1 << 20
 """Of similarity from -1 to 1: 2e-6 each, and similarities are rounded to 1e-6."""
 
 
 @dataclass(frozen=True)
 class LimitSpec:
-    """Collected pairs of some ranges, of which at most `most` are kept, in a folder; `number`: the range of a task."""
+    """Collected pairs of some ranges, of which at most `most` are kept, in a folder; `number`: the range of a task.
+
+    siblings: the inputs that tell which pairs are of one parent; None where there are none.
+    """
 
     root: Root
     pairs: str
@@ -31,6 +41,7 @@ class LimitSpec:
     most: int
     folder: str
     number: int = 0
+    siblings: Inputs | None = None
 
 
 def limit_key(folder: str) -> str:
@@ -43,8 +54,10 @@ def decide(spec: LimitSpec) -> Counters:
     store = spec.root.open()
     keys = [pairs_key(spec.pairs, lo, hi) for lo, hi in spec.ranges]
     counts = np.zeros(BINS, np.int64)
-    for part in each_in_order(store, keys, lambda key: read_table(store, key, ["similarity"])):
-        at = ((part["similarity"].to_numpy() + 1) / 2 * BINS).astype(np.int64)
+    columns = COLUMNS if spec.siblings else COLUMNS[2:]
+    for part in each_in_order(store, keys, lambda key: read_table(store, key, columns)):
+        is_sibling = _siblings(spec, part)
+        at = ((part["similarity"].to_numpy()[~is_sibling] + 1) / 2 * BINS).astype(np.int64)
         counts += np.bincount(np.clip(at, 0, BINS - 1), minlength=BINS)
     kept = np.cumsum(counts[::-1])
     bins = max(1, int(np.searchsorted(kept, spec.most, "right")))  # equal pairs stay together, however many
@@ -58,9 +71,18 @@ def keep_similar(spec: LimitSpec) -> Counters:
     store = spec.root.open()
     lo, hi = spec.ranges[spec.number]
     pairs = read_table(store, pairs_key(spec.pairs, lo, hi))
-    kept: pa.Table = pairs.filter(pc.greater_equal(pairs["similarity"], read_limit(store, spec.folder)["least"]))
+    is_near = pc.greater_equal(pairs["similarity"], read_limit(store, spec.folder)["least"])
+    kept: pa.Table = pairs.filter(pc.or_(is_near, pa.array(_siblings(spec, pairs))))
     write_table(store, pairs_key(spec.folder, lo, hi), kept)
     return {"pairs": kept.num_rows}
+
+
+def _siblings(spec: LimitSpec, pairs: pa.Table) -> NDArray[np.bool_]:
+    """Which pairs are of one parent."""
+    if spec.siblings is None or not pairs.num_rows:
+        return np.zeros(pairs.num_rows, bool)
+    one, other = (spec.siblings.parents_for(pairs[name].to_numpy()) for name in COLUMNS[:2])
+    return are_siblings(one, other)
 
 
 def has_limit(store: Store, folder: str) -> bool:

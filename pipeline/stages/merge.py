@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.kernels.components import Forest, labels_for, star_forest
 from pipeline.kernels.hits import Hits, JoinParams, merge_hits, rows_of_pairs, saturated_queries, stored_threshold
 from pipeline.kernels.outliers import nearest_means
+from pipeline.kernels.siblings import SIBLING_SPLIT
 from pipeline.layout.groups import read_forest
 from pipeline.layout.joined import Joined
 from pipeline.layout.neighbours import (
@@ -58,7 +59,8 @@ class SemanticMergeSpec:
 
 
 def merge_copy(spec: CopyMergeSpec) -> Counters:
-    """Commits the candidates of a range as they were found (directed), with the saturated queries' own, and the truth.
+    """Commits the candidates of a range as they were found (directed), with the saturated queries' own, and the truth,
+    of which siblings are no part: what is asked is whether copies are found.
 
     A query that is saturated over all partitions and in none of them alone has all of its candidates among the hits:
     they join its forest here, the other partitions' searches joined the rest.
@@ -72,7 +74,7 @@ def merge_copy(spec: CopyMergeSpec) -> Counters:
     near = parts.take(np.isin(parts.query_id, saturated) & (parts.similarity >= threshold))
     stars = star_forest(near.query_id, near.match_id)
     truth = spec.joined.true(spec.number, spec.params)
-    truth = truth.take(truth.similarity >= threshold)
+    truth = truth.take((truth.similarity >= threshold) & (truth.split < SIBLING_SPLIT))
     write_table(store, f"{spec.folder}/{part_name(SATURATED, lo, hi)}", forest_table(stars))
     _commit_truth(store, f"{spec.folder}/{part_name(TRUTH, lo, hi)}", truth, merged)
     columns = [merged.query_id, merged.match_id, merged.similarity, merged.split]

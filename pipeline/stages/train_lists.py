@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.kernels.components import empty_forest
 from pipeline.kernels.database import searchable_rows
 from pipeline.kernels.npz import pack_arrays, unpack_arrays
 from pipeline.kernels.routing import one_level, partition_lists, route, split_long_lists, train_centroids
+from pipeline.kernels.sampling import stable_sample_limit
 from pipeline.kernels.space import project_copy, project_semantic
 from pipeline.kernels.two_level import (
     expected_rows,
@@ -30,10 +30,11 @@ from pipeline.layout.indexes import LISTS, TrainedLists, lists_to_bytes, read_li
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.parts import cut
 from pipeline.layout.shuffle import read_column, write_batches
+from pipeline.layout.siblings import without_many_siblings
 from pipeline.layout.spaces import read_space
 from pipeline.layout.tables import read_object
 from pipeline.runner import Counters
-from pipeline.stages.train import sample_ids
+from pipeline.stages.train import head_ids, sample_ids
 
 VERSION = 3
 ROWS_PER_LIST = 64
@@ -199,8 +200,11 @@ def _trained(vectors: NDArray[np.float32], nlist: int) -> NDArray[np.float32]:
 
 
 def _sample_ids(spec: ListsSpec) -> NDArray[np.int64]:
-    forest = read_forest(spec.inputs.root.open(), spec.groups) if spec.groups else empty_forest()
-    return sample_ids(spec.inputs, ROWS_PER_LIST * spec.nlist, 1, forest)
+    if not spec.groups:
+        return sample_ids(spec.inputs, ROWS_PER_LIST * spec.nlist, 1)
+    every = head_ids(spec.inputs, read_forest(spec.inputs.root.open(), spec.groups))
+    every = without_many_siblings(spec.inputs, every)
+    return np.asarray(every[stable_sample_limit(every, ROWS_PER_LIST * spec.nlist, 1)])
 
 
 def _vectors(spec: ListsSpec, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

@@ -1,0 +1,73 @@
+"""Siblings of an audit: whether there are any to tell apart, which of many stay in the semantic database, and images of
+which no two are siblings.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.kernels.sampling import one_of_each
+from pipeline.kernels.siblings import sibling_sample
+from pipeline.layout.exact import LARGE, LARGE_PARENT, LARGE_SCHEMA, ExactSummary, read_summary
+from pipeline.layout.inputs import READ_BLOCK, Inputs
+from pipeline.layout.lookups import open_lookup
+from pipeline.layout.parts import cut
+
+LEAST_PARENTS = 10
+"""Files and parents from which on an image is compared with those of other parents alone: in fewer (one video, a few of
+one camera) the frames of a video tell which of them is odd, and of under ten things none is the odd one."""
+
+
+def are_apart(summary: ExactSummary) -> bool:
+    """Whether the semantic neighbours of an image are those of other parents alone."""
+    return bool(summary.parents) and summary.parents + summary.files >= LEAST_PARENTS
+
+
+def of_few_siblings(inputs: Inputs, ids: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which images stay in a database that is searched by lists: bool (n,); of a parent about 1,024 at most.
+
+    Where a still scene of 20,000 frames had each in it, all lists near a frame of it would hold its siblings alone,
+    and the search would find nothing. 32 lists hold 12,800 rows.
+    """
+    store = inputs.root.open()
+    if not read_summary(store, inputs.exact).large:
+        return np.ones(len(ids), bool)
+    large = open_lookup(store, f"{inputs.exact}/{LARGE}")
+    known, size = (large.column(name).to_numpy() for name in LARGE_SCHEMA.names)
+    return sibling_sample(ids, parents, (known, size), LARGE_PARENT)
+
+
+def without_many_siblings(inputs: Inputs, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of some ids, ascending, that `of_few_siblings` leaves."""
+    summary = read_summary(inputs.root.open(), inputs.exact)
+    if not (summary.large and are_apart(summary)):
+        return ids
+    pieces = [ids[:0]]
+    for lo, hi in cut(0, inputs.opened_snapshot().total, READ_BLOCK):
+        block = ids[slice(*np.searchsorted(ids, [lo, hi]))]
+        pieces.append(block[of_few_siblings(inputs, block, inputs.parents(lo, hi)[block - lo])])
+    return np.concatenate(pieces)
+
+
+def most_unrelated(summary: ExactSummary) -> int:
+    """Representatives of which no two are siblings, at most so many: all of them where nothing is a frame or box."""
+    return min(summary.representatives, summary.parents + summary.files)
+
+
+def one_of_each_parent(inputs: Inputs, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of some ids, ascending, that are files of their own, and of the children of each parent one.
+
+    Reads parents only where the audit has any, block by block: what is held is what is left of each block.
+    """
+    if not read_summary(inputs.root.open(), inputs.exact).parents:
+        return ids
+    kept, owners = [ids[:0]], [ids[:0]]
+    for lo, hi in cut(0, inputs.opened_snapshot().total, READ_BLOCK):
+        block = ids[slice(*np.searchsorted(ids, [lo, hi]))]
+        parents = inputs.parents(lo, hi)[block - lo]
+        first = one_of_each(block, parents)
+        kept.append(block[first])
+        owners.append(parents[first])
+    every = np.concatenate(kept)
+    return every[one_of_each(every, np.concatenate(owners))]
