@@ -54,7 +54,6 @@ KIND_ORDER = (
 )
 """Strongest first. Kernels carry a kind as its position here (int8)."""
 
-
 _INT, _SHORT, _LONG, _REAL = pa.int32(), pa.int16(), pa.int64(), pa.float64()
 _TEXT, _FLAG, _HASH = pa.string(), pa.bool_(), pa.binary(16)
 _COSINE = ("cosine", "-1 to 1, 1 = identical")
@@ -63,8 +62,6 @@ _WORST_HUNDRED = ("percent", "0 to 100, 100 = worst")
 _SHARE = ("share", "0 to 1, 1 = all")
 _GREY = "grey levels"
 _SHARP = ("squared grey levels", "larger = sharper")
-
-
 _IMAGE_ID = Column("image_id", _LONG, "row number of the image in the catalog, its offset")
 _GROUP_ID = Column("group_id", _LONG, "smallest image_id of the image's group; its own image_id when it is alone")
 _PAIR_GROUP = Column(
@@ -281,7 +278,7 @@ QUALITY = Table(
 
 VIDEOS = Table(
     "videos",
-    "a video and another one that holds at least half of its frames",
+    "a video and another one that holds at least half of its frames, and of its pictures",
     (
         Column("video_id", _LONG, "smallest image_id of the video's frames"),
         Column("video", _TEXT, "name of the video, relative to its source"),
@@ -313,7 +310,6 @@ VIDEOS = Table(
 
 _STATUS = Column("status", _TEXT, "what became of the image, one of Status")
 _MESSAGE = Column("message", _TEXT, "what was seen and what was wanted; null when ok")
-
 INVALID = Table("invalid", "an image that is not `ok`", (_IMAGE_ID, *_SUBJECT[1:], _STATUS, _MESSAGE), ("image_id",))
 
 IMAGES = Table(
@@ -388,6 +384,7 @@ CATALOG_ROWS = Table(
             Column("parent_size", _LONG, "size of its file", "bytes"),
             Column("parent_kind", _TEXT, "what its file is: tar, tar.gz, zip, video or image"),
             Column("problem", _TEXT, "status and cause where its file cannot be opened, else empty"),
+            Column("label", _TEXT, "what a WebDataset sample gives its images as label, else empty"),
         ),
     ),
     ("image_id",),

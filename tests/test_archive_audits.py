@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import gzip
 import io
 import os
+import random
 import tarfile
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,7 +23,9 @@ from s3_servers import moto_port, new_store, use_credentials
 import pipeline
 from pipeline.api import status
 from pipeline.audit import FINDINGS, Audit
+from pipeline.layout import members
 from pipeline.layout.fragments import KnownFragments, Parent
+from pipeline.sources.gzip_stream import GzipStream
 from pipeline.stages import expand, reads
 from pipeline.storage import ObjectInfo, Store
 
@@ -115,8 +121,8 @@ def ids(audit: Audit) -> dict[str, int]:
     return {row["uri"]: row["image_id"] for row in rows(audit, "images")}
 
 
-def test_members_keep_their_ids_where_an_archive_only_grows(tmp_path: Path) -> None:
-    """Touched, then with a member more, then with another one in the middle: what has its bytes keeps its id."""
+def test_members_keep_their_ids_where_an_archive_is_only_touched(tmp_path: Path) -> None:
+    """Touched, then with another member of the same size in the middle: what has its bytes keeps its id."""
     folder, root = tmp_path / "photos", tmp_path / "audit"
     members = list(FILES.items())
     first = ids(run(write_files(folder, {"set.tar": tar_of(members)}), root=root))
@@ -125,12 +131,38 @@ def test_members_keep_their_ids_where_an_archive_only_grows(tmp_path: Path) -> N
     assert ids(touched) == first
     extracted = [s for s in touched.published.session["stages"] if s["stage"] == "extract"]
     assert [stage["state"] for stage in extracted] == ["done before"]
-    write_files(folder, {"set.tar": tar_of([*members, ("val/a/new.jpg", noise_jpeg(3))])})
-    assert ids(run(folder, root=root)) == first | {"set.tar#val/a/new.jpg": len(first)}
     other = noise_jpeg(4, 64)
     changed = [(name, other.ljust(len(data), b"\0") if "a01" in name else data) for name, data in members]
     after = ids(run(write_files(folder, {"set.tar": tar_of(changed)}), root=root))
     assert {uri for uri in first if after[uri] != first[uri]} == {"set.tar#train/a/a01.jpg"}
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tgz", ".zip"])
+def test_an_archive_that_grew_can_be_read_again(ending: str, tmp_path: Path) -> None:
+    """Its members are new rows: those of before ask for an archive of another size."""
+    folder, root = tmp_path / "photos", tmp_path / "audit"
+    data = archive(ending, FILES.items())
+    first = ids(run(write_files(folder, {f"set{ending}": data}), root=root))
+    more = [*FILES.items(), *((f"val/a/{number}.jpg", noise_jpeg(number)) for number in range(30, 50))]
+    write_files(folder, {f"set{ending}": archive(ending, more)})
+    second = run(folder, root=root)
+    assert not set(ids(second).values()) & set(first.values())
+    fresh = run(folder, root=tmp_path / "fresh")
+    again = run(folder, root=root, measure={"max_pixels": 10**7})
+    for audit in (second, again):
+        assert statuses(audit) == statuses(fresh)
+        assert proved(audit) == proved(fresh)
+    assert len(proved(fresh)) > 2
+
+
+def statuses(audit: Audit) -> dict[str, str]:
+    return {row["uri"]: row["status"] for row in rows(audit, "images")}
+
+
+def proved(audit: Audit) -> set[tuple[str, str, str]]:
+    """Pairs that were decided on bytes or pixels."""
+    listed = rows(audit, "duplicates")
+    return {(row["uri"], row["match_uri"], row["kind"]) for row in listed if row["kind"] != "look_alike"}
 
 
 def test_what_is_wrong_with_archives_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -150,6 +182,56 @@ def test_what_is_wrong_with_archives_is_told(tmp_path: Path, caplog: pytest.LogC
     assert not any(uri.startswith("nothing") for uri in images)
     assert any("good.tar: 2 archives inside it are not opened" in line for line in caplog.messages)
     assert audit.summary()["left_out"] == 2
+
+
+def test_a_gzip_by_the_name_of_a_tar_finds_its_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Else each shard would unpack it from the start."""
+    indexes: list[int] = []
+
+    def open_stream(stream: BinaryIO, size: int, index: bytes = b"") -> GzipStream:
+        indexes.append(len(index))
+        return GzipStream(stream, size, index)
+
+    monkeypatch.setattr(members, "GzipStream", open_stream)
+    photos = write_files(tmp_path / "photos", {"set.tar": tar_of(FILES.items(), is_packed=True)})
+    assert len(ids(run(photos, root=tmp_path / "root"))) == len(FILES)
+    assert len(indexes) >= 1
+    assert min(indexes) > 0
+
+
+def test_what_follows_the_end_of_an_archive_is_told(tmp_path: Path) -> None:
+    """Another tar is read, other bytes are counted; a gzip that breaks there has a row beside its images."""
+    one, other = tar_of([("a.jpg", noise_jpeg(1))]), tar_of([("b.jpg", noise_jpeg(2))])
+    packed = gzip.compress(one + random.Random(5).randbytes(9_000_000), 1)
+    files = {
+        "cat.tar": one + other,
+        "junk.tar": one + b"junk",
+        "bent.tgz": packed[:-8] + bytes(8),
+        "self.zip": b"#!" * 99,
+    }
+    files["self.zip"] += zip_of([("c.jpg", noise_jpeg(3))])
+    audit = run(write_files(tmp_path / "photos", files), root=tmp_path / "audit")
+    assert {row["uri"]: row["status"] for row in rows(audit, "images")} == {
+        "cat.tar#a.jpg": "ok",
+        "cat.tar#b.jpg": "ok",
+        "junk.tar#a.jpg": "ok",
+        "bent.tgz": "truncated",
+        "bent.tgz#a.jpg": "ok",
+        "self.zip#c.jpg": "ok",
+    }
+    assert audit.summary()["left_out"] == 2
+
+
+def test_an_empty_tar_in_a_bucket_is_a_source_as_it_is_on_disk(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_credentials(monkeypatch)
+    store = new_store(moto_port(), "nothing")
+    store.put("e.tar", tar_of([]))
+    store.put("x.jpg", noise_jpeg(9))
+    audit = run(f"{store.uri}/e.tar", f"{store.uri}/x.jpg", root=tmp_path / "root", storage=STORAGE)
+    assert set(ids(audit)) == {"x.jpg"}
+    assert any("e.tar" in line for line in caplog.messages)
 
 
 def test_names_stay_inside(tmp_path: Path) -> None:
@@ -183,6 +265,32 @@ def test_an_archive_that_is_denied_is_tried_again(
         proxy.inject()
         second = run(uri, root=tmp_path / "root", storage=STORAGE)
     assert {uri for uri in ids(second) if uri != "x.jpg"} == {f"set.tar#{uri}" for uri in ids(loose)}
+
+
+@pytest.mark.parametrize("ending", [".tar", ".tgz", ".zip"])
+def test_a_bad_sector_holds_up_one_archive_until_the_next_run(
+    ending: str, loose: Audit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    data = archive(ending, FILES.items())
+    photos = write_files(tmp_path / "photos", {f"set{ending}": data, "x.jpg": noise_jpeg(9)})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "readv", partial(_bad_from, len(data) // 2, os.readv))
+        first = run(photos, root=tmp_path / "root", max_failed_share=0.9)
+    told = {uri: (row["status"], row["message"]) for uri, row in by_uri(first, "invalid").items()}
+    assert told[f"set{ending}"][0] == "timeout"
+    assert "(errno 5). Check the disk" in told[f"set{ending}"][1]
+    assert {row["uri"]: row["status"] for row in rows(first, "images")}["x.jpg"] == "ok"
+    second = run(photos, root=tmp_path / "root")
+    assert {uri for uri in ids(second) if uri != "x.jpg"} == {f"set{ending}#{uri}" for uri in ids(loose)}
+
+
+def _bad_from(start: int, read: Any, descriptor: int, buffers: Any) -> int:
+    """As the disk does it: bytes up to the bad sector, and an error at it."""
+    at = os.lseek(descriptor, 0, os.SEEK_CUR)
+    if at >= start:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    taken: int = read(descriptor, [memoryview(buffers[0])[: start - at]])
+    return taken
 
 
 def replaced(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,11 +329,12 @@ def test_an_archive_that_kills_the_process_has_that_status(loose: Audit, tmp_pat
     spec = expand.ExpandSpec(root, (parent, parent))
     assert expand.halves(spec) == [expand.ExpandSpec(root, (parent,))] * 2
     expand.quarantine(expand.halves(spec)[0], "crashed")
-    known = KnownFragments(root.open(), is_tried=True).of(parent)
-    assert known is not None
-    (problem,) = known
+    (found,) = KnownFragments(root.open(), is_tried=True).of([parent])
+    (problem,) = found
     assert problem.problem.startswith("crashed: its process died")
-    assert KnownFragments(root.open(), is_tried=False).of(parent) is None
+    known = KnownFragments(root.open(), is_tried=False)
+    assert not list(known.of([parent]))
+    assert known.missing == [parent]
     assert_as_loose(run(photos, root=tmp_path / "fresh"), loose)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import random
 import struct
 import tarfile
 import tracemalloc
@@ -10,7 +12,7 @@ import warnings
 import zipfile
 import zlib
 from contextlib import suppress
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pytest
 from archives_made import KINDS, Members, archive, tar_entry, tar_of, zip_of
@@ -21,7 +23,16 @@ from pipeline.kernels.header import ImageError
 from pipeline.kernels.zip_member import unpack_member
 from pipeline.layout.members import member_content
 from pipeline.schemas import Status
-from pipeline.sources.archives import LINKS, archive_fragments, archive_kind
+from pipeline.sources.archives import (
+    BEHIND,
+    HEAD_BYTES,
+    LINKS,
+    MOST_PADDING,
+    archive_fragments,
+    archive_kind,
+    is_prefixed_zip,
+    nested_archives,
+)
 from pipeline.sources.folder import LeftOut
 from pipeline.sources.fragments import Fragment, is_image_member, parent_kind, rule_path, shown_name
 from pipeline.sources.gzip_stream import GzipStream
@@ -109,6 +120,29 @@ def test_repeats_are_numbered() -> None:
     assert [fragment.name for fragment in found] == ["a.jpg", "b.jpg", "a.jpg#2", "a.jpg#3"]
 
 
+def test_members_that_are_named_as_boxes_are_none() -> None:
+    """Their `=` is escaped, also where a name has it so; a box of one is told from it."""
+    names = ["xywh=1,2,30,40.jpg", "corners=x.jpg", "xywh%3D1.jpg", "t=1.000.jpg", "a/xywh=1.jpg", "xywh=1,2,30,40.jpg"]
+    found = listed(tar_of([(name, b"x") for name in names]))[0]
+    assert [fragment.box for fragment in found] == [""] * 6
+    assert [fragment.whole for fragment in found] == found
+    assert len({fragment.name for fragment in found}) == 6
+    uris = [(f"a.tar#{fragment.name}", fragment.name) for fragment in found]
+    assert [shown_name(uri, None, name) for uri, name in uris] == [f"a.tar#{name}" for name in names[:5]] + [
+        "a.tar#xywh=1,2,30,40.jpg#2"
+    ]
+    assert [rule_path(uri, None, name) for uri, name in uris] == [f"a.tar/{name}" for name in names]
+    boxed = found[0]._replace(name=f"{found[0].name}#xywh=1,2,3,4")
+    assert (boxed.box, boxed.whole) == ("xywh=1,2,3,4", found[0])
+
+
+def test_nested_archives_are_told_by_their_names() -> None:
+    names = ["a.tar", "b.tgz", "c.tar.gz", "D.TAR.GZ", "e.zip", "labels.json.gz", "f.gz", "g.tar.bz2", ".h.tar.gz"]
+    left_out = listed(tar_of([(name, b"x") for name in names]))[1]
+    assert nested_archives(left_out) == 5
+    assert (left_out.suffixes[".gz"], left_out.hidden, left_out.files) == (2, 1, 8)
+
+
 def test_links_devices_and_folders_are_no_images() -> None:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as file:
@@ -142,6 +176,62 @@ def test_a_tar_cut_anywhere_keeps_what_is_whole() -> None:
         assert found == [fragment for fragment in whole if fragment.position + fragment.length <= cut], cut
         assert (error is None) == (cut >= end + 512), cut
         assert error is None or error.status is Status.TRUNCATED
+
+
+@pytest.mark.parametrize("is_packed", [False, True], ids=["tar", "tar.gz"])
+def test_tars_put_behind_one_another_are_one(is_packed: bool) -> None:
+    """As `cat` does it, whatever their padding is, packed before or after; the first may be empty."""
+    parts = [tar_of([]), tar_of(PHOTOS[:3]), tar_of(PHOTOS[3:5])[:-1024], tar_of(PHOTOS[5:])]
+    for padding in (0, 512, MOST_PADDING // 2):
+        padded = [part + bytes(padding) for part in parts]
+        whole = b"".join(map(gzip.compress, padded)) if is_packed else b"".join(padded)
+        found, left_out, error = listed(whole)
+        assert (error, left_out.files) == (None, 0)
+        assert contents(whole, found) == [content for _, content in PHOTOS]
+        assert [fragment.name for fragment in found] == [name for name, _ in PHOTOS]
+    bent = bytearray(b"".join(parts))
+    bent[len(parts[0]) + len(parts[1]) + 150] ^= 0xFF
+    for data in (bent, parts[1] + b"\0junk", parts[1] + bytes(MOST_PADDING)):
+        found, left_out, error = listed(gzip.compress(data) if is_packed else bytes(data))
+        assert (len(found), error, left_out.suffixes) == (3, None, {BEHIND: 1})
+    cut = parts[1] + parts[3][:-12_000]
+    found, left_out, error = listed(gzip.compress(cut) if is_packed else cut)
+    assert error is not None
+    assert (error.status, left_out.files, len(found) > 3) == (Status.TRUNCATED, 0, True)
+
+
+def test_end_marks_without_end() -> None:
+    """A header after each: all are listed, and none twice."""
+    one = tar_entry("x.jpg").tobuf(tarfile.GNU_FORMAT)
+    data = (one + bytes(512)) * 5_000
+    found, _, error = listed(data)
+    assert (len(found), error) == (5_000, None)
+    assert found[-1].position == len(data) - 512
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_zip_behind_a_program(method: int) -> None:
+    """Its directory counts from its own first byte, or, where that was mended, from that of the file."""
+    program = b"#!/bin/sh\nexit\n" * 99
+    appended = io.BytesIO(program)
+    with zipfile.ZipFile(appended, "a", method) as file:
+        for name, content in PHOTOS:
+            file.writestr(name, content)
+    for data in (program + zip_of(PHOTOS, method), appended.getvalue()):
+        stream = io.BytesIO(data)
+        assert (archive_kind(data), is_prefixed_zip(data[:HEAD_BYTES], stream), stream.tell()) == ("tar", True, 0)
+        found = list(archive_fragments(stream, "zip", LeftOut()))
+        spans = [data[fragment.position : fragment.position + fragment.length] for fragment in found]
+        pieces = [member_content("zip", span, fragment) for span, fragment in zip(spans, found, strict=True)]
+        assert pieces == [content for _, content in PHOTOS]
+
+
+def test_what_only_ends_as_a_zip_is_none() -> None:
+    """A tar whose last member is a zip, text, a zip that is cut off."""
+    whole = zip_of(PHOTOS)
+    for data in (tar_of([("a.zip", whole)])[:-9000], b"text" * 200, b"text" + whole[:-30], b""):
+        assert not is_prefixed_zip(data[:HEAD_BYTES], io.BytesIO(data))
+    assert is_prefixed_zip(b"text" + whole[:508], io.BytesIO(b"text" + whole))
 
 
 @pytest.mark.parametrize("ending", KINDS)
@@ -233,6 +323,51 @@ def test_a_zip_bomb_unpacks_to_what_it_says_and_no_more() -> None:
         unpack_member(header(1) + stream, 1000)
     with pytest.raises(ImageError, match=r"unpack of the 60,000,000"):
         unpack_member(header(1) + stream, 60_000_000)
+
+
+class Pipe(io.RawIOBase):
+    """A sink that cannot seek: zipfile then writes checksums behind its members."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.data += data
+        return len(data)
+
+
+def streamed_zip(members: Members, method: int, is_large: bool) -> bytes:
+    sink = Pipe()
+    with zipfile.ZipFile(cast(BinaryIO, sink), "w", method) as file:
+        for name, data in members:
+            with file.open(name, "w", force_zip64=is_large) as member:
+                member.write(data)
+    return bytes(sink.data)
+
+
+@pytest.mark.parametrize("is_large", [False, True], ids=["32 bits", "zip64"])
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_a_damaged_member_of_a_streamed_zip(method: int, is_large: bool) -> None:
+    """Its checksum lies behind it, with a signature or without: any other byte of the content is told."""
+    noise = random.Random(3).randbytes(3000)
+    members = [(f"{at}.jpg", noise[at:]) for at in range(2)]
+    data = streamed_zip([*members, ("zero.jpg", b"")], method, is_large)
+    found = listed(data)[0]
+    assert contents(data, found) == [*(content for _, content in members), b""]
+    span = data[found[0].position : found[1].position]
+    plain = span.replace(b"PK\7\x08", b"")
+    assert len(plain) == len(span) - 4
+    for whole in (span, plain):
+        assert unpack_member(whole, 3000) == noise
+        start = struct.unpack_from("<26xHH", whole)
+        for at in range(40 + sum(start), len(plain) - 24, 37):
+            damaged = whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :]
+            with pytest.raises(ImageError) as error:
+                unpack_member(damaged, 3000)
+            assert error.value.status in (Status.UNREADABLE, Status.TRUNCATED)
 
 
 @pytest.mark.parametrize(

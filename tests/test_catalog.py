@@ -27,7 +27,7 @@ from pipeline.layout.snapshots import (
     removed_ids,
 )
 from pipeline.sources.folder import decode_key
-from pipeline.stages import catalog
+from pipeline.stages import catalog, rows_by_place
 from pipeline.stages.catalog import Content, Touched, Wanted, update_catalog
 from pipeline.stages.listing import Listed, Listing
 from pipeline.storage import ObjectInfo, StorageConfig
@@ -50,7 +50,8 @@ class World:
     files: dict[Name, tuple[bytes, int]] = field(default_factory=dict)
     listed: dict[Name, tuple[int, bytes, int]] = field(default_factory=dict)
     contents: dict[int, bytes] = field(default_factory=dict)
-    gone: set[int] = field(default_factory=set)
+    buried: dict[Name, list[tuple[int, bytes, int]]] = field(default_factory=dict)
+    past: dict[Name, list[tuple[bytes, int]]] = field(default_factory=dict)
     asked: list[int] = field(default_factory=list)
     total: int = 0
     sources: int = 1
@@ -71,6 +72,7 @@ class World:
             file.write(content)
         os.utime(self.path(name), ns=(mtime, mtime))
         self.files[name] = (content, mtime)
+        self.past.setdefault(name, []).append((content, mtime))
 
     def remove(self, name: Name) -> None:
         os.unlink(self.path(name))  # noqa: PTH108
@@ -90,23 +92,42 @@ class World:
         assert file.image.source == str(self.folder / f"source{file.listed.source}")
         if file.image_id not in self.contents:
             return Content.UNREAD
-        same = self.contents[file.image_id] == self.files[file.listed.source, file.listed.raw][0]
+        same = self.contents[file.image_id] == self.files[file.listed.place[:2]][0]
         return Content.SAME if same else Content.OTHER
 
     def expect(self) -> None:
-        """The rule of the design on dictionaries: unchanged rows stay, new and changed ones get the next ids."""
+        """The rule of the design on dictionaries: unchanged rows stay, those that were there before come back, new and
+        changed ones get the next ids.
+        """
         visible = {
             name: held for name, held in sorted(self.files.items()) if name[0] < self.sources and name[1] in IMAGES
         }
-        for name, (image_id, content, _) in list(self.listed.items()):
-            if name not in visible or visible[name][0] != content:
-                self.gone.add(image_id)
-                del self.listed[name]
+        for name in [name for name in self.listed if name not in visible]:
+            self.bury(name)
         for name, (content, mtime) in visible.items():
-            if name not in self.listed:
+            live = self.listed.get(name)
+            earlier = [row for row in self.buried.get(name, []) if row[1:] == (content, mtime)]
+            if live is not None and live[1:] == (content, mtime):
+                continue
+            if earlier:
+                self.bury(name)
+                self.buried[name].remove(earlier[-1])
+                self.listed[name] = earlier[-1]
+            elif live is not None and live[1] == content:
+                self.listed[name] = (live[0], content, mtime)
+            else:
+                self.bury(name)
                 self.contents[self.total] = content
                 self.listed[name] = (self.total, content, mtime)
                 self.total += 1
+
+    def bury(self, name: Name) -> None:
+        if name in self.listed:
+            self.buried.setdefault(name, []).append(self.listed.pop(name))
+
+    @property
+    def gone(self) -> list[int]:
+        return sorted(row[0] for rows in self.buried.values() for row in rows)
 
 
 def seen_in(world: World, snapshot: Snapshot) -> dict[Name, int]:
@@ -128,6 +149,7 @@ operations = st.lists(
         st.tuples(st.just("write"), st.integers(0, 1), st.sampled_from(NAMES), st.sampled_from([b"1", b"2", b"33"])),
         st.tuples(st.just("touch"), st.integers(0, 1), st.sampled_from(NAMES), st.just(b"")),
         st.tuples(st.just("remove"), st.integers(0, 1), st.sampled_from(NAMES), st.just(b"")),
+        st.tuples(st.just("restore"), st.integers(0, 1), st.sampled_from(NAMES), st.sampled_from([b"1", b"2"])),
     ),
     max_size=6,
 )
@@ -147,12 +169,12 @@ def test_catalog_equals_a_model(
     rows: int,
     touched: int,
 ) -> None:
-    """Any sequence of writes, touches and removals over two sources, cut into parts and comparisons of any size."""
+    """Any sequence of writes, touches, removals and returns over two sources, in parts and comparisons of any size."""
     world, clock = World(tmp_path_factory.mktemp("world")), 1_000
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(catalog, "PART_ROWS", rows)
         patch.setattr(catalog, "TOUCHED_ROWS", touched)
-        patch.setattr(catalog, "BLOCK_ROWS", rows + 1)
+        patch.setattr(rows_by_place, "BLOCK_ROWS", rows + 1)
         for number, step in enumerate(steps):
             world.sources = 2 if number >= second_from else 1
             for what, source, raw, content in step:
@@ -160,6 +182,9 @@ def test_catalog_equals_a_model(
                 name = (source, raw)
                 if what == "write":
                     world.write(name, content, clock)
+                elif what == "restore":
+                    if len(world.past.get(name, [])) >= int(content):
+                        world.write(name, *world.past[name][-int(content)])
                 elif name in world.files and what == "touch":
                     world.write(name, world.files[name][0], clock)
                 elif name in world.files:
@@ -175,7 +200,7 @@ def _check_update(world: World) -> None:
     store = world.root.open()
 
     assert seen_in(world, snapshot) == {name: image_id for name, (image_id, _, _) in world.listed.items()}
-    assert removed_ids(store, snapshot).tolist() == sorted(world.gone)
+    assert removed_ids(store, snapshot).tolist() == world.gone
     assert (snapshot.total, snapshot.live) == (world.total, len(world.listed))
     added = [name for name, (image_id, _, _) in world.listed.items() if image_id >= start]
     assert sorted(added, key=lambda name: world.listed[name][0]) == sorted(added)
@@ -345,7 +370,7 @@ def test_touched_and_removed_images_take_bytes_of_memory(tmp_path: Path, monkeyp
     def listing(*_: object) -> Iterator[Listed]:
         for at in range(start, images):
             key = f"{at:06}.jpg"
-            yield Listed(0, ObjectInfo(key, 7, "", at + shift), key.encode())
+            yield Listed((0, key.encode(), -1, ""), ObjectInfo(key, 7, "", at + shift))
 
     def peak() -> int:
         tracemalloc.start()
@@ -357,7 +382,8 @@ def test_touched_and_removed_images_take_bytes_of_memory(tmp_path: Path, monkeyp
 
     root, records = Root(str(tmp_path), StorageConfig()), (SourceRecord("/photos", ""),)
     monkeypatch.setattr(Listing, "images", listing)
-    for name in ("PART_ROWS", "TOUCHED_ROWS", "BLOCK_ROWS"):
+    monkeypatch.setattr(rows_by_place, "BLOCK_ROWS", 1_000)
+    for name in ("PART_ROWS", "TOUCHED_ROWS"):
         monkeypatch.setattr(catalog, name, 1_000)
     claim(root)
     peak()

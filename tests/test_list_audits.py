@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pillow_heif
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -255,6 +257,27 @@ def test_missing_files_are_rows_until_they_are_there(tmp_path: Path, caplog: pyt
     assert by_uri(audit, "images")["gone.jpg"]["status"] == "ok"
 
 
+@pytest.mark.parametrize("is_whole", [True, False])
+def test_a_name_that_no_bucket_can_hold_is_missing(
+    is_whole: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A line that is not UTF-8, as a URL in a list on disk and as a name in one that lies in the bucket."""
+    use_credentials(monkeypatch)
+    store = new_store(moto_port(), "bytes")
+    for name, data in FILES.items():
+        store.put(name, data)
+    lines = [*(name.encode() for name in NAMES), b"caf\xe9.jpg", b"caf\xe9.tar"]
+    prefix = f"{store.uri}/" if is_whole else ""
+    data = b"\n".join(prefix.encode() + line for line in lines)
+    store.put("l.txt", data)
+    on_disk = write_files(tmp_path, {"l.txt": data}) / "l.txt"
+    source = str(on_disk) if is_whole else f"{store.uri}/l.txt"
+    audit = run(source, root=tmp_path / "root", storage=STORAGE, max_failed_share=0.5)
+    found = {row["uri"].removeprefix(prefix): row["status"] for row in rows(audit, "images")}
+    assert {name for name, status in found.items() if status == "missing"} == {"caf%E9.jpg", "caf%E9.tar"}
+    assert len(found) == len(NAMES) + 2
+
+
 def test_what_a_rule_says_goes_before_the_list(tmp_path: Path) -> None:
     """And the list before folders: the table names two files, the list all but gives the first no label."""
     listed = csv_of({"filename": NAMES, "label": ["", *["list"] * (len(NAMES) - 1)]})
@@ -334,6 +357,29 @@ def test_label_files_of_yolo_are_boxes_where_these_are_asked_for(counted: Counte
     assert_equal_tables(stored, audit)
 
 
+def test_label_files_fit_images_of_every_format(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Turned by EXIF behind 64 KB, turned by the boxes of the format, and told by a library alone; one folder twice."""
+    up = np.random.default_rng(3).integers(0, 256, (200, 300, 3), np.uint8)
+    turned, exif = Image.fromarray(up).transpose(Image.Transpose.ROTATE_90), Image.Exif()
+    exif[0x0112] = 6
+    files = {}
+    for kind in ("webp", "png", "tiff", "jpeg", "avif"):
+        turned.save(sink := io.BytesIO(), kind, exif=exif, quality=100)
+        files[f"1.{kind}"] = sink.getvalue()
+    pillow_heif.from_pillow(Image.fromarray(up)).save(sink := io.BytesIO(), quality=90)
+    files |= {"1.heic": sink.getvalue()}
+    assert len(files["1.webp"]) > 65_536
+    folder = write_files(tmp_path / "yolo", {f"images/{name}": data for name, data in files.items()})
+    write_files(folder, {"labels/1.txt": b"0 0.5 0.25 0.2 0.4\n"})
+    write_files(folder, {"data.yaml": yaml.safe_dump({"train": "images", "val": "images", "names": ["x"]}).encode()})
+    audit = run(folder / "data.yaml", root=tmp_path / "audit", bounding_box="xywh_bbox")
+    found = {row["uri"]: row["status"] for row in rows(audit, "images")}
+    assert found == {f"{name}#xywh=120,10,60,80": "ok" for name in files}
+    assert [record.message for record in caplog.records if "it is taken as train" in record.message] == [
+        f"{folder}/data.yaml: {folder}/images is train and val: it is taken as train"
+    ]
+
+
 # Boxes
 
 
@@ -381,6 +427,23 @@ def coco_labels(folder: Path) -> Audit:
     (folder.parent / "coco.json").write_text(json.dumps(coco_of(BOXED, BOXES)))
     rule = {"table": str(folder.parent / "coco.json")}
     return run(folder, root=folder.parent / "audit", rule=rule, bounding_box="xywh_bbox")
+
+
+def test_rotated_boxes_are_not_those_of_a_table_of_upright_ones(tmp_path: Path) -> None:
+    folder = write_files(tmp_path / "photos", BOXED)
+    (tmp_path / "boxes.csv").write_bytes(csv_of(box_table()))
+    arguments: dict[str, Any] = {"rule": {"table": str(tmp_path / "boxes.csv")}, "bounding_box": "rotated"}
+    with pytest.raises(
+        UsageError, match=r"'rotated' takes boxes of x1, y1, \.\.\., .*boxes\.csv has upright ones alone.*xywh_bbox"
+    ):
+        run(folder, root=tmp_path / "audit", **arguments)
+    assert not (tmp_path / "audit").exists()
+    name, (x, y, width, height), _ = BOXES[0]
+    corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+    header = "filename,x1,y1,x2,y2,x3,y3,x4,y4\n"
+    (tmp_path / "boxes.csv").write_text(f"{header}{name},{','.join(map(str, corners))}\n")
+    audit = run(folder, root=tmp_path / "audit", **arguments)
+    assert len(audit.crops(rotated=True)) == 1
 
 
 def frame(folder: Path) -> Audit:
@@ -510,6 +573,37 @@ def test_what_is_no_annotation_is_refused(config: dict[str, Any], said: str, tmp
     with pytest.raises(UsageError, match=said):
         run(tmp_path / "in", root=tmp_path / "root", **config)
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize("asked", ["xywh_bbox", "rotated"])
+def test_boxes_that_are_wanted_and_nowhere_are_an_error(asked: str, tmp_path: Path) -> None:
+    """On a new root and on one that has an audit; of a table, of a list, and of a table with boxes of other images."""
+    photos = write_files(tmp_path / "photos", BOXED)
+    for name, columns in (("t.csv", folders_of(list(BOXED))), ("b.csv", {**box_table(), "filename": ["x.jpg"] * 6})):
+        (tmp_path / name).write_bytes(csv_of(columns))
+    (photos / "l.csv").write_bytes(csv_of(folders_of(list(BOXED))))
+    (tmp_path / "l.txt").write_text("".join(f"{photos}/{name}\n" for name in BOXED))
+    calls: list[tuple[Path, dict[str, Any]]] = [
+        (photos, {"rule": {"table": str(tmp_path / "t.csv")}}),
+        (photos, {"rule": {"table": str(tmp_path / "b.csv")}}),
+        (photos, {}),
+        (photos / "l.csv", {}),
+        (tmp_path / "l.txt", {}),
+    ]
+    for number, (source, config) in enumerate(calls):
+        root = tmp_path / f"root-{number}"
+        for _ in range(2):
+            with pytest.raises(
+                UsageError,
+                match=r"boxes of annotations, and (there are none|none of 4 images has one)|upright ones alone",
+            ):
+                run(source, root=root, bounding_box=asked, accept_empty=True, **config)
+            assert not list(root.glob("catalog/snapshot-*"))
+            assert not list(root.glob("sessions"))
+        made = run(source, root=root)
+        with pytest.raises(UsageError, match=r"takes (the )?boxes of"):
+            run(source, root=root, bounding_box=asked, **config)
+        assert pipeline.open(root).audit_id == made.audit_id
 
 
 def test_an_image_is_opened_by_pillow_as_a_box_is_cut(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pipeline.sources.coco import coco_of_dict, read_coco
 from pipeline.sources.coco_rows import BOXLESS, CROWDS, EMPTY, NAMELESS, ORPHANS, box_rows, image_rows
 from pipeline.sources.json_stream import CHUNK_BYTES, json_elements
 from pipeline.sources.list_kinds import read_list
-from pipeline.sources.listed import LISTED, Origin, Tally
+from pipeline.sources.listed import BAD, LISTED, Origin, Tally
 from pipeline.sources.python_lists import listed_from
 
 ORIGIN = Origin("coco.json", "/data/images", "annotation")
@@ -97,8 +97,10 @@ def test_boxes(data: bytes) -> None:
     tally = Tally()
 
     assert read(data, tally) == BOXES
-    assert tally.counts == {CROWDS: 1, BOXLESS: 1, ORPHANS: 1, EMPTY: 1, NAMELESS: 1}
+    bad = [(row, problem) for *_, problem, row in BOXES if problem]
+    assert tally.counts == {CROWDS: 1, BOXLESS: 1, ORPHANS: 1, EMPTY: 1, NAMELESS: 1, BAD: len(bad)}
     assert tally.first == {
+        BAD: f"coco.json annotation {bad[0][0]}: {bad[0][1]}",
         CROWDS: "coco.json, annotations[8]",
         BOXLESS: "coco.json, annotations[9]",
         ORPHANS: "coco.json, annotations[11]",

@@ -292,7 +292,7 @@ def test_the_first_name_wins_and_sizes_of_images_are_no_boxes() -> None:
 
 LISTING: Mapping[str, list[Any]] = {
     "size": [5, None],
-    "etag": ["e", None],
+    "etag": ['"e"', '""'],
     "mtime_ns": [1_700_000_000_123_456_789, None],
 }
 

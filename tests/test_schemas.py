@@ -19,9 +19,10 @@ from pipeline.schemas import (
     NEAR_DUPLICATES,
     TABLES,
     Kind,
+    Status,
     Table,
 )
-from pipeline.table_page import markdown
+from pipeline.table_page import KINDS, STATUSES, markdown
 
 PAGE = Path(__file__).parent.parent / "docs" / "tables.md"
 REWRITE = (
@@ -119,3 +120,10 @@ def test_tables_that_change_have_another_format() -> None:
     columns = [(name, c.name, str(c.type), c.nullable) for name in FINDINGS for c in TABLES[name].schema]
     digest = hashlib.sha256(repr(columns).encode()).hexdigest()[:12]
     assert (FORMAT, digest) == (3, "81a732abcb07"), "raise FORMAT in layout/audits.py and write the new pair here"
+
+
+def test_every_status_and_kind_is_explained() -> None:
+    assert set(STATUSES) == set(Status)
+    assert set(KINDS) == set(Kind)
+    page = PAGE.read_text(encoding="utf-8")
+    assert all(f"| `{value.value}` | " in page for value in (*Status, *Kind))

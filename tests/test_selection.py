@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline
-from pipeline.audit import Audit
+from pipeline.audit import Audit, summary_lines
 from pipeline.cli import main
 from pipeline.errors import UsageError
 from pipeline.sources.selection import Selection, SelectParams, name_hash, sample_limit
@@ -58,6 +58,10 @@ def test_what_is_selected_is_what_is_audited(
     assert names(audit) == wanted
     stages = {stage["stage"]: stage["counters"] for stage in audit.published.session["stages"]}
     assert stages["catalog"]["unselected"] == len(SIZES) - len(wanted)
+    assert audit.summary()["unselected"] == len(SIZES) - len(wanted)
+    said = f"selection   {len(wanted)} of {len(SIZES)} images selected"
+    assert (said in summary_lines(audit.summary())) == (len(wanted) < len(SIZES))
+    assert run(root=tmp_path / "audit", start="features").summary()["unselected"] == len(SIZES) - len(wanted)
     assert any("1 names of the subset are no image, such as 'x.jpg'" in line for line in caplog.messages) == (
         "subset" in select
     )
@@ -78,8 +82,54 @@ def test_a_sample_stays_while_images_come(tmp_path: Path) -> None:
 
 def test_a_selection_of_none_is_no_lost_source(photos: Path, tmp_path: Path) -> None:
     run(photos, root=tmp_path / "audit")
-    assert names(run(photos, root=tmp_path / "audit", select={"find_regex": "nothing"})) == set()
+    nothing = run(photos, root=tmp_path / "audit", select={"find_regex": "nothing"}, accept_empty=True)
+    assert names(nothing) == set()
     assert names(run(photos, root=tmp_path / "audit")) == set(SIZES)
+
+
+@pytest.mark.parametrize(
+    ("select", "said"),
+    [
+        ({"find_regex": "nomatch"}, "(find_regex 'nomatch')"),
+        ({"subset": ["x.jpg", "y.jpg"]}, "(subset of 2 names such as 'x.jpg')"),
+        ({"find_regex": "cat", "subset": ["dog/00.jpg"]}, "(find_regex 'cat', subset of 1 name such as 'dog/00.jpg')"),
+        ({"min_file_size": 10**9}, "(min_file_size 1000000000)"),
+        ({"num_images": 3, "order": "sample", "find_regex": "nomatch"}, "find_regex 'nomatch'"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_selection_of_none_is_refused(photos: Path, tmp_path: Path, select: dict[str, object], said: str) -> None:
+    """It says how a name looks here, on a new root as on one whose audit it would have put an empty one over."""
+    root = tmp_path / "audit"
+    for _ in range(2):
+        with pytest.raises(UsageError) as error:
+            run(photos, root=root, select=select)
+        assert f"select takes none of {len(SIZES)} images" in str(error.value)
+        assert said in str(error.value)
+        assert f"the first one is 'a.tar#cat/m1.jpg' ({photos}/a.tar#cat/m1.jpg)" in str(error.value)
+        if not (root / "sessions").exists():
+            assert not list((root / "catalog").glob("snapshot-*"))
+            whole = run(photos, root=root)
+    assert pipeline.open(root).audit_id == whole.audit_id
+    assert len(list((root / "catalog").glob("snapshot-*"))) == 1
+
+
+@pytest.mark.parametrize("subset", [[], [""]])
+def test_an_empty_subset_is_not_everything(photos: Path, tmp_path: Path, subset: list[str]) -> None:
+    with pytest.raises(UsageError, match="subset is empty"):
+        run(photos, root=tmp_path / "audit", select={"subset": subset})
+    (tmp_path / "names.txt").write_text("\n")
+    words = ["run", str(photos), "--root", str(tmp_path / "audit"), "--subset", str(tmp_path / "names.txt")]
+    assert main(words) == 2
+    assert not (tmp_path / "audit").exists()
+
+
+def test_a_subset_of_whole_paths(photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As fastdup writes them, and as tables name members of archives."""
+    wanted = [f"{photos}/cat/01.jpg", f"{photos}/a.tar/dog/m#2.jpg", "dog/00.jpg", f"{photos}#a.tar"]
+    audit = run(photos, root=tmp_path / "audit", select={"subset": wanted})
+    assert names(audit) == {"cat/01.jpg", "a.tar#dog/m#2.jpg", "dog/00.jpg"}
+    assert f"1 names of the subset are no image, such as '{photos}#a.tar'" in caplog.messages
 
 
 def test_from_the_command_line(photos: Path, tmp_path: Path) -> None:
@@ -88,8 +138,8 @@ def test_from_the_command_line(photos: Path, tmp_path: Path) -> None:
     command += ["--subset", str(tmp_path / "names.txt"), "--find-regex", "cat", "--num-images", "1"]
     assert main(command) == 0
     assert names(pipeline.open(tmp_path / "audit")) == {"cat/01.jpg"}
-    assert main([*command, "--tar-only"]) == 0
-    assert names(pipeline.open(tmp_path / "audit")) == set()
+    assert main([*command, "--tar-only"]) == 2
+    assert names(pipeline.open(tmp_path / "audit")) == {"cat/01.jpg"}
 
 
 def test_what_cannot_be_is_said_at_once(photos: Path, tmp_path: Path) -> None:
@@ -110,3 +160,32 @@ def test_a_sample_has_exactly_so_many(listed: list[str], count: int) -> None:
     selection = Selection(params, sample_limit(listed, count))
     taken = [name for name in listed if selection.takes(name, 1, is_member=False)]
     assert set(taken) == set(sorted(listed, key=name_hash)[:count])
+
+
+def test_rows_of_images_that_are_not_selected_are_no_mistake(
+    photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 12 rows 8 name images that are not selected; without a selection no row is unused. 2 more images later are no
+    other audit, and are counted.
+    """
+    table = {"filename": list(LOOSE), "label": ["x"] * len(LOOSE)}
+    first = run(photos, root=tmp_path / "audit", annotations=table, select={"num_images": 6})
+    assert not any("match no image" in line for line in caplog.messages)
+    again = run(photos, root=tmp_path / "audit", annotations=table, select={"num_images": 6})
+    assert again.audit_id == first.audit_id
+    run(photos, root=tmp_path / "whole", annotations={**table, "filename": ["x.jpg", *list(LOOSE)[1:]]})
+    assert any("1 rows of the table" in line and "match no image" in line for line in caplog.messages)
+
+
+def test_images_without_a_split_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where others have one; they are in no leak. A quiet run says it too, and what the table does not name."""
+    files = {f"{at}.jpg": noise_jpeg(at) for at in range(6)}
+    write_files(tmp_path / "photos", files)
+    (tmp_path / "t.csv").write_text("filename,split\n0.jpg,train\n1.jpg,test\n")
+    root = str(tmp_path / "audit")
+    call = ["run", str(tmp_path / "photos"), "--root", root, "--labels", str(tmp_path / "t.csv"), "--runner", "local"]
+    assert main([*call, "--quiet"]) == 0
+    said = "\n".join(caplog.messages)
+    assert "4 of 6 images have no split" in said
+    assert "4 of 6 images are not named by the table or pattern, such as '2.jpg'" in said
+    assert "splits      test 1, train 1, none 4, which are in no leak" in summary_lines(pipeline.open(root).summary())

@@ -20,10 +20,12 @@ from pipeline.sources.folder import (
     decode_key,
     encode_key,
     image_objects,
+    is_hidden,
     is_image_key,
     own_name,
     together,
 )
+from pipeline.sources.fragments import parent_kind
 from pipeline.sources.labels import RuleParams, assign, matched
 from pipeline.sources.tabular import match_rows, read_label_table
 from pipeline.storage import ObjectInfo
@@ -68,6 +70,11 @@ def test_visible_names_with_dots() -> None:
     """A dot elsewhere than at the start hides nothing."""
     assert is_image_key("v1.2/a..jpg")
     assert is_image_key("my__MACOSX/a.jpg")
+    for key in ("a/../b.jpg", "../b.jpg", "./b.jpg", "a/./b.jpg", "a//../../b.jpg"):
+        assert is_image_key(key)
+        assert parent_kind(key.replace("jpg", "tar")) == "tar"
+    for key in ("a/...", "a/.../b.jpg", "..a/b.jpg", "a/../.b.jpg", "./..b.jpg", ".\n/b.jpg"):
+        assert is_hidden(key)
 
 
 def test_images_in_order_and_the_others_counted() -> None:

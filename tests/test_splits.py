@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.sources import labels
-from pipeline.sources.labels import RuleParams, assign, describe, matched
+from pipeline.sources.labels import RuleParams, Told, assign, describe, matched
 from pipeline.sources.splits import SPLIT_NAMES, canonical_split, split_of_name, split_of_place
 
 FOLDERS = RuleParams()
@@ -43,6 +43,18 @@ FOLDERS = RuleParams()
         ("1.jpg", None, None),  # directly in the source
         ("cat/test.jpg", None, "cat"),  # a file's own name is no folder
         ("trains/1.jpg", None, "trains"),
+        ("train2017/cat/1.jpg", "train", "cat"),  # as COCO names its folders
+        ("images/val2017/1.jpg", "val", None),
+        ("test2015/1.jpg", "test", None),
+        ("coco.zip/train2017/1.jpg", "train", None),
+        ("train_2017/1.jpg", None, "train_2017"),
+        ("train2017b/1.jpg", None, "train2017b"),
+        ("trainer/1.jpg", None, "trainer"),
+        ("test_tube/1.jpg", None, "test_tube"),
+        ("2017/1.jpg", None, "2017"),
+        ("a.zip/../../evil.jpg", None, "a"),  # `..` and `.` are no folders
+        ("../cat/./1.jpg", None, "cat"),
+        ("./1.jpg", None, None),
         ("trainset_2/1.jpg", None, "trainset_2"),
         ("set/1.jpg", None, "set"),
         ("a//train//cat/1.jpg", "train", "cat"),  # an empty name in a key of an object store
@@ -70,15 +82,15 @@ def test_split_of_a_source(place: str, split: str | None) -> None:
     """The last folder of a source names the split of the paths whose own folders name none; a label it never is."""
     assert split_of_place(place) == split
     listed = ["cat/1.jpg", "dev/cat/1.jpg", "1.jpg"]
-    assert assign(listed, FOLDERS, None, split) == ([split, "dev", split], ["cat", "cat", None])
-    assert assign(listed, RuleParams(default_split="fold1"), None, split)[0] == [
+    assert assign(listed, FOLDERS, None, Told([split] * 3)) == ([split, "dev", split], ["cat", "cat", None])
+    assert assign(listed, RuleParams(default_split="fold1"), None, Told([split] * 3))[0] == [
         split or "fold1",
         "dev",
         split or "fold1",
     ]
-    assert assign(listed, RuleParams(split="fold1"), None, split)[0] == ["fold1"] * 3
-    assert assign(listed, RuleParams(pattern="(?P<split>d.v)"), None, split)[0] == [None, "dev", None]
-    assert assign(listed, RuleParams(pattern="(?P<label>d.v)"), None, split)[0] == [split, "dev", split]
+    assert assign(listed, RuleParams(split="fold1"), None, Told([split] * 3))[0] == ["fold1"] * 3
+    assert assign(listed, RuleParams(pattern="(?P<split>d.v)"), None, Told([split] * 3))[0] == [None, "dev", None]
+    assert assign(listed, RuleParams(pattern="(?P<label>d.v)"), None, Told([split] * 3))[0] == [split, "dev", split]
     assert (f"else {split} as the source's own folder says" in describe(FOLDERS, split)) == (split is not None)
 
 
@@ -206,6 +218,7 @@ def test_describe(rule: RuleParams, said: str) -> None:
 def test_unknown_split_is_kept() -> None:
     """A pattern or table may name a split of its own."""
     assert canonical_split("Fold_3") == "Fold_3"
+    assert canonical_split("val2") == "val2"  # a table that tells it from val1 means it
     assert canonical_split("Training") == "train"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,8 @@ from pipeline.sources.annotated import normal_table
 from pipeline.sources.boxed import ListedBoxes
 from pipeline.sources.tabular import BOX, FILENAME, LabelTable, read_label_table
 from pipeline.storage import StorageConfig, Store, canonical_uri
+
+log = logging.getLogger(__name__)
 
 STEM = "annotations"
 VOCABULARY = "vocabulary.json"
@@ -79,7 +82,10 @@ def store_table(root: Root, address: str) -> str:
 
     Raises UsageError for one that cannot be read, the first time that the root sees it.
     """
-    data = read_annotations(root.storage, address)
+    said: list[str] = []
+    data = read_annotations(root.storage, address, said)
+    for line in said:
+        log.warning("%s", line)
     hashed = content_hash(data).hex()
     store = root.open()
     if not store.exists(f"{TABLES}/{hashed}"):
@@ -88,10 +94,13 @@ def store_table(root: Root, address: str) -> str:
     return hashed
 
 
-def read_annotations(storage: StorageConfig, address: str) -> bytes:
-    """A table of annotations as `read_label_table` takes it: CSV or Parquet with filename, or what stands for COCO."""
+def read_annotations(storage: StorageConfig, address: str, said: list[str]) -> bytes:
+    """A table of annotations as `read_label_table` takes it: CSV or Parquet with filename, or what stands for COCO.
+
+    What is to be said of it is added to `said`.
+    """
     base = canonical_uri(address.rpartition("/")[0] or ("/" if address.startswith("/") else "."), storage)
-    return normal_table(read_address(address, storage), address, base)
+    return normal_table(read_address(address, storage), address, base, said)
 
 
 def load_boxes(store: Store, hashed: str) -> ListedBoxes | None:

@@ -1,24 +1,26 @@
-"""What was found inside of files that hold images: one Parquet per file, kept while the file is the same."""
+"""What was found inside of files that hold images: a packed Arrow stream for each, kept while the file is the same."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import struct
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import pyarrow as pa
 
+from pipeline.errors import ArtifactError, NotFound
 from pipeline.layout.snapshots import FOLDER as CATALOG
-from pipeline.layout.tables import parquet_bytes, read_table
 from pipeline.schemas import TRANSIENT
 from pipeline.sources.folder import LeftOut
-from pipeline.sources.fragments import Fragment
-from pipeline.storage import ObjectInfo, Store
+from pipeline.sources.fragments import ARCHIVES, Fragment
+from pipeline.storage import ObjectInfo, Store, read_ahead
 
-VERSION = 1
+VERSION = 2
 FOLDER = f"{CATALOG}/fragments"
 SCHEMA = pa.schema(
     [
@@ -27,15 +29,17 @@ SCHEMA = pa.schema(
         pa.field("length", pa.int64(), False),
         pa.field("size", pa.int64(), False),
         pa.field("problem", pa.string(), False),
+        pa.field("label", pa.string(), False),
     ]
 )
-FOUND, AGAIN, INDEX = ".found.parquet", ".again.parquet", ".index"
+FOUND, AGAIN, INDEX = ".found.arrow", ".again.arrow", ".index"
 """Endings of what was found, of what an attempt could not read and the next run tries again, and of the points from
 which a tar.gz can be unpacked."""
 BLOCK = 65_536
 INSTALL = "; then run again"
 """End of a problem that is over once a library is installed."""
 _LEFT_OUT, _KIND = b"left_out", b"kind"
+_CRC = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
@@ -52,9 +56,12 @@ class Parent:
 
     @property
     def stem(self) -> str:
-        """Name of what was found in it, by all that tells it from another file or from another state of it."""
-        info = self.info
-        told = [self.place, info.key, info.size, info.etag, 0 if info.etag else info.mtime_ns, self.kind, VERSION]
+        """Name of what was found in it, by all that tells it from another file or from another state of it.
+
+        Archives share one kind here: that by their bytes is known to who reads them, and not yet to who lists them.
+        """
+        info, kind = self.info, "" if self.kind in ARCHIVES else self.kind
+        told = [self.place, info.key, info.size, info.etag, 0 if info.etag else info.mtime_ns, kind, VERSION]
         told += [self.params] * bool(self.params)
         text = json.dumps(told).encode()  # ASCII, whatever bytes the key has
         return f"{FOLDER}/{hashlib.blake2b(text, digest_size=16).hexdigest()}"
@@ -63,18 +70,36 @@ class Parent:
 def write_fragments(store: Store, parent: Parent, kind: str, found: Iterable[Fragment], left_out: LeftOut) -> int:
     """Stores what is found in a file of a kind; returns how many. `left_out` is read last: `found` counts in it.
 
-    What is wrong with the attempt and not with the file does not stand: the next run tries again.
+    What broke the listing off is found last; it is of the file itself, and stored first. What is wrong with the attempt
+    and not with the file does not stand: the next run tries again.
     """
-    batches, is_final = [], True
+    batches: list[pa.RecordBatch] = []
+    count, is_final = 0, True
     fragments = iter(found)
     while block := list(islice(fragments, BLOCK)):
+        count += len(block)
         is_final &= not any(map(_is_transient, block))
-        columns = [pa.array(column, field.type) for column, field in zip(zip(*block, strict=True), SCHEMA, strict=True)]
-        batches.append(pa.record_batch(columns, schema=SCHEMA))
-    counts = json.dumps({"hidden": left_out.hidden, "suffixes": dict(left_out.suffixes)})
-    table = pa.Table.from_batches(batches, SCHEMA).replace_schema_metadata({_LEFT_OUT: counts, _KIND: kind})
-    store.put(parent.stem + (FOUND if is_final else AGAIN), parquet_bytes(table))
-    return int(table.num_rows)
+        if block[-1].position < 0:
+            batches.insert(0, _batch([block.pop()]))
+        batches += [_batch(block)] if block else []
+    told = {_LEFT_OUT: json.dumps({"hidden": left_out.hidden, "suffixes": dict(left_out.suffixes)}), _KIND: kind}
+    store.put(parent.stem + (FOUND if is_final else AGAIN), _packed(batches, SCHEMA.with_metadata(told)))
+    return count
+
+
+def _batch(block: list[Fragment]) -> pa.RecordBatch:
+    columns = [pa.array(column, field.type) for column, field in zip(zip(*block, strict=True), SCHEMA, strict=True)]
+    return pa.record_batch(columns, schema=SCHEMA)
+
+
+def _packed(batches: list[pa.RecordBatch], schema: pa.Schema) -> bytes:
+    """An Arrow stream and its CRC-32: of 290 members 6 kB that are read in 0.16 ms, as Parquet 8 kB and 0.4 ms."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    data = sink.getvalue()
+    return b"".join([memoryview(data), _CRC.pack(zlib.crc32(data))])
 
 
 def _is_transient(fragment: Fragment) -> bool:
@@ -82,37 +107,27 @@ def _is_transient(fragment: Fragment) -> bool:
     return fragment.problem.partition(":")[0] in TRANSIENT or fragment.problem.endswith(INSTALL)
 
 
-@dataclass(frozen=True)
 class Found:
-    """What was found in a file: its kind by its bytes, a table of SCHEMA, and what it holds beside images."""
+    """What was found in a file: its kind by its bytes, what it holds beside images, and its fragments."""
 
-    kind: str
-    table: pa.Table
-    left_out: LeftOut
+    def __init__(self, data: bytes) -> None:
+        """data: as `write_fragments` stores it. Raises ValueError or ArrowException where it is damaged."""
+        stream, crc = memoryview(data)[: -_CRC.size], data[-_CRC.size :]
+        if _CRC.pack(zlib.crc32(stream)) != crc:
+            raise ValueError("its checksum is not the one that was written")
+        self._stream = stream
+        told = self._reader().schema.metadata
+        counts = json.loads(told[_LEFT_OUT])
+        self.kind = told[_KIND].decode()
+        self.left_out = LeftOut(hidden=counts["hidden"], suffixes=Counter(counts["suffixes"]))
+
+    def _reader(self) -> pa.RecordBatchReader:
+        return pa.ipc.open_stream(pa.py_buffer(self._stream))
 
     def __iter__(self) -> Iterator[Fragment]:
-        """The fragments by their position: what broke the listing off, which was found last, is of the file itself and
-        comes first. Objects are made of a block at a time.
-        """
-        last = self.table.num_rows - 1
-        if last > 0 and self.table["position"][last].as_py() < 0:
-            yield from _fragments(self.table.slice(last))
-            yield from _fragments(self.table.slice(0, last))
-        else:
-            yield from _fragments(self.table)
-
-
-def _fragments(table: pa.Table) -> Iterator[Fragment]:
-    for batch in table.to_batches(BLOCK):
-        yield from map(Fragment, *(batch[name].to_pylist() for name in Fragment._fields))
-
-
-def read_fragments(store: Store, key: str) -> Found:
-    """What is stored under a key."""
-    table = read_table(store, key)
-    counts = json.loads(table.schema.metadata[_LEFT_OUT])
-    kind = table.schema.metadata[_KIND].decode()
-    return Found(kind, table, LeftOut(hidden=counts["hidden"], suffixes=Counter(counts["suffixes"])))
+        """The fragments by their position. They are unpacked a block at a time."""
+        for batch in self._reader():
+            yield from map(Fragment, *(column.to_pylist() for column in batch.columns))
 
 
 class KnownFragments:
@@ -125,13 +140,35 @@ class KnownFragments:
         """`is_tried`: what could not be read was tried in this session, so its problem stands."""
         self._store = store
         endings = (FOUND, AGAIN) if is_tried else (FOUND,)
-        self._keys = {info.key for info in store.list(f"{FOLDER}/") if info.key.endswith(endings)}
+        self._sizes = {info.key: info.size for info in store.list(f"{FOLDER}/") if info.key.endswith(endings)}
         self.missing: list[Parent] = []
 
-    def of(self, parent: Parent) -> Found | None:
-        """What was found in a file; None, once it is noted as missing, where nothing is stored of it."""
-        for ending in (FOUND, AGAIN):
-            if parent.stem + ending in self._keys:
-                return read_fragments(self._store, parent.stem + ending)
-        self.missing.append(parent)
-        return None
+    def of(self, parents: Sequence[Parent]) -> Iterator[Found]:
+        """What was found in each file of which something is stored, in order; the others are noted as missing.
+
+        The stored bytes are read ahead of who asks, within the bounds of `read_ahead`; one at a time is unpacked.
+        Raises ArtifactError for what is damaged or gone.
+        """
+        keys = [self._key(parent) for parent in parents]
+        self.missing += [parent for parent, key in zip(parents, keys, strict=True) if not key]
+        known = [key for key in keys if key]
+        return map(self._found, known, read_ahead(known, self._read, self._sizes.__getitem__))
+
+    def _key(self, parent: Parent) -> str:
+        stem = parent.stem
+        return next((key for ending in (FOUND, AGAIN) if (key := stem + ending) in self._sizes), "")
+
+    def _read(self, key: str) -> bytes:
+        try:
+            return self._store.read(key)
+        except NotFound as error:
+            raise ArtifactError(f"{self._store.uri}/{key}: it is gone. Run again to make it anew.") from error
+
+    def _found(self, key: str, data: bytes) -> Found:
+        try:
+            return Found(data)
+        except (ValueError, pa.ArrowException) as error:
+            raise ArtifactError(
+                f"{self._store.uri}/{key}: it is damaged ({error}). Delete that file and run again: what it was made "
+                "of is looked into anew."
+            ) from error

@@ -20,10 +20,10 @@ from pipeline.layout.tables import read_batches, read_metadata
 from pipeline.sources.sorted_list import Given
 from pipeline.storage import Store
 
-VERSION = 1
+VERSION = 2
 FOLDER = f"{CATALOG}/lists"
-GIVEN_LIST = f"{CATALOG}/given.txt"
-"""The list that a Python caller gave: one name, so that another list is the same source."""
+_GIVEN_LIST = f"{CATALOG}/given"
+"""How the lists begin that a Python caller gives: each is under the hash of its text, and all are one source."""
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.binary(), False),
@@ -53,6 +53,17 @@ class PreparedList:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows of SCHEMA, sorted, some at a time."""
         return read_batches(self.store, self.key, BLOCK)
+
+
+def given_list_key(data: bytes) -> str:
+    """Key of a list that a Python caller gives."""
+    return f"{_GIVEN_LIST}-{hashlib.sha256(data).hexdigest()[:20]}.txt"
+
+
+def source_name(root_uri: str, uri: str) -> str:
+    """What tells a source of a root from the others: its uri, and one name for all lists that Python callers give."""
+    given = f"{root_uri}/{_GIVEN_LIST}"
+    return given if uri.startswith((f"{given}-", f"{given}.")) else uri
 
 
 def list_key(parent: Parent) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, NotFound
 from pipeline.kernels.embed import Embedder, ModelInput, canary_embeddings, compare_canary
 from pipeline.layout.root import Root, kept, read_address
 from pipeline.layout.tables import read_array, write_array
 from pipeline.models import Model, default_model, open_model
 from pipeline.models.cache import ResolvedModel, resolve_model
-from pipeline.models.named import is_model_name
+from pipeline.models.named import is_model_name, named_model
 from pipeline.storage import StorageConfig, Store
 
 FOLDER = "models"
@@ -48,7 +48,14 @@ def open_chosen(path: str, description: Mapping[str, Any], cache: str, storage: 
     """
     if is_model_name(path):
         return resolve_model(path, cache, storage)
-    return ResolvedModel(open_model(read_address(path, storage), path.rpartition("/")[2], description), "")
+    try:
+        data = read_address(path, storage)
+    except NotFound:
+        if "/" in path or "." in path:
+            raise
+        named_model(path)  # which names those that there are
+        raise
+    return ResolvedModel(open_model(data, path.rpartition("/")[2], description), "")
 
 
 def store_model(root: Root, path: str, description: Mapping[str, Any], cache: str = "") -> ModelRef:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from pipeline.errors import ObjectChanged
 from pipeline.kernels.boxes import parse_box
@@ -20,6 +20,14 @@ from pipeline.storage import ObjectInfo
 from pipeline.storage.blocks import open_blocks
 
 Content: TypeAlias = "bytes | Decoded"
+Extracted: TypeAlias = Callable[[int], "bytes | None"]
+
+
+class Fetched(NamedTuple):
+    """The bytes of a file or member, and whether its file has another time than was listed."""
+
+    data: bytes
+    is_touched: bool
 
 
 @dataclass(frozen=True)
@@ -35,31 +43,38 @@ def load(image: ImageObject, root: Root, cutting: Cutting) -> Content:
     return _load(image, root, cutting, image.expected)
 
 
-def load_as_extracted(
-    image: ImageObject, root: Root, cutting: Cutting, extracted: Callable[[], bytes | None]
-) -> Content:
-    """The same, if it is what was extracted: the content hash that `extracted` tells, or the pixel hash of a frame or
-    box; it is asked only where a file's time differs from the listed one: a touched file, or another one of its size.
+def fetch(whole: ImageObject, root: Root) -> Fetched:
+    """The bytes of a file or member, whose file may have another time than was listed: a touched file, or another one
+    of its size. Raises a StorageError, or an ImageError for a member that is not what its archive says.
     """
     try:
-        return _load(image, root, cutting, image.info)
+        return Fetched(whole.read(root, whole.info), False)
     except ObjectChanged:
-        if image.info.etag:
+        if whole.info.etag:
             raise
-    found = load(image, root, cutting)
-    if hash_of(found) != extracted():
-        raise _replaced(image)
-    return found
+    return Fetched(whole.read(root), True)
 
 
-def load_frames_as_extracted(
-    root: Root, frames: Sequence[ImageObject], cutting: Cutting, extracted: Callable[[int], bytes | None]
-) -> Iterator[Decoded | ImageError | ObjectChanged]:
-    """`load_as_extracted` of frames of one video, and of boxes of them, in the order of their times: one pass.
+def parts_as_extracted(
+    fetched: Fetched, images: Sequence[ImageObject], cutting: Cutting, extracted: Extracted
+) -> Iterator[Content | ImageError | ObjectChanged]:
+    """A file or member, and boxes of it, if they are what was extracted; all boxes are cut out of one decode.
 
-    `extracted` is asked by the number of a frame here. Raises a StorageError that is one of the whole video.
+    `extracted` tells the content hash of an image, or the pixel hash of a box, by its number here; it is asked only
+    where the file was touched.
     """
-    first, number = frames[0], 0
+    parts = _parts(iter([fetched.data]), images, cutting)
+    yield from _as_extracted(parts, images, extracted) if fetched.is_touched else parts
+
+
+def frames_as_extracted(
+    root: Root, frames: Sequence[ImageObject], cutting: Cutting, extracted: Extracted
+) -> Iterator[Content | ImageError | ObjectChanged]:
+    """The same of frames of one video, and of boxes of them, in the order of their times: one pass.
+
+    Raises a StorageError that is one of the whole video.
+    """
+    first = frames[0]
     try:
         opened_source(first.source, root.storage).read_range(first.info.key, 0, 1, expect=first.info)
         is_touched = False
@@ -68,15 +83,8 @@ def load_frames_as_extracted(
             raise
         is_touched = True
     wholes = read_frames(root, [whole for whole, _ in groupby(frames, lambda frame: frame.whole)], cutting)
-    for _, images in groupby(frames, lambda frame: frame.whole):
-        pixels = next(wholes)
-        for image in images:
-            found = _part(pixels, image, cutting)
-            if is_touched and not isinstance(found, ImageError) and hash_of(found) != extracted(number):
-                yield _replaced(image)
-            else:
-                yield found
-            number += 1
+    parts = _parts(wholes, frames, cutting)
+    yield from _as_extracted(parts, frames, extracted) if is_touched else parts
 
 
 def hash_of(content: Content) -> bytes:
@@ -109,18 +117,42 @@ def read_frames(root: Root, frames: Sequence[ImageObject], cutting: Cutting) -> 
         yield from decode_frames(stream, times, cutting.limits)
 
 
-def _replaced(image: ImageObject) -> ObjectChanged:
-    return ObjectChanged(f"read {image.name}: it was replaced after it was extracted; run again")
+def _parts(
+    wholes: Iterator[Content | ImageError], images: Sequence[ImageObject], cutting: Cutting
+) -> Iterator[Content | ImageError]:
+    """Each image as it is, or cut out of the next one of `wholes`, which is decoded once."""
+    for _, parts in groupby(images, lambda image: image.whole):
+        whole = next(wholes)
+        for image in parts:
+            if image.box and isinstance(whole, bytes):
+                whole = _decoded_or_error(whole, cutting)
+            yield _part(whole, image, cutting)
 
 
-def _part(pixels: Decoded | ImageError, image: ImageObject, cutting: Cutting) -> Decoded | ImageError:
-    """A frame as it is, or a box of it."""
-    if isinstance(pixels, ImageError) or not image.box:
-        return pixels
+def _decoded_or_error(data: bytes, cutting: Cutting) -> Decoded | ImageError:
     try:
-        return cut_out(pixels, image, cutting)
+        return decode(data, cutting.limits)
     except ImageError as error:
         return error
+
+
+def _part(whole: Content | ImageError, image: ImageObject, cutting: Cutting) -> Content | ImageError:
+    if not image.box or not isinstance(whole, Decoded):
+        return whole
+    try:
+        return cut_out(whole, image, cutting)
+    except ImageError as error:
+        return error
+
+
+def _as_extracted(
+    parts: Iterator[Content | ImageError], images: Sequence[ImageObject], extracted: Extracted
+) -> Iterator[Content | ImageError | ObjectChanged]:
+    for number, (found, image) in enumerate(zip(parts, images, strict=True)):
+        if isinstance(found, ImageError) or hash_of(found) == extracted(number):
+            yield found
+        else:
+            yield ObjectChanged(f"read {image.name}: it was replaced after it was extracted; run again")
 
 
 def _load(image: ImageObject, root: Root, cutting: Cutting, expect: ObjectInfo) -> Content:

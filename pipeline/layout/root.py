@@ -44,7 +44,7 @@ MARKER = "root.json"
 WORK = "work"
 """Folder of what is deleted once its readers are done."""
 ABANDONED_NS = 7 * 24 * 3600 * 10**9
-FORMAT = 1
+FORMAT = 2
 FOLDERS = (
     "catalog", "annotations", "features", "exact", "moments", "spaces", "indexes", "neighbours", "pairs", "edges",
     "groups", "scores", "audits", "sessions", "status", "models", "tokens", WORK,

@@ -35,7 +35,9 @@ _INPUTS = ("snapshot", "features", "annotations", "exact", "dimension")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What an audit was made of: its artifacts, the model and how images are brought to it, the space, both indexes."""
+    """What an audit was made of: its artifacts, the model and how images are brought to it, the space, both indexes,
+    and the folder of what a detector found, "" where its boxes are of none.
+    """
 
     inputs: Inputs
     model: ModelRef
@@ -44,6 +46,7 @@ class Recipe:
     copy: Index
     semantic: Index
     representatives: int
+    detections: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def read_recipe(root: Root, audit_id: str) -> Recipe:
             indexes["copy"],
             indexes["semantic"],
             value["representatives"],
+            value.get("detections", ""),
         )
     except NotFound as error:
         raise ArtifactError(

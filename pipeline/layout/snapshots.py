@@ -68,7 +68,7 @@ class Snapshot:
     """Version `number` of the catalog: `total` rows ever seen, in parts; the removed ones are not audited.
 
     given: for each source the key of the splits and labels that its list gives (`layout.lists`), "" for a folder; none
-    where no source is a list.
+    where no source is a list. unselected: images of its listing that were not selected.
     """
 
     number: int
@@ -79,14 +79,15 @@ class Snapshot:
     removed_count: int
     restamped_key: str
     given: tuple[str, ...] = ()
+    unselected: int = 0
 
     @property
     def digest(self) -> str:
         """Hash of its sources and rows; not of its number, nor of the times of files whose bytes did not change, nor
-        of the labels that lists give.
+        of the labels that lists give, nor of what was not selected.
         """
         named = snapshot_to_json(self)
-        del named["number"], named["restamped_key"], named["given"]
+        del named["number"], named["restamped_key"], named["given"], named["unselected"]
         return hashlib.sha256(json_bytes(named)).hexdigest()[:20]
 
     @property
@@ -121,6 +122,7 @@ def read_snapshot(store: Store, number: int) -> Snapshot:
         removed_count=value["removed_count"],
         restamped_key=value["restamped_key"],
         given=tuple(value.get("given", ())),
+        unselected=value.get("unselected", 0),
     )
 
 
@@ -128,23 +130,18 @@ def first_alike(store: Store, snapshot: Snapshot) -> Snapshot:
     """The first of the snapshots up to this one that hold the same rows of the same sources.
 
     An audit is one of that snapshot (with what lists give in this one), so that a touched file, a label in a list, or a
-    split that was given to a source for one night makes no other. Rows are only ever added and removed: those that hold
-    as many of both hold the same, and follow one another. The first of them is found by halving (9 of 300 are read),
-    and is nearly always the one.
+    split that was given to a source for one night makes no other. Rows are only ever added, so the first snapshot with
+    as many is found by halving (9 of 300 are read); removed ones may return, so each from there on is looked at.
     """
     numbers = range(1, snapshot.number)
     try:
-        start = bisect_left(numbers, _rows(snapshot), key=lambda number: _rows(read_snapshot(store, number)))
+        start = bisect_left(numbers, snapshot.total, key=lambda number: read_snapshot(store, number).total)
         following = (read_snapshot(store, number) for number in numbers[start:])
         first = next((earlier for earlier in following if earlier.digest == snapshot.digest), snapshot)
-        return replace(first, given=snapshot.given)
+        return replace(first, given=snapshot.given, unselected=snapshot.unselected)
     except (ArtifactError, NotFound) as error:  # no artifact of this audit: it can do without
         log.warning("%s Until then this audit may be one that the root has already, under another id.", error)
         return snapshot
-
-
-def _rows(snapshot: Snapshot) -> tuple[int, int]:
-    return snapshot.total, snapshot.removed_count
 
 
 def snapshot_to_json(snapshot: Snapshot) -> dict[str, object]:
@@ -158,6 +155,7 @@ def snapshot_to_json(snapshot: Snapshot) -> dict[str, object]:
         "removed_count": snapshot.removed_count,
         "restamped_key": snapshot.restamped_key,
         "given": list(snapshot.given),
+        "unselected": snapshot.unselected,
     }
 
 

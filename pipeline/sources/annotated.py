@@ -12,27 +12,34 @@ from pipeline.errors import UsageError
 from pipeline.sources.box_columns import KINDS
 from pipeline.sources.fragments import table_name
 from pipeline.sources.list_kinds import HEAD_BYTES, Kind, kind_of, read_list
+from pipeline.sources.list_warnings import list_warnings
 from pipeline.sources.listed import LISTED, Tally
 from pipeline.sources.repeats import Repeats
 from pipeline.sources.sorted_list import sorted_batches
 from pipeline.sources.tabular import BOX, FILENAME, LABEL, SPLIT
 
 
-def normal_table(data: bytes, address: str, base: str) -> bytes:
+def normal_table(data: bytes, address: str, base: str, said: list[str]) -> bytes:
     """Annotations with boxes, and COCO, as Parquet of the columns filename, #box, split and label; other tables as they
     are, for `tabular.read_label_table`.
 
-    base: uri of the folder of the table. Raises UsageError, as readers of lists do.
+    base: uri of the folder of the table; said: what is to be said of it is added. Raises UsageError, as readers of
+    lists do.
     """
     if not _is_annotated(data, address):
         return data
     tally = Tally()
-    return plain_table(read_list(io.BytesIO(data), address, base, tally), address)
+    table, repeats = plain_table(read_list(io.BytesIO(data), address, base, tally), address)
+    said += list_warnings(address, tally, repeats)
+    return table
 
 
-def plain_table(batches: Iterable[pa.RecordBatch], address: str) -> bytes:
-    """Batches of LISTED as such a Parquet; of rows that name an image or box again the first one counts."""
-    found = pa.Table.from_batches(sorted_batches(batches, Repeats()), LISTED)
+def plain_table(batches: Iterable[pa.RecordBatch], address: str) -> tuple[bytes, Repeats]:
+    """Batches of LISTED as such a Parquet, and what was dropped: of rows that name an image or box again the first one
+    counts.
+    """
+    repeats = Repeats()
+    found = pa.Table.from_batches(sorted_batches(batches, repeats), LISTED)
     if not found.num_rows:
         raise UsageError(f"{address} annotates no image: it has no rows")
     names = [table_name(name) for name in found["address"].to_pylist()]
@@ -44,7 +51,7 @@ def plain_table(batches: Iterable[pa.RecordBatch], address: str) -> bytes:
         raise UsageError(f"{address} gives no image a label, a split or a box")
     sink = io.BytesIO()
     pq.write_table(pa.table(columns), sink, compression="zstd")
-    return sink.getvalue()
+    return sink.getvalue(), repeats
 
 
 def _is_annotated(data: bytes, address: str) -> bool:

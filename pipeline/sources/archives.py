@@ -14,51 +14,53 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from pipeline.kernels.header import ImageError
 from pipeline.schemas import Status
-from pipeline.sources.folder import LeftOut
+from pipeline.sources.folder import LeftOut, is_hidden
 from pipeline.sources.fragments import (
-    ARCHIVES,
+    ARCHIVE_SUFFIXES,
     Fragment,
     fragment_name,
     is_image_member,
     member_name,
-    parent_kind,
 )
+from pipeline.sources.samples import Member, is_label, label_text, samples
 
+HEAD_BYTES = tarfile.BLOCKSIZE
+"""First bytes of an archive by which it is known; those of one header of a tar."""
 MOST_HEADER_BYTES = 2**24
 """Of one header of a tar, such as a list of extended attributes: a hostile one says that it is as long as the file."""
 LONGEST_ARCHIVE = 2**43
 """Bytes, 8 TB: the file systems seek no further, and no object store holds more in one object."""
+MOST_PADDING = 2**20
+"""Zero bytes behind the end mark of a tar that are looked through for another one: GNU tar pads to 10 kB."""
 LINKS, SPARSE = "links and devices in archives", "sparse files in archives"
+BEHIND = "tars that go on behind their end mark"
+_PACKED = ".tar.gz"
 _BAD_ZIP = (zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, ValueError, OverflowError, LookupError)
 _BAD_STREAM = (EOFError, zlib.error, ValueError)
-
-
-class _Member(NamedTuple):
-    name: str
-    position: int
-    length: int
-    size: int
 
 
 def archive_fragments(stream: BinaryIO, kind: str, left_out: LeftOut) -> Iterator[Fragment]:
     """The images of an archive in the order in which they lie in it; `left_out` counts what else there is.
 
     `stream`: seekable, of the kind `tar` (also an unpacked tar.gz) or `zip`. A name that comes again is told apart by
-    its number, `#2`. Raises ImageError (truncated, unreadable) at the place where it cannot be read on: what was
-    yielded until then is there.
+    its number, `#2`. An image of a WebDataset sample in a tar has its label. Raises ImageError (truncated, unreadable)
+    at the place where it cannot be read on: what was yielded until then is there.
     """
     seen: Counter[str] = Counter()
-    for member in (_zip_members if kind == "zip" else _tar_members)(stream, left_out):
-        name = member_name(member.name)
-        if not is_image_member(name):
-            left_out.add(name)
-            continue
-        seen[name] += 1
-        yield Fragment(fragment_name(name, seen[name]), member.position, member.length, member.size)
+    for sample in samples((_zip_members if kind == "zip" else _tar_members)(stream, left_out)):
+        label = next((member.label for member in sample if member.label), "")
+        for member in sample:
+            name = member_name(member.name)
+            if is_image_member(name):
+                seen[name] += 1
+                name = fragment_name(name, seen[name])
+                yield Fragment(name, member.position, member.length, member.size, label=label)
+            elif not member.label:
+                _leave_out(name, left_out)
 
 
 def archive_kind(head: bytes) -> str:
@@ -68,21 +70,40 @@ def archive_kind(head: bytes) -> str:
     return "tar.gz" if head[:2] == b"\x1f\x8b" else "tar"
 
 
+def is_prefixed_zip(head: bytes, stream: BinaryIO) -> bool:
+    """Whether a file that begins as neither zip nor gzip is a zip by the directory at its end, such as a program that
+    unpacks itself. `head`: its first 512 bytes.
+    """
+    try:
+        return bool(head) and not _is_header(head) and zipfile.is_zipfile(stream)
+    except _BAD_ZIP:
+        return False
+    finally:
+        stream.seek(0)
+
+
 def nested_archives(left_out: LeftOut) -> int:
     """Archives among what an archive holds beside images: they are not opened."""
-    return sum(
-        count for suffix, count in left_out.suffixes.items() if parent_kind(f"x{suffix}") in ARCHIVES or suffix == ".gz"
-    )
+    return sum(count for suffix, count in left_out.suffixes.items() if suffix in ARCHIVE_SUFFIXES)
 
 
-def _tar_members(stream: BinaryIO, left_out: LeftOut) -> Iterator[_Member]:
+def _leave_out(name: str, left_out: LeftOut) -> None:
+    if name.lower().endswith(_PACKED) and not is_hidden(name):
+        left_out.count(_PACKED)  # by the last suffix alone it would be any gzip
+    else:
+        left_out.add(name)
+
+
+def _tar_members(stream: BinaryIO, left_out: LeftOut) -> Iterator[Member]:
     """The regular files; each is given when what follows it shows that it is there to its end."""
-    before: _Member | None = None
+    before: Member | None = None
     try:
-        for info in _tar_headers(stream):
+        for info in _tar_headers(stream, left_out):
             if before is not None:
                 yield before
             before = _regular(info, left_out)
+            if before is not None and is_label(before.name, before.size):
+                before = before._replace(label=_label(stream, before))
     except ImageError:
         if before is not None and _is_whole(stream, before):
             yield before
@@ -91,17 +112,26 @@ def _tar_members(stream: BinaryIO, left_out: LeftOut) -> Iterator[_Member]:
         yield before
 
 
-def _regular(info: tarfile.TarInfo, left_out: LeftOut) -> _Member | None:
+def _regular(info: tarfile.TarInfo, left_out: LeftOut) -> Member | None:
     if info.issparse():
         left_out.count(SPARSE)
     elif info.isreg():
-        return _Member(info.name, info.offset_data, info.size, info.size)
+        return Member(info.name, info.offset_data, info.size, info.size)
     elif not info.isdir():
         left_out.count(LINKS)
     return None
 
 
-def _is_whole(stream: BinaryIO, member: _Member) -> bool:
+def _label(stream: BinaryIO, member: Member) -> str:
+    """The label in a member that lies where the stream has come to; "" where the stream breaks off in it."""
+    try:
+        stream.seek(member.position)
+        return label_text(stream.read(member.length))
+    except _BAD_STREAM:
+        return ""
+
+
+def _is_whole(stream: BinaryIO, member: Member) -> bool:
     if not member.size:
         return True
     try:
@@ -111,8 +141,10 @@ def _is_whole(stream: BinaryIO, member: _Member) -> bool:
         return False
 
 
-def _tar_headers(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """Every header. TarFile.next takes a damaged one for the end of the archive, so each is read here."""
+def _tar_headers(stream: BinaryIO, left_out: LeftOut) -> Iterator[tarfile.TarInfo]:
+    """Every header, also of tars that were put behind it. TarFile.next takes a damaged one for the end of the archive,
+    so each is read here.
+    """
     source: Any = _Headers(stream)
     try:
         archive = tarfile.TarFile(fileobj=source, mode="r", encoding="utf-8", errors="surrogateescape")
@@ -121,12 +153,13 @@ def _tar_headers(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
         raise ImageError(status, f"no archive that can be read ({error})") from error
     info = archive.firstmember  # type: ignore[attr-defined]
     try:
+        info = info or _behind_the_end(archive, left_out)
         while info is not None:
             yield info
             if not info.offset < archive.offset <= LONGEST_ARCHIVE:  # a negative size would lead around in a circle
                 raise ImageError(Status.UNREADABLE, f"its member {info.name!r} says that it has {info.size:,} bytes")
             source.seek(archive.offset)
-            info = _next_header(archive)
+            info = _next_header(archive) or _behind_the_end(archive, left_out)
     except _BAD_STREAM as error:
         raise ImageError(Status.TRUNCATED, f"the stream ends or breaks at byte {archive.offset:,} ({error})") from error
 
@@ -141,6 +174,33 @@ def _next_header(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
         raise ImageError(Status.TRUNCATED, f"the archive ends before byte {at:,}, without an end mark") from error
     except (tarfile.HeaderError, RecursionError) as error:  # an extended header of an extended header of a ...
         raise ImageError(Status.UNREADABLE, f"no header of a member at byte {at:,} ({error})") from error
+
+
+def _behind_the_end(archive: tarfile.TarFile, left_out: LeftOut) -> tarfile.TarInfo | None:
+    """The first header behind an end mark, as `cat a.tar b.tar` puts it there; what else there is is counted."""
+    source: Any = archive.fileobj
+    source.seek(archive.offset)
+    for _ in range(MOST_PADDING // HEAD_BYTES + 1):
+        block = source.read(HEAD_BYTES)
+        if block.strip(b"\0"):
+            break
+        if len(block) < HEAD_BYTES:
+            return None
+    if not _is_header(block):
+        left_out.count(BEHIND)
+        return None
+    archive.offset = source.tell() - HEAD_BYTES
+    source.seek(archive.offset)
+    return _next_header(archive)
+
+
+def _is_header(block: bytes) -> bool:
+    """Whether 512 bytes are the header of a member, by their checksum."""
+    try:
+        tarfile.TarInfo.frombuf(block[:HEAD_BYTES], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return False
+    return True
 
 
 class _Headers(io.RawIOBase):
@@ -161,7 +221,7 @@ class _Headers(io.RawIOBase):
         return self._stream.tell()
 
 
-def _zip_members(stream: BinaryIO, left_out: LeftOut) -> Iterator[_Member]:
+def _zip_members(stream: BinaryIO, left_out: LeftOut) -> Iterator[Member]:
     """The files of the central directory, in the order of their bytes."""
     try:
         with zipfile.ZipFile(stream) as archive:
@@ -177,6 +237,6 @@ def _zip_members(stream: BinaryIO, left_out: LeftOut) -> Iterator[_Member]:
             left_out.count(LINKS)
             continue
         following = inside[at + 1].header_offset if at + 1 < len(inside) else end
-        yield _Member(info.filename, info.header_offset, following - info.header_offset, info.file_size)
+        yield Member(info.filename, info.header_offset, following - info.header_offset, info.file_size)
     if len(inside) < len(infos):
         raise ImageError(Status.UNREADABLE, f"{len(infos) - len(inside)} of its {len(infos)} members lie outside of it")

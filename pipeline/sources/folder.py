@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+
+import pyarrow as pa
 
 from pipeline.errors import UsageError
 from pipeline.storage import ObjectInfo
@@ -19,6 +21,7 @@ IMAGE_SUFFIXES = frozenset(
 MAX_SUFFIXES, MAX_SUFFIX, SHOWN_SUFFIXES = 40, 12, 8
 OTHER, NO_SUFFIX = "other", "without a suffix"
 
+_HIDDEN = re.compile(r"/\.(?!\.?(?:/|\Z))")
 _LITERAL = re.compile("%(?=[0-9A-Fa-f]{2})|#")
 
 
@@ -38,6 +41,7 @@ class LeftOut:
     images: int = 0
     hidden: int = 0
     unselected: int = 0
+    missing: int = 0
     suffixes: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -63,6 +67,7 @@ class LeftOut:
         self.images += other.images
         self.hidden += other.hidden
         self.unselected += other.unselected
+        self.missing += other.missing
         self.suffixes.update(other.suffixes)
 
     def __str__(self) -> str:
@@ -106,6 +111,20 @@ def encode_key(key: str) -> tuple[str, bytes | None]:
     return uri, None if uri == key else key.encode("utf-8", "surrogateescape")
 
 
+def encode_keys(keys: Sequence[str]) -> tuple[pa.Array, pa.Array]:
+    """`encode_key` of many: uris (n,) and raw bytes (n,), null where the uri has the same. Raises as that does.
+
+    Where no key needs it none is looked at by itself, which takes 1 us each.
+    """
+    try:
+        if not _LITERAL.search("\n".join(keys)):
+            return pa.array(keys, pa.string()), pa.nulls(len(keys), pa.binary())
+    except UnicodeEncodeError:
+        pass
+    encoded = [encode_key(key) for key in keys]
+    return pa.array([uri for uri, _ in encoded], pa.string()), pa.array([raw for _, raw in encoded], pa.binary())
+
+
 def escape_key(key: str) -> str:
     """The uri of a key, see `encode_key`."""
     return escape_bytes(_LITERAL.sub(_escaped_literal, key))
@@ -144,10 +163,10 @@ def own_name(uri: str, raw_key: bytes | None) -> str:
 
 def is_hidden(key: str) -> bool:
     """Whether a key is hidden, or in a hidden folder: `.git/`, `.DS_Store`, `._1.jpg` (macOS puts one beside each file
-    on foreign disks), and the folder of its zips.
+    on foreign disks), and the folder of its zips. `.` and `..` in the key of an object hide nothing.
     """
     rooted = f"/{key}"
-    return "/." in rooted or "/__MACOSX/" in rooted
+    return ("/." in rooted and _HIDDEN.search(rooted) is not None) or "/__MACOSX/" in rooted
 
 
 def _escaped_literal(found: re.Match[str]) -> str:

@@ -16,6 +16,7 @@ VIDEO, IMAGE = "video", "image"
 """Kinds of other parents: their fragments are frames, and boxes."""
 _IN_ARCHIVE = re.compile(r"(\.(?:tar|tar\.gz|tgz|zip))#", re.IGNORECASE)
 _FRAME = re.compile(r"^t=\d+\.\d{3}$")
+_AS_BOX = re.compile("^(xywh|corners)=")
 _BOX = re.compile(r"(?:^|#)((?:xywh|corners)=[^#]*)$")
 
 
@@ -26,7 +27,7 @@ class Fragment(NamedTuple):
     the order of the fragments of one file: byte of a tar's content (of the unpacked stream of a tar.gz, of a zip's
     local header), microsecond of a video. length: bytes that it takes there, 0 for a frame. size: bytes that it has,
     of a frame those of its video. problem: why the file itself cannot be listed, a status, a colon and what was seen;
-    "" for a fragment.
+    "" for a fragment. label: what a WebDataset sample says of its images, else "".
     """
 
     name: str
@@ -34,6 +35,7 @@ class Fragment(NamedTuple):
     length: int
     size: int
     problem: str = ""
+    label: str = ""
 
     @property
     def box(self) -> str:
@@ -88,8 +90,11 @@ def fragment_uri(uri: str, name: str) -> str:
 
 
 def fragment_name(member: str, repeat: int) -> str:
-    """The name of a member for a uri; the second of one name and later ones carry their number behind another `#`."""
-    return escape_key(member) + (f"#{repeat}" if repeat > 1 else "")
+    """The name of a member for a uri; the second of one name and later ones carry their number behind another `#`.
+
+    The `=` of one that begins as a box does is `%3D`.
+    """
+    return _AS_BOX.sub(r"\1%3D", escape_key(member)) + (f"#{repeat}" if repeat > 1 else "")
 
 
 def shown_name(uri: str, raw_key: bytes | None, name: str | None) -> str:

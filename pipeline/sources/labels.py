@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,22 @@ _WORDS = re.compile(r"[^A-Za-z]+")
 _SHARD = re.compile(r"(^|[^A-Za-z0-9])\d+$")
 HOLDERS = frozenset({"data", "dataset", "image", "images", "img", "imgs", "jpegimages", "photos", "pictures"})
 """Folders above a split that are no label, in lower case: `images/train/1.jpg` is how YOLO lays its sets out."""
+
+
+class Told(NamedTuple):
+    """What a source says of its images beside their paths.
+
+    splits: what its own folder names (`splits.split_of_place`), which goes behind the folders in their paths. listed:
+    what its list gives, which goes before folders. labels: what WebDataset samples give, which goes before folders and
+    behind a list. None where there are none.
+    """
+
+    splits: Column | None = None
+    listed: Columns = (None, None)
+    labels: Column | None = None
+
+
+NOTHING_TOLD = Told()
 
 
 @dataclass(frozen=True)
@@ -86,26 +102,26 @@ def assign(
     paths: Sequence[str],
     rule: RuleParams,
     table: LabelTable | None = None,
-    own: str | None = None,
-    given: Columns = (None, None),
+    told: Told = NOTHING_TOLD,
     names: Sequence[str] | None = None,
 ) -> tuple[Column, Column]:
     """Split and label of each path (relative to its source, `/` between folders); None where there is none.
 
-    `table` is what `tabular.read_label_table` made of `rule.table`; `own` the split that the source's own folder names
-    (`splits.split_of_place`); `given` what the list that names the paths gives: it goes before folders, and behind
-    what the rule says of a path; `names` what the table is asked for, where that is not the path. A pure function of
-    each path alone, so any cut of a listing into chunks gives the same. Raises UsageError where the rule names a table
-    and none is passed.
+    `table` is what `tabular.read_label_table` made of `rule.table`; `told` goes behind what the rule says of a path;
+    `names` what the table is asked for, where that is not the path. A pure function of each path alone, so any cut of a
+    listing into chunks gives the same. Raises UsageError where the rule names a table and none is passed.
     """
     splits, labels = _from_folders(paths)
-    splits = [split or own for split in splits]
+    splits = _filled(splits, told.splits)
+    if told.labels is not None:
+        labels = _filled(told.labels, labels)
+    given = told.listed
     splits, labels = given[0] or splits, given[1] or labels
     if rule.table is not None:
         splits, labels = _from_table(names or paths, _loaded(rule, table), splits, labels)
     elif rule.pattern is not None:
         splits, labels = _from_pattern(paths, rule.pattern, splits, labels)
-    splits, labels = _filled(splits, given[0]), _filled(labels, given[1])
+    splits, labels = _filled(splits, given[0]), _filled(_filled(labels, given[1]), told.labels)
     if rule.split is not None:
         return [rule.split] * len(splits), labels
     if rule.default_split is not None:
@@ -127,7 +143,7 @@ def matched(paths: Sequence[str], rule: RuleParams, table: LabelTable | None = N
 
 
 def describe(rule: RuleParams, own: str | None = None) -> str:
-    """One line that names the rule, for the run to print; `own` as in `assign`."""
+    """One line that names the rule, for the run to print; `own`: the split that the folder of the source names."""
     folder_split = "split = the first folder named train, val, test, dev, eval or holdout"
     folder_split += f", else {own} as the source's own folder says" if own else ""
     folder_label = "label = the folder below it, else the one above it; the first folder where none names a split"
@@ -153,7 +169,7 @@ def _loaded(rule: RuleParams, table: LabelTable | None) -> LabelTable:
 
 
 def _filled(column: Column, given: Column | None) -> Column:
-    """What the rule says of each path, else what the list gives."""
+    """What the first column says of each path, else the second."""
     return column if given is None else [own or listed for own, listed in zip(column, given, strict=True)]
 
 
@@ -165,7 +181,7 @@ def _from_folders(paths: Sequence[str]) -> tuple[Column, Column]:
 # A listing is sorted, so neighbours share their folder: 0.3 us per path with the cache, 1.9 us without.
 @lru_cache(maxsize=65_536)
 def _folder_rule(folder: str) -> tuple[str | None, str | None]:
-    folders = _without_archives([name for name in folder.split("/") if name])
+    folders = _without_archives([name for name in folder.split("/") if name not in ("", ".", "..")])
     found = find_split(folders)
     if found is None:
         return None, folders[0] if folders else None

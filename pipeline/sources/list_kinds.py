@@ -16,7 +16,7 @@ from pipeline.sources.arrow_list import read_parquet
 from pipeline.sources.coco import read_coco
 from pipeline.sources.coco_rows import coco_rows
 from pipeline.sources.csv_list import read_csv
-from pipeline.sources.listed import Origin, Tally, escape_bytes_anyway
+from pipeline.sources.listed import Origin, Tally, escape_bytes_anyway, with_problems_told
 from pipeline.sources.table_columns import ADDRESSES
 from pipeline.sources.text_list import read_text
 
@@ -89,10 +89,11 @@ def read_list(stream: BinaryIO, address: str, base: str, tally: Tally) -> Iterat
         raise UsageError(f"{address} is of kind {kind.value}; wanted text, CSV, Parquet or COCO")
     origin = Origin(address, base, _UNITS[kind])
     if kind is Kind.COCO:
-        yield from resolved(coco_rows(read_coco(stream, origin), origin, tally), origin)
+        rows = coco_rows(read_coco(stream, origin), origin, tally)
+        yield from resolved(with_problems_told(rows, origin, tally), origin)
         return
     reader = {Kind.TEXT: read_text, Kind.CSV: read_csv, Kind.PARQUET: read_parquet}[kind]
-    yield from resolved(reader(stream, origin, tally), origin)
+    yield from resolved(with_problems_told(reader(stream, origin, tally), origin, tally), origin)
 
 
 def _unpacked_head(head: bytes) -> bytes:

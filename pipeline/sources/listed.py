@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +34,8 @@ fragment: a box as `xywh=x,y,w,h` or `corners=x1,y1,...,x4,y4`, null for the who
 
 BLANK, COMMENTS = "blank lines", "comments"
 """Kinds of a Tally that are meant to be left out."""
+BAD = "bad boxes"
+"""Kind of a Tally that is not left out: rows with a problem."""
 _REST = tuple(name for name in LISTED.names if name not in ("address", "raw_address", "row"))
 
 
@@ -67,7 +69,11 @@ class Tally:
 
     def __str__(self) -> str:
         """`12 crowds (first: coco.json annotation 3); 4 blank lines (first: ...)`."""
-        return "; ".join(f"{count:,} {kind} (first: {self.first[kind]})" for kind, count in sorted(self.counts.items()))
+        return self.only(self.counts)
+
+    def only(self, kinds: Iterable[str]) -> str:
+        """The same of some kinds."""
+        return "; ".join(f"{self.counts[kind]:,} {kind} (first: {self.first[kind]})" for kind in sorted(kinds))
 
 
 def batch_of(
@@ -95,6 +101,15 @@ def addresses_of(batch: pa.RecordBatch) -> list[str]:
     ]
 
 
+def with_problems_told(batches: Iterable[pa.RecordBatch], origin: Origin, tally: Tally) -> Iterator[pa.RecordBatch]:
+    """Batches of LISTED; their bad boxes are counted, with the place and the problem of the first one."""
+    for batch in batches:
+        if count := batch.num_rows - batch["problem"].null_count:
+            first = int(np.argmax(batch["problem"].is_valid().to_numpy(zero_copy_only=False)))
+            tally.add(BAD, count, f"{origin.at(batch['row'][first].as_py())}: {batch['problem'][first]}")
+        yield batch
+
+
 def text_column(values: Sequence[str | None], name: str, numbers: Sequence[int], origin: Origin) -> pa.Array:
     """Strings (n,), null where empty or None. Raises UsageError that names the row of a value that is not UTF-8."""
     try:
@@ -113,6 +128,11 @@ def non_empty(text: pa.Array) -> pa.Array:
     """
     is_empty = pc.fill_null(pc.equal(text, ""), False)
     return pc.replace_with_mask(text, is_empty, pa.scalar(None, text.type))
+
+
+def no_nan(column: pa.Array) -> pa.Array:
+    """A column with null for each NaN, which is how pandas writes that a number is missing."""
+    return pc.if_else(pc.is_nan(column), None, column) if pa.types.is_floating(column.type) else column
 
 
 def escape_bytes_anyway(text: str) -> str:

@@ -12,7 +12,7 @@ from pipeline.sources.addresses import resolved
 from pipeline.sources.arrow_list import arrow_rows, checked_columns
 from pipeline.sources.coco import coco_of_dict
 from pipeline.sources.coco_rows import coco_rows
-from pipeline.sources.listed import Origin, Tally
+from pipeline.sources.listed import Origin, Tally, with_problems_told
 
 _WANTED = (
     "wanted a DataFrame, an Arrow table, a dict of columns, a list of records (dicts), or a COCO dict with images, "
@@ -30,13 +30,14 @@ def listed_from(value: Any, base: str, tally: Tally, address: str = "annotations
     """
     if isinstance(value, Mapping) and not _is_columns(value):
         origin = Origin(address, base, "annotation")
-        yield from resolved(coco_rows(coco_of_dict(value, origin), origin, tally), origin)
+        rows = coco_rows(coco_of_dict(value, origin), origin, tally)
+        yield from resolved(with_problems_told(rows, origin, tally), origin)
         return
     origin = Origin(address, base, "row")
     try:
         reader = _reader(value, address)
         columns = checked_columns(reader.schema, origin)
-        yield from resolved(arrow_rows(reader, columns, origin), origin)
+        yield from resolved(with_problems_told(arrow_rows(reader, columns, origin), origin, tally), origin)
     except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
         said = " ".join(str(error).split())
         raise UsageError(

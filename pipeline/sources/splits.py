@@ -1,8 +1,9 @@
 """Which split a path belongs to, read from its folders.
 
 A folder names a split when it is one of the names below, in any case, alone or followed by `set`, `_set`, `-set` or
-` set`. The first such folder from the top counts; the file's own name never does. Where no folder in a path names one,
-the last folder of its source may (`run photos/train photos/val`).
+` set`, or by a year or number with nothing between (`train2017`, as in COCO). The first such folder from the top
+counts; the file's own name never does. Where no folder in a path names one, the last folder of its source may
+(`run photos/train photos/val`).
 """
 
 from __future__ import annotations
@@ -27,10 +28,15 @@ SPLIT_NAMES = {
 data set may hold one of them beside `val` and `test`, and merging the two would hide the leaks between them."""
 
 _SET_SUFFIX = re.compile(r"[_\- ]?set$")
+_NUMBER = re.compile(r"(?<=[A-Za-z])[0-9]{1,4}$")
 
 
 def split_of_name(name: str) -> str | None:
-    """The split that one name stands for (`Train_Set` -> `train`), or None."""
+    """The split that the name of a folder or list stands for (`Train_Set`, `train2017` -> `train`), or None."""
+    return _split_of(name) or _split_of(_NUMBER.sub("", name))
+
+
+def _split_of(name: str) -> str | None:
     lowered = name.lower()
     known = SPLIT_NAMES.get(lowered)
     if known is None and lowered.endswith("set"):
@@ -40,7 +46,7 @@ def split_of_name(name: str) -> str | None:
 
 def canonical_split(name: str) -> str:
     """The split that a pattern or a table names: a known name becomes its split, any other is kept as written."""
-    return split_of_name(name) or name
+    return _split_of(name) or name
 
 
 def find_split(folders: Sequence[str]) -> tuple[int, str] | None:

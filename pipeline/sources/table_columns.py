@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import UsageError
 from pipeline.sources.box_columns import CORNERS, KINDS, XYWH, Numbers, boxes_of, numbers_of
-from pipeline.sources.listed import Origin, batch_of, non_empty, text_column
+from pipeline.sources.listed import Origin, batch_of, no_nan, non_empty, text_column
 from pipeline.sources.splits import canonical_split
 from pipeline.storage import is_remote
 
@@ -89,6 +89,8 @@ def rows_of(
     found: dict[str, pa.Array] = {}
     for name in filter(None, (columns.split, columns.label, columns.etag)):
         found[name] = _text(values[name], name, numbers, origin)
+    if columns.etag:
+        found[ETAG] = non_empty(pc.utf8_trim(found[ETAG], '"'))  # some tools keep the quotes of the header
     if columns.split:
         found[SPLIT] = _canonical(found[SPLIT])
     for target, name in (("size", columns.size), ("mtime_ns", columns.mtime)):
@@ -129,7 +131,7 @@ def _require(values: Sequence[str] | pa.Array, name: str, numbers: Sequence[int]
 def _text(values: Sequence[str] | pa.Array, name: str, numbers: Sequence[int], origin: Origin) -> pa.Array:
     if not isinstance(values, pa.Array):
         return text_column(values, name, numbers, origin)
-    return non_empty(pc.cast(values, pa.string()))
+    return non_empty(pc.cast(no_nan(values), pa.string()))
 
 
 def _canonical(splits: pa.Array) -> pa.Array:
@@ -145,9 +147,8 @@ def _numbers(values: Sequence[str] | pa.Array, name: str, numbers: Sequence[int]
 def counts_of(values: Sequence[str] | pa.Array, name: str, numbers: Sequence[int], origin: Origin) -> pa.Array:
     """Whole numbers from 0 on, int64 (n,), null where there is none. Raises UsageError for others, with the row."""
     column = values if isinstance(values, pa.Array) else text_column(values, name, numbers, origin)
-    if pa.types.is_floating(column.type):
-        column = pc.if_else(pc.is_nan(column), None, column)
-    elif pa.types.is_string(column.type):
+    column = no_nan(column)
+    if pa.types.is_string(column.type):
         column = non_empty(pc.utf8_trim_whitespace(column))
     wrong = 0
     try:

@@ -16,7 +16,8 @@ import pyarrow.parquet
 
 from pipeline.errors import UsageError
 from pipeline.sources.addresses import is_absolute
-from pipeline.sources.listed import non_empty
+from pipeline.sources.fragments import table_name
+from pipeline.sources.listed import no_nan, non_empty
 from pipeline.sources.splits import canonical_split
 
 FILENAME, SPLIT, LABEL = "filename", "split", "label"
@@ -38,7 +39,7 @@ class LabelTable:
 
     names: string (n,). splits, labels: None where the table has no such column.
     path_keys, path_rows: uint64 and int64 (n,), sorted by key. base_keys, base_rows: the same for the part of a name
-    after its last `/`, only those that a single row has.
+    after its last `/`, only those that a single row has. has_whole: one of the names is a whole path or URL.
     """
 
     names: pa.Array
@@ -48,20 +49,22 @@ class LabelTable:
     path_rows: npt.NDArray[np.int64]
     base_keys: npt.NDArray[np.uint64]
     base_rows: npt.NDArray[np.int64]
+    has_whole: bool
     has_boxes: bool = False
 
 
 def read_label_table(data: bytes, address: str) -> LabelTable:
     """The table in `data`: Parquet by its magic bytes, else CSV in UTF-8 with a header; `address` is for messages.
 
-    Every value is read as text, so that a label `007` stays itself; an empty one is none. Raises UsageError for a file
+    Every value is read as text, so that a label `007` stays itself; an empty one is none, and a column of these is left
+    out. An image in an archive may be named as its uri is. Raises UsageError for a file
     that is neither, a missing column, an empty file name, or a file name in two rows.
     """
     table = _read_parquet(data, address) if data[:4] == b"PAR1" else _read_csv(data, address)
     names = _text(table, FILENAME)
     if names.null_count or pc.any(pc.equal(names, "")).as_py():
         raise UsageError(f"table {address} has rows without a {FILENAME}: fill or remove them")
-    texts = [name.removeprefix("./") for name in names.to_pylist()]
+    texts = [table_name(name.removeprefix("./")) for name in names.to_pylist()]
     has_boxes = BOX in table.column_names
     if has_boxes:
         texts = [f"{name}#{box}" if box else name for name, box in zip(texts, table[BOX].to_pylist(), strict=True)]
@@ -74,7 +77,9 @@ def name_table(names: list[str]) -> LabelTable:
     """A table of names alone."""
     path_keys, path_rows = _sorted_keys(names)
     base_keys, base_rows = _only_single(*_sorted_keys([name.rpartition("/")[2] for name in names]))
-    return LabelTable(pa.array(names, pa.large_string()), None, None, path_keys, path_rows, base_keys, base_rows)
+    has_whole = any(map(is_absolute, names))
+    texts = pa.array(names, pa.large_string())
+    return LabelTable(texts, None, None, path_keys, path_rows, base_keys, base_rows, has_whole)
 
 
 def match_rows(paths: Sequence[str], table: LabelTable) -> npt.NDArray[np.int64]:
@@ -97,10 +102,13 @@ def match_rows(paths: Sequence[str], table: LabelTable) -> npt.NDArray[np.int64]
 
 def asked_names(names: Sequence[str], paths: Sequence[str], table: LabelTable) -> list[str]:
     """What a table is asked for: the whole path where it has that one, else the name relative to the source."""
-    if not len(table.names) or not is_absolute(table.names[0].as_py()):
-        return list(names)
-    rows = _look_up(_keys(paths), table.path_keys, table.path_rows)
-    return [path if row >= 0 else name for name, path, row in zip(names, paths, rows.tolist(), strict=True)]
+    return known_names(names, paths, table) if table.has_whole else list(names)
+
+
+def known_names(names: Sequence[str], others: Sequence[str], table: LabelTable) -> list[str]:
+    """The names; in place of each the other one where the table has that."""
+    rows = _look_up(_keys(others), table.path_keys, table.path_rows)
+    return [other if row >= 0 else name for name, other, row in zip(names, others, rows.tolist(), strict=True)]
 
 
 def values_at(column: Coded, rows: npt.NDArray[np.int64]) -> list[str | None]:
@@ -145,14 +153,16 @@ def _wanted(names: list[str], address: str) -> list[str]:
 
 
 def _text(table: pa.Table, name: str) -> pa.Array:
-    return table.column(name).combine_chunks().cast(pa.large_string())
+    return no_nan(table.column(name).combine_chunks()).cast(pa.large_string())
 
 
 def _encode(table: pa.Table, name: str) -> Coded | None:
     if name not in table.column_names:
         return None
-    column = _text(table, name)
-    encoded = non_empty(column).dictionary_encode()
+    column = non_empty(_text(table, name))
+    if column.null_count == len(column):
+        return None
+    encoded = column.dictionary_encode()
     values = encoded.dictionary.to_pylist()
     codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int32)
     return Coded([*(map(canonical_split, values) if name == SPLIT else values), None], codes)

@@ -22,13 +22,14 @@ from pipeline.layout.root import Root
 from pipeline.layout.snapshots import Snapshot, SourceRecord, catalog_rows, read_snapshot, removed_ids, whole_path
 from pipeline.layout.tables import json_bytes, read_table, write_table
 from pipeline.runner import Counters
-from pipeline.sources.fragments import fragment_uri, list_name, rule_path
-from pipeline.sources.labels import RuleParams, assign, matched
+from pipeline.sources.addresses import is_absolute
+from pipeline.sources.fragments import fragment_uri, list_name, rule_path, table_name
+from pipeline.sources.labels import Columns, RuleParams, Told, assign, matched
 from pipeline.sources.sorted_list import Given
 from pipeline.sources.splits import split_of_name, split_of_place
-from pipeline.sources.tabular import LabelTable, asked_names
+from pipeline.sources.tabular import LabelTable, asked_names, known_names
 
-VERSION = 6
+VERSION = 7
 Name: TypeAlias = tuple[str, "bytes | None", "str | None"]
 """uri, raw_key and fragment of a catalog row."""
 
@@ -69,6 +70,7 @@ def annotate(spec: AnnotateSpec) -> Counters:
     columns = [rows[column].to_pylist() for column in ("uri", "raw_key", "fragment")]
     named = [*zip(*columns, strict=True)]
     source = rows["source"].to_numpy()
+    samples = np.array([label or None for label in rows["label"].to_pylist()], object)
     splits: list[str | None] = [None] * len(named)
     labels: list[str | None] = [None] * len(named)
     rule_rows = np.full(len(named), -1, np.int64)
@@ -79,8 +81,9 @@ def annotate(spec: AnnotateSpec) -> Counters:
         paths = _paths(of_source, given)
         asked = _asked(of_source, paths, record, table) if table else paths
         rule = source_rule(spec.rule, record, snapshot)
-        listed = given.values_of([list_name(*name) for name in of_source]) if given else (None, None)
-        found_splits, found_labels = assign(paths, rule, table, own_split(record, given), listed, asked)
+        own = _own_splits(of_source, record, given)
+        told = Told(own, _listed(of_source, record, given), samples[at].tolist() if samples.any() else None)
+        found_splits, found_labels = assign(paths, rule, table, told, asked)
         rule_rows[at] = matched(asked, rule, table)
         for row, split, label in zip(at, found_splits, found_labels, strict=True):
             splits[row], labels[row] = split, label
@@ -106,12 +109,39 @@ def _paths(named: Sequence[Name], given: Given | None) -> list[str]:
     return paths
 
 
+def _own_splits(named: Sequence[Name], record: SourceRecord, given: Given | None) -> list[str | None]:
+    """The split that the folder of each row names: its source's, and for whole paths of a list that of all of these."""
+    inside = split_of_place(record.place if given else record.uri)
+    if not given:
+        return [inside] * len(named)
+    outside = split_of_place(given.folder)
+    return [outside if is_absolute(uri) else inside for uri, _, _ in named]
+
+
+def _listed(named: Sequence[Name], record: SourceRecord, given: Given | None) -> Columns:
+    """The splits and labels that a list gives rows; the split that its name says where a row has none of its own."""
+    if given is None:
+        return None, None
+    splits, labels = given.values_of([list_name(*name) for name in named])
+    split = name_split(record)
+    if split:
+        splits = [own or split for own in splits] if splits else [split] * len(named)
+    return splits, labels
+
+
 def _asked(named: Sequence[Name], paths: Sequence[str], record: SourceRecord, table: LabelTable) -> list[str]:
-    """What a table is asked for: the paths, whole ones where it has these; a box by its own name where it has boxes."""
+    """What a table is asked for: the paths, whole ones where it has these; a box by its own name where it has boxes. A
+    name that is escaped in its uri may stand in the table either way.
+    """
     whole = [whole_path(record, rule_path(*name)) for name in named]
     if table.has_boxes:
         boxes = [list_name(*name)[1] for name in named]
         paths, whole = ([fragment_uri(*pair) for pair in zip(some, boxes, strict=True)] for some in (paths, whole))
+        return asked_names(paths, whole, table)
+    paths, whole = ([table_name(path) for path in some] for some in (paths, whole))
+    uris = [table_name(uri) if "%" in uri else path for (uri, _, _), path in zip(named, paths, strict=True)]
+    if uris != paths:
+        paths = known_names(known_names(paths, uris, table), paths, table)
     return asked_names(paths, whole, table)
 
 
@@ -130,11 +160,13 @@ def source_rule(rule: RuleParams, record: SourceRecord, snapshot: Snapshot) -> R
 
 
 def own_split(record: SourceRecord, given: Given | None) -> str | None:
-    """The split that a source's own folder names; of a list, the folder of its images or its name (`train.txt`)."""
-    if given is None:
-        return split_of_place(record.uri)
-    name = record.uri.rpartition("/")[2]
-    return split_of_place(given.folder or record.place) or split_of_name(name.partition(".")[0])
+    """The split that a source's own folder names; of a list, the folder of its whole paths where it has some."""
+    return split_of_place(given.folder or record.place if given else record.uri)
+
+
+def name_split(record: SourceRecord) -> str | None:
+    """The split that the name of a list says (`train.txt`)."""
+    return split_of_name(record.uri.rpartition("/")[2].partition(".")[0])
 
 
 def count_vocabulary(spec: VocabularySpec) -> Counters:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
 import logging
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +17,14 @@ from numpy.typing import NDArray
 from pipeline.errors import NotFound, StorageUnavailable, UsageError
 from pipeline.layout.fragments import KnownFragments, Parent
 from pipeline.layout.images import ImageObject, listed_object
+from pipeline.layout.lists import source_name
 from pipeline.layout.root import Root
 from pipeline.layout.snapshots import FOLDER as CATALOG
 from pipeline.layout.snapshots import (
+    LIST,
     CatalogPart,
     Snapshot,
     SourceRecord,
-    catalog_rows,
     latest_snapshot,
     removed_ids,
     restamped_times,
@@ -33,21 +32,17 @@ from pipeline.layout.snapshots import (
     snapshot_to_json,
 )
 from pipeline.layout.tables import json_bytes, parquet_bytes
-from pipeline.schemas import CATALOG_ROWS
-from pipeline.sources.folder import LeftOut, encode_key
-from pipeline.sources.fragments import fragment_uri
+from pipeline.sources.folder import LeftOut
 from pipeline.sources.selection import SelectParams
 from pipeline.stages.listing import Listed, Listing, Taken
+from pipeline.stages.rows_by_place import END, KnownRow, Row, known_rows, row_of, rows_table, state_of
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
 Ids = NDArray[np.int64]
 
-Place = tuple[int, bytes, int, str]
-FRAGMENT_COLUMNS = ("fragment", "position", "length", "parent_size", "parent_kind", "problem")
 PART_ROWS = 131_072
 TOUCHED_ROWS = 16_384
-BLOCK_ROWS = 65_536
 RACES = 20
 
 
@@ -75,27 +70,26 @@ Expand = Callable[[Sequence[Parent]], None]
 """Looks into files that hold images, and stores what is found in them."""
 
 
-class _Known(NamedTuple):
-    image_id: int
-    size: int
-    etag: str
-    mtime_ns: int
-
-
 @dataclass
 class _Changes:
     """What a listing differs in. Ids and times are kept as numbers: 8 bytes for each, where an object takes 100."""
 
-    appended: list[Listed] = field(default_factory=list)
+    appended: list[Row] = field(default_factory=list)
     touched: list[Touched] = field(default_factory=list)  # still to be compared
     parts: list[CatalogPart] = field(default_factory=list)
     removed: array[int] = field(default_factory=lambda: array("q"))
+    returned: array[int] = field(default_factory=lambda: array("q"))  # removed before, and there again
     lost: Counter[int] = field(default_factory=Counter)  # images of each source that it does not list any more
     stamped: array[int] = field(default_factory=lambda: array("q"))  # ids, whose new times stand beside them
     times: array[int] = field(default_factory=lambda: array("q"))
     total: int = 0
     added: int = 0
     changed: int = 0
+
+    @property
+    def any_row(self) -> bool:
+        """Whether a row is added, gone, there again or of another time, once all were flushed."""
+        return bool(self.parts or self.removed or self.returned or self.stamped)
 
 
 @dataclass(frozen=True)
@@ -140,15 +134,18 @@ def update_catalog(root: Root, wanted: Wanted, compare: Compare, expand: Expand)
             is_expanded = True
             continue
         left_out = listing.left_out
+        listing.refuse(wanted.accept_empty)
         if not wanted.accept_empty:
             _refuse_emptied(root, merged, changes.lost, left_out)
+            _refuse_unfound(merged[len(previous.sources) :], left_out[len(previous.sources) :])
         counts = (changes.added, changes.changed, len(changes.removed) - changes.changed)
         _flush(store, changes, previous.number + 1)
         given = tuple(listing.given) if any(listing.given) else ()
-        is_same = previous.sources == merged and previous.given == given
-        if previous.number and is_same and not (changes.parts or changes.removed or changes.stamped):
+        unselected = sum(found.unselected for found in left_out)
+        is_same = (previous.sources, previous.given, previous.unselected) == (merged, given, unselected)
+        if previous.number and is_same and not changes.any_row:
             return Update(previous, previous.number, *counts, left_out)
-        snapshot = replace(_next_snapshot(store, previous, merged, changes), given=given)
+        snapshot = replace(_next_snapshot(store, previous, merged, changes), given=given, unselected=unselected)
         if store.put_if_absent(snapshot_key(snapshot.number), json_bytes(snapshot_to_json(snapshot))):
             return Update(snapshot, previous.number, *counts, left_out)
         log.info("another audit wrote snapshot %d first; listing again", snapshot.number)
@@ -162,59 +159,77 @@ def merge_sources(
     root: Root, known: tuple[SourceRecord, ...], wanted: tuple[SourceRecord, ...]
 ) -> tuple[SourceRecord, ...]:
     """The root's sources followed by new ones. Raises UsageError that names each dropped one."""
-    uris = {source.uri: source for source in wanted}
-    dropped = [source.uri for source in known if source.uri not in uris]
+    uris = {source_name(root.uri, source.uri): source for source in wanted}
+    names = [source_name(root.uri, source.uri) for source in known]
+    dropped = [
+        source.uri if name == source.uri else "the files that pipeline.run([...]) listed"
+        for source, name in zip(known, names, strict=True)
+        if name not in uris
+    ]
     if dropped:
         raise UsageError(
             f"the root {root.uri} belongs to sources that this call leaves out: {', '.join(dropped)}. Name them too, "
             "or choose another --root."
         )
-    kept = tuple(uris[source.uri] for source in known)
-    return kept + tuple(source for source in wanted if source.uri not in {item.uri for item in known})
+    return tuple(uris[name] for name in names) + tuple(source for name, source in uris.items() if name not in names)
 
 
 def _compare(store: Store, previous: Snapshot, listing: Iterable[Listed], compare: Compare) -> _Changes:
     changes = _Changes(total=previous.total)
-    known = _known_rows(store, previous)
-    row = next(known, None)
+    rows = known_rows(store, previous)
+    row = next(rows, END)
     for listed in listing:
         place = listed.place
-        while row is not None and row[0] < place:
-            _remove(changes, *row)
-            row = next(known, None)
-        if row is not None and row[0] == place:
-            if _is_changed(row[1], listed):
-                image = listed_object(previous.sources[listed.source], listed.info, listed.fragment, listed.kind)
-                _match(changes, row[1], Touched(row[1].image_id, image, listed))
-            row = next(known, None)
-        else:
-            changes.appended.append(listed)
-            changes.added += 1
+        while row.place < place:
+            _lose(changes, row)
+            row = next(rows, END)
+        live = before = None
+        while row.place == place:
+            live, before = (row, before) if row.is_live else (live, _again(row, listed) or before)
+            row = next(rows, END)
+        if live is None or live.state != state_of(listed):
+            _meet(changes, listed, (live, before), previous.sources)
         if len(changes.touched) >= TOUCHED_ROWS or len(changes.appended) >= PART_ROWS:
             _settle(changes, compare)
         if len(changes.appended) >= PART_ROWS:
             _flush(store, changes, previous.number + 1)
-    while row is not None:
-        _remove(changes, *row)
-        row = next(known, None)
+    while row is not END:
+        _lose(changes, row)
+        row = next(rows, END)
     _settle(changes, compare)
     return changes
 
 
-def _is_changed(known: _Known, listed: Listed) -> bool:
-    info = listed.info
-    is_touched = not info.etag and known.mtime_ns != info.mtime_ns
-    return known.size != listed.size or known.etag != info.etag or is_touched
+def _again(row: KnownRow, listed: Listed) -> KnownRow | None:
+    """A removed row, where what is listed is that again, by its size and its etag or time."""
+    return row if row.state == state_of(listed) else None
 
 
-def _match(changes: _Changes, known: _Known, now: Touched) -> None:
-    """Books a file that changed under a known name; one that may only have been touched waits for `_settle`."""
-    if known.size != now.listed.size or known.etag != now.listed.info.etag:
-        _replace(changes, now)
-    elif now.listed.size:
-        changes.touched.append(now)
+def _meet(
+    changes: _Changes, listed: Listed, known: tuple[KnownRow | None, KnownRow | None], sources: Sequence[SourceRecord]
+) -> None:
+    """Books what is listed at a place whose live row, if there is one, has another state.
+
+    known: that row, and the removed one that comes back to life. What may only have been touched waits for `_settle`.
+    """
+    live, before = known
+    if before is None and live is not None and live.state[:-1] == state_of(listed)[:-1]:
+        image = listed_object(sources[listed.source], listed.info, listed.fragment, listed.kind)
+        now = Touched(live.image_id, image, listed)
+        if listed.size:
+            changes.touched.append(now)
+        else:
+            _stamp(changes, now)
+        return
+    if live is None:
+        changes.added += 1
     else:
-        _stamp(changes, now)
+        changes.removed.append(live.image_id)
+        changes.changed += 1
+    if before is None:
+        changes.appended.append(row_of(listed))
+    else:
+        changes.returned.append(before.image_id)
 
 
 def _settle(changes: _Changes, compare: Compare) -> None:
@@ -229,7 +244,7 @@ def _settle(changes: _Changes, compare: Compare) -> None:
             _replace(changes, now)
     changes.touched.clear()
     if changes.changed > before:
-        changes.appended.sort(key=lambda listed: listed.place)
+        changes.appended.sort()
 
 
 def _stamp(changes: _Changes, now: Touched) -> None:
@@ -239,65 +254,40 @@ def _stamp(changes: _Changes, now: Touched) -> None:
 
 def _replace(changes: _Changes, now: Touched) -> None:
     changes.removed.append(now.image_id)
-    changes.appended.append(now.listed)
+    changes.appended.append(row_of(now.listed))
     changes.changed += 1
 
 
-def _remove(changes: _Changes, name: Place, known: _Known) -> None:
-    changes.removed.append(known.image_id)
-    changes.lost[name[0]] += 1
+def _lose(changes: _Changes, known: KnownRow) -> None:
+    if known.is_live:
+        changes.removed.append(known.image_id)
+        changes.lost[known.place[0]] += 1
 
 
 def _refuse_emptied(
     root: Root, sources: tuple[SourceRecord, ...], lost: Counter[int], left_out: tuple[LeftOut, ...]
 ) -> None:
-    """A mount that is away reads as an empty folder, and images that come back are new ones: all extracted again."""
+    """A mount that is away reads as an empty folder, or as a list of files that are not there."""
     for index, source in enumerate(sources):
-        if lost[index] and not left_out[index].images and not left_out[index].unselected:
+        found = left_out[index]
+        if lost[index] and found.images <= found.missing and not found.unselected:
+            beside = f", whose list names {found.missing:,} that are not there" if found.missing else ""
             raise NotFound(
-                f"{source.uri}: no image is left of the {lost[index]:,} that the root {root.uri} knows of it. Check "
-                "that it is mounted and complete, or say --accept-empty (accept_empty) where it was emptied on purpose."
+                f"{source.uri}: no image is left of the {lost[index]:,} that the root {root.uri} knows of it{beside}. "
+                "Check that it is mounted and complete, or say --accept-empty (accept_empty) where it was emptied on "
+                "purpose."
             )
 
 
-def _known_rows(store: Store, snapshot: Snapshot) -> Iterator[tuple[Place, _Known]]:
-    """Live rows of the snapshot sorted by their place: a merge of its sorted runs."""
-    gone, stamps = removed_ids(store, snapshot), restamped_times(store, snapshot)
-    runs = sorted({part.run for part in snapshot.parts})
-    return heapq.merge(*(_run_rows(store, snapshot, run, gone, stamps) for run in runs), key=lambda row: row[0])
-
-
-def _run_rows(
-    store: Store, snapshot: Snapshot, run: int, gone: Ids, stamps: tuple[Ids, Ids]
-) -> Iterator[tuple[Place, _Known]]:
-    for part in snapshot.parts:
-        for lo in range(part.lo, part.hi, BLOCK_ROWS) if part.run == run else ():
-            hi = min(lo + BLOCK_ROWS, part.hi)
-            live = np.setdiff1d(np.arange(lo, hi), gone[_within(gone, lo, hi)], assume_unique=True)
-            if not len(live):
-                continue
-            rows = catalog_rows(store, snapshot, lo, hi).to_pydict()
-            stamped = _within(stamps[0], lo, hi)
-            for image_id, time in zip(stamps[0][stamped].tolist(), stamps[1][stamped].tolist(), strict=True):
-                rows["mtime_ns"][image_id - lo] = time
-            for image_id in live.tolist():
-                at = image_id - lo
-                etag, time = rows["etag"][at] or "", rows["mtime_ns"][at] or 0
-                yield _place_of(rows, at), _Known(image_id, rows["size_bytes"][at], etag, time)
-
-
-def _place_of(rows: dict[str, list[Any]], at: int) -> Place:
-    """What `Listed.place` was of a row."""
-    uri, raw, position = rows["uri"][at], rows["raw_key"][at], rows["position"][at]
-    if position is None:
-        return rows["source"][at], raw or uri.encode(), -1, ""
-    name = rows["fragment"][at]
-    return rows["source"][at], raw or uri[: len(uri) - len(name) - bool(name)].encode(), position, name
-
-
-def _within(ids: Ids, lo: int, hi: int) -> slice:
-    """Where the ids of [lo, hi) are among sorted ones."""
-    return slice(*np.searchsorted(ids, (lo, hi)))
+def _refuse_unfound(sources: Sequence[SourceRecord], left_out: Sequence[LeftOut]) -> None:
+    """A new list of whose files none is there was written for another folder than its own."""
+    for source, found in zip(sources, left_out, strict=True):
+        if source.kind == LIST and found.missing and found.images == found.missing:
+            raise NotFound(
+                f"{source.uri}: none of the {found.missing:,} files that it names is there. Names are relative to the "
+                "folder of the list. Where the images lie elsewhere, name that folder as the source and the list as "
+                "--labels (annotations); or say --accept-empty (accept_empty)."
+            )
 
 
 def _flush(store: Store, changes: _Changes, run: int) -> None:
@@ -305,53 +295,25 @@ def _flush(store: Store, changes: _Changes, run: int) -> None:
     if not changes.appended:
         return
     lo = changes.total
-    table = _rows_table(changes.appended, lo)
+    table = rows_table(changes.appended, lo)
     key = _write_hashed(store, "rows", table)
     changes.parts.append(CatalogPart(lo, lo + table.num_rows, key, run))
     changes.total += table.num_rows
     changes.appended.clear()
 
 
-def _rows_table(entries: list[Listed], lo: int) -> pa.Table:
-    encoded = [encode_key(listed.info.key) for listed in entries]
-    columns: dict[str, Any] = {
-        "image_id": np.arange(lo, lo + len(entries), dtype=np.int64),
-        "source": np.fromiter((listed.source for listed in entries), np.int16, len(entries)),
-        "uri": [_uri(uri, listed) for (uri, _), listed in zip(encoded, entries, strict=True)],
-        "raw_key": [raw for _, raw in encoded],
-        "size_bytes": [listed.size for listed in entries],
-        "etag": [listed.info.etag or None for listed in entries],
-        "mtime_ns": [None if listed.info.etag else listed.info.mtime_ns for listed in entries],
-    }
-    if any(listed.fragment for listed in entries):
-        columns |= _fragment_columns(entries)
-    else:
-        columns |= {name: pa.nulls(len(entries), CATALOG_ROWS.schema.field(name).type) for name in FRAGMENT_COLUMNS}
-    return pa.table(columns, schema=CATALOG_ROWS.schema)
-
-
-def _uri(uri: str, listed: Listed) -> str:
-    return uri if listed.fragment is None else fragment_uri(uri, listed.fragment.name)
-
-
-def _fragment_columns(entries: list[Listed]) -> dict[str, list[Any]]:
-    rows = [
-        (None,) * len(FRAGMENT_COLUMNS) if (inner := listed.fragment) is None
-        else (inner.name, inner.position, inner.length, listed.info.size, listed.kind, inner.problem)
-        for listed in entries
-    ]  # fmt: skip
-    return {name: list(column) for name, column in zip(FRAGMENT_COLUMNS, zip(*rows, strict=True), strict=True)}
-
-
 def _next_snapshot(store: Store, previous: Snapshot, sources: tuple[SourceRecord, ...], changes: _Changes) -> Snapshot:
     """The snapshot with these changes; a byte per row of the catalog tells who is gone, eight when it was touched."""
     removed_key, removed_count, restamped_key = previous.removed_key, previous.removed_count, previous.restamped_key
-    if changes.removed:
+    if changes.removed or changes.returned:
         is_gone = np.zeros(previous.total, np.bool_)
         is_gone[removed_ids(store, previous)] = True
-        is_gone[np.array(changes.removed)] = True
+        is_gone[np.array(changes.removed, np.int64)] = True
+        is_gone[np.array(changes.returned, np.int64)] = False
         gone = np.flatnonzero(is_gone)
-        removed_key, removed_count = _write_hashed(store, "removed", pa.table({"image_id": gone})), len(gone)
+        removed_key, removed_count = "", len(gone)
+        if removed_count:
+            removed_key = _write_hashed(store, "removed", pa.table({"image_id": gone}))
     if changes.stamped:
         never = np.iinfo(np.int64).min
         times = np.full(previous.total, never)

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from pipeline.errors import AccessDenied, CorruptObject, NotFound, ObjectChanged
+from pipeline.errors import AccessDenied, CorruptObject, NotFound, ObjectChanged, StorageError
 from pipeline.kernels.header import ImageError
 from pipeline.layout.fragments import FOUND, INDEX, INSTALL, Parent, write_fragments
 from pipeline.layout.root import Root, opened_source
 from pipeline.runner import Counters
 from pipeline.schemas import Status
-from pipeline.sources.archives import archive_fragments, archive_kind
+from pipeline.sources.archives import HEAD_BYTES, archive_fragments, archive_kind, is_prefixed_zip
 from pipeline.sources.folder import LeftOut, escape_bytes
 from pipeline.sources.fragments import VIDEO, Fragment
 from pipeline.sources.gzip_stream import GzipStream
@@ -22,7 +22,8 @@ from pipeline.storage import StorageConfig, Store
 from pipeline.storage.blocks import open_blocks
 
 OF_THE_FILE = (NotFound, ObjectChanged, CorruptObject, AccessDenied)
-"""Why a file could not be read that is no reason to end the run: it gets a row, and is tried again by the next one."""
+"""Why a file could not be read that is no reason to end the run: it gets a row, and is tried again by the next one. So
+does one with a plain StorageError, such as a bad sector."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,23 @@ def _expand(store: Store, parent: Parent, storage: StorageConfig) -> int:
     left_out = LeftOut()
     source, info = opened_source(parent.place, storage), parent.info
     try:
-        head = source.read_range(info.key, 0, 4, expect=info)
-        kind = VIDEO if parent.kind == VIDEO else archive_kind(head)
-        with open_blocks(source, info) if kind == VIDEO else source.open(info.key) as stream:
+        head = source.read_range(info.key, 0, HEAD_BYTES, expect=info)
+        with open_blocks(source, info) if parent.kind == VIDEO else source.open(info.key) as stream:
+            kind = _kind(parent.kind, head, stream)
             found = _frames(parent, stream) if kind == VIDEO else _fragments(store, parent, kind, stream, left_out)
             return write_fragments(store, parent, kind, found, left_out)
-    except OF_THE_FILE as error:
+    except StorageError as error:
+        if not isinstance(error, OF_THE_FILE) and type(error) is not StorageError:
+            raise
         return write_fragments(store, parent, parent.kind, [_problem(parent, status_of(error), str(error))], left_out)
+
+
+def _kind(named: str, head: bytes, stream: BinaryIO) -> str:
+    """What a file is by its bytes, of a kind by its name."""
+    if named == VIDEO:
+        return VIDEO
+    kind = archive_kind(head)
+    return "zip" if kind == "tar" and named == "zip" and is_prefixed_zip(head, stream) else kind
 
 
 def _fragments(store: Store, parent: Parent, kind: str, stream: BinaryIO, left_out: LeftOut) -> Iterator[Fragment]:
@@ -89,6 +100,8 @@ def _fragments(store: Store, parent: Parent, kind: str, stream: BinaryIO, left_o
             yield from archive_fragments(stream, kind, left_out)
     except ImageError as error:
         yield _problem(parent, error.status, str(error))
+    except EOFError as error:  # of the index: what is behind the end of the archive cannot be unpacked
+        yield _problem(parent, Status.TRUNCATED, str(error))
 
 
 def _frames(parent: Parent, stream: BinaryIO) -> Iterator[Fragment]:

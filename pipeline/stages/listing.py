@@ -8,16 +8,25 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple
 
-from pipeline.errors import NotFound
-from pipeline.layout.fragments import KnownFragments, Parent
+from pipeline.errors import NotFound, UsageError
+from pipeline.layout.fragments import Found, KnownFragments, Parent
 from pipeline.layout.images import ImageObject, listed_object
 from pipeline.layout.lists import KnownLists
 from pipeline.layout.root import Root, is_own, opened
 from pipeline.layout.snapshots import LIST, SourceRecord, whole_path
 from pipeline.sources.archives import nested_archives
 from pipeline.sources.boxed import Boxes
-from pipeline.sources.folder import LeftOut, is_image_key
-from pipeline.sources.fragments import ARCHIVES, IMAGE, VIDEO, Fragment, fragment_uri, parent_kind, plain_name
+from pipeline.sources.folder import LeftOut, encode_key, is_image_key
+from pipeline.sources.fragments import (
+    ARCHIVES,
+    IMAGE,
+    VIDEO,
+    Fragment,
+    fragment_uri,
+    parent_kind,
+    plain_name,
+    shown_name,
+)
 from pipeline.sources.list_kinds import is_list_name
 from pipeline.sources.listed import Tally
 from pipeline.sources.selection import Selection, SelectParams, sample_limit
@@ -32,31 +41,45 @@ log = logging.getLogger(__name__)
 
 UNBOXED = "images without a box"
 LOOKED_AT = 16_384
+OPENED = 16_384
+"""Files behind a parent among which others are read ahead with it: 6 MB of names and sizes."""
 FindBoxes = Callable[[Sequence[ImageObject]], Sequence[Sequence[str] | None]]
 """Images -> the names of the boxes in each, sorted; None for one that cannot be looked at."""
 
 
-class Listed(NamedTuple):
-    """An image of source number `source`: a file, or a fragment of one, of which `kind` is that of the file."""
+Place = tuple[int, bytes, int, str]
+"""What a listing is sorted by, and what names an image: number of the source, raw bytes of the key, place in its file
+(-1 for the file itself), name there.
+"""
 
-    source: int
+
+class Listed(NamedTuple):
+    """An image: a file, or a fragment of one, of which `kind` is that of the file; or a parent, still to be opened."""
+
+    place: Place
     info: ObjectInfo
-    raw: bytes
     fragment: Fragment | None = None
     kind: str = ""
 
     @property
-    def place(self) -> tuple[int, bytes, int, str]:
-        """What a listing is sorted by, and what names an image: source, raw bytes of the key, place in its file."""
-        if self.fragment is None:
-            return self.source, self.raw, -1, ""
-        return self.source, self.raw, self.fragment.position, self.fragment.name
+    def source(self) -> int:
+        """Number of its source."""
+        return self.place[0]
+
+    def inside(self, fragment: Fragment, kind: str) -> Listed:
+        """A fragment of its file, which is of a kind."""
+        return Listed((self.place[0], self.place[1], fragment.position, fragment.name), self.info, fragment, kind)
 
     def boxed(self, name: str) -> Listed:
         """A box of it, which has its place and size."""
         if self.fragment is None:
-            return self._replace(fragment=Fragment(name, 0, self.info.size, self.info.size), kind=IMAGE)
-        return self._replace(fragment=self.fragment._replace(name=f"{self.fragment.name}#{name}"))
+            return self.inside(Fragment(name, 0, self.info.size, self.info.size), IMAGE)
+        return self.inside(self.fragment._replace(name=f"{self.fragment.name}#{name}"), self.kind)
+
+    @property
+    def is_parent(self) -> bool:
+        """Whether it is a file that holds images, in whose place these are listed."""
+        return bool(self.kind) and self.fragment is None
 
     @property
     def is_box(self) -> bool:
@@ -70,6 +93,13 @@ class Listed(NamedTuple):
         return fragment_uri(self.info.key, name), self.size, self.kind in ARCHIVES
 
     @property
+    def shown(self) -> str:
+        """What a table of annotations is asked: its name as its owner writes it, or its uri where that is no UTF-8."""
+        uri, raw = encode_key(self.info.key)
+        name = "" if self.fragment is None else self.fragment.name
+        return shown_name(fragment_uri(uri, name), raw, name)
+
+    @property
     def size(self) -> int:
         """Bytes of the file, or of the member of an archive."""
         return self.info.size if self.fragment is None else self.fragment.size
@@ -78,13 +108,14 @@ class Listed(NamedTuple):
 @dataclass(frozen=True)
 class Taken:
     """What is taken of a listing: which images, and in their place the `boxes` that are listed of them, or those that
-    are `found` in them (None: whole images); which frames of videos.
+    are `found` in them (None: whole images); which frames of videos. needs_boxes: that some have to be boxes.
     """
 
     select: SelectParams
     boxes: Boxes | None = None
     found: FindBoxes | None = None
     videos: VideoParams = field(default_factory=VideoParams)
+    needs_boxes: bool = False
 
 
 class Listing:
@@ -98,6 +129,8 @@ class Listing:
     def __init__(self, root: Root, sources: Sequence[SourceRecord], fragments: KnownFragments, wanted: Taken) -> None:
         self.left_out = tuple(LeftOut() for _ in sources)
         self.given = [""] * len(sources)
+        self.selected, self._first = 0, ""
+        self._whole = self._boxes = 0
         self._lists = KnownLists(root.open(), fragments.missing)
         self._root, self._sources, self._fragments, self._wanted = root, sources, fragments, wanted
 
@@ -107,43 +140,67 @@ class Listing:
         One of the first `known` sources, which the root has listed before, may be gone: it is listed as empty. For a
         sample the sources are listed twice, and 8 bytes are held for each image.
         """
-        params = self._wanted.select
-        if params == SelectParams():
-            yield from self._boxed(self._every(known))
-            return
-        limit = None
+        every = self._every(known)
+        taken = every if self._wanted.select == SelectParams() else self._selected(known, every)
+        if self._wanted.found is not None:
+            return self._looked_at(taken, self._wanted.found)
+        boxed = taken if self._wanted.boxes is None else self._boxed(taken, self._wanted.boxes)
+        return self._counted(boxed) if self._wanted.needs_boxes else boxed
+
+    def _counted(self, images: Iterator[Listed]) -> Iterator[Listed]:
+        for listed in images:
+            self._boxes += listed.is_box
+            self._whole += not listed.is_box
+            yield listed
+
+    def _selected(self, known: int, every: Iterator[Listed]) -> Iterator[Listed]:
+        params, limit = self._wanted.select, None
         if params.order == "sample":
             candidates = Selection(params)
-            names = (item.told[0] for item in self._every(known) if candidates.is_candidate(*item.told))
-            limit = sample_limit(names, params.num_images)
+            told_of = map(self._told, self._every(known))
+            limit = sample_limit((told[0] for told in told_of if candidates.is_candidate(*told)), params.num_images)
             self.left_out = tuple(LeftOut() for _ in self._sources)
         selection = Selection(params, limit)
-        yield from self._boxed(self._selected(known, selection))
-        if unseen := () if self._fragments.missing else selection.unseen():
-            log.warning("%d names of the subset are no image, such as %r", len(unseen), unseen[0])
-
-    def _selected(self, known: int, selection: Selection) -> Iterator[Listed]:
-        for listed in self._every(known):
-            if selection.takes(*listed.told):
+        for listed in every:
+            told = self._told(listed)
+            self._first = self._first or f"{told[0]!r} ({told[3]})"
+            if selection.takes(*told):
+                self.selected += 1
                 yield listed
             else:
                 self.left_out[listed.source].images -= 1
                 self.left_out[listed.source].unselected += 1
+        if unseen := () if self._fragments.missing else selection.unseen():
+            log.warning("%d names of the subset are no image, such as %r", len(unseen), unseen[0])
 
-    def _boxed(self, images: Iterator[Listed]) -> Iterator[Listed]:
-        """The boxes of each image in place of it, where boxes are audited; a file that is none stays what it is."""
-        if self._wanted.found is not None:
-            yield from self._looked_at(images, self._wanted.found)
-            return
-        boxes = self._wanted.boxes
-        if boxes is None:
-            yield from images
-            return
+    def _told(self, listed: Listed) -> tuple[str, int, bool, str]:
+        """What a selection asks of it."""
+        return *listed.told, whole_path(self._sources[listed.source], listed.told[0])
+
+    def refuse(self, accept_empty: bool) -> None:
+        """Raises UsageError, at its end, where there are images and none of them is selected, or has a box of those
+        that are wanted.
+        """
+        unboxed = self._whole + sum(found.suffixes[UNBOXED] for found in self.left_out)
+        if self._wanted.needs_boxes and unboxed and not self._boxes:
+            raise UsageError(
+                f"bounding_box takes the boxes of annotations, and none of {unboxed:,} images has one: name images as "
+                "the sources do, or give a list or table with col_x, row_y, width, height or x1, y1, ..., x4, y4"
+            )
+        unselected = sum(found.unselected for found in self.left_out)
+        if unselected and not self.selected and not accept_empty:
+            raise UsageError(
+                f"select takes none of {unselected:,} images ({self._wanted.select}): the first one is "
+                f"{self._first}. Correct it, or say --accept-empty (accept_empty) for an audit of nothing."
+            )
+
+    def _boxed(self, images: Iterator[Listed], boxes: Boxes) -> Iterator[Listed]:
+        """The boxes of each image in place of it; a file that is none stays what it is."""
         for image in images:
             if image.is_box or (image.fragment and image.fragment.problem):
                 yield image
                 continue
-            name = image.told[0]
+            name = image.shown
             names = boxes.of(name, whole_path(self._sources[image.source], name))
             self.left_out[image.source].images += len(names) - 1
             if not names:
@@ -172,28 +229,31 @@ class Listing:
             left_out = self.left_out[index]
             if source.kind != LIST and (names := names_alone(source.uri, self._root.storage)) is not None:
                 left_out.images += len(names)
-                yield from (Listed(index, ObjectInfo(name, 0, "", 0), name.encode()) for name in names)
+                yield from (Listed((index, name.encode(), -1, ""), ObjectInfo(name, 0, "", 0)) for name in names)
                 continue
             try:
-                yield from (self._listed if source.kind == LIST else self._images_of)(index, source)
+                yield from (
+                    self._listed(index, source) if source.kind == LIST else self._opened(self._files(index, source))
+                )
             except NotFound:
                 if index >= known or left_out != LeftOut():
                     raise
-            is_listed = source.kind == LIST or left_out != LeftOut() or self._fragments.missing
+            is_listed = source.kind != "folder" or left_out != LeftOut() or self._fragments.missing
             if index >= known and not is_listed:
                 _require_path(source.uri, self._root.storage)
 
-    def _images_of(self, index: int, source: SourceRecord) -> Iterator[Listed]:
+    def _files(self, index: int, source: SourceRecord) -> Iterator[Listed]:
+        """The images and parents of a source."""
         left_out = self.left_out[index]
         for info in _without_root(self._root, source, source_objects(source, self._root.storage)):
-            if is_image_key(info.key):
+            key = info.key
+            if is_image_key(key):
                 left_out.images += 1
-                if not self._fragments.missing:
-                    yield Listed(index, info, _raw(info))
-            elif kind := parent_kind(info.key):
-                yield from self._inside(index, info, kind)
+                yield Listed((index, _raw(key), -1, ""), info)
+            elif kind := parent_kind(key):
+                yield Listed((index, _raw(key), -1, ""), info, None, kind)
             else:
-                left_out.add(info.key)
+                left_out.add(key)
 
     def _listed(self, index: int, source: SourceRecord) -> Iterator[Listed]:
         """The images and boxes that a list names, whatever they are called, and the images of the archives in it."""
@@ -204,35 +264,55 @@ class Listing:
             return
         self.given[index] = prepared.given
         warnings: list[str] = []
-        for row in list_rows(prepared, source, storage, warnings):
-            if not row.box and (kind := parent_kind(row.info.key.rpartition("/")[2])):
-                yield from self._inside(index, row.info, kind)
-            elif not self._fragments.missing:
-                self.left_out[index].images += 1
-                yield _named(index, row)
+        yield from self._opened(self._named(index, list_rows(prepared, source, storage, warnings)))
         for said in () if self._fragments.missing else warnings:
             log.warning("%s", said)
 
-    def _inside(self, index: int, info: ObjectInfo, kind: str) -> Iterator[Listed]:
-        """The images of a file that holds many, or that file where it cannot be looked into."""
-        place, key = self._sources[index].located(info.key)
-        sampling = sampling_text(self._wanted.videos) if kind == VIDEO else ""
-        parent = Parent(place, info if key == info.key else replace(info, key=key), kind, sampling)
-        found = self._fragments.of(parent)
-        if found is None or self._fragments.missing:
-            return
-        left_out, raw = self.left_out[index], _raw(info)
+    def _named(self, index: int, rows: Iterable[ListRow]) -> Iterator[Listed]:
+        left_out = self.left_out[index]
+        for row in rows:
+            kind = "" if row.box or row.problem else parent_kind(row.info.key.rpartition("/")[2])
+            listed = Listed((index, row.raw, -1, ""), row.info, None, kind)
+            if not kind:
+                left_out.images += 1
+            if row.problem:
+                left_out.missing += 1
+                yield listed.inside(row.unseen, IMAGE)
+            else:
+                yield listed.boxed(row.box) if row.box else listed
+
+    def _opened(self, entries: Iterator[Listed]) -> Iterator[Listed]:
+        """The images, and in place of each parent those inside it, or that file where it cannot be looked into."""
+        missing = self._fragments.missing
+        for entry in entries:
+            if entry.kind and entry.is_parent:
+                yield from self._looked_into([entry, *islice(entries, OPENED)])
+            elif not missing:
+                yield entry
+
+    def _looked_into(self, block: Sequence[Listed]) -> Iterator[Listed]:
+        found = self._fragments.of([self._parent(entry) for entry in block if entry.is_parent])
+        for entry in block if not self._fragments.missing else ():
+            if entry.is_parent:
+                yield from self._inside(entry, next(found))
+            else:
+                yield entry
+
+    def _parent(self, entry: Listed) -> Parent:
+        info = entry.info
+        place, key = self._sources[entry.source].located(info.key)
+        sampling = sampling_text(self._wanted.videos) if entry.kind == VIDEO else ""
+        return Parent(place, info if key == info.key else replace(info, key=key), entry.kind, sampling)
+
+    def _inside(self, entry: Listed, found: Found) -> Iterator[Listed]:
+        left_out = self.left_out[entry.source]
         left_out.join(found.left_out)
         if nested := nested_archives(found.left_out):
-            log.warning("%s/%s: %d archives inside it are not opened", parent.place, parent.info.key, nested)
+            place = whole_path(self._sources[entry.source], entry.info.key)
+            log.warning("%s: %d archives inside it are not opened", place, nested)
         for fragment in found:
             left_out.images += 1
-            yield Listed(index, info, raw, fragment, found.kind)
-
-
-def _named(index: int, row: ListRow) -> Listed:
-    listed = Listed(index, row.info, row.raw)
-    return listed.boxed(row.box) if row.box else listed
+            yield entry.inside(fragment, found.kind)
 
 
 def source_objects(source: SourceRecord, storage: StorageConfig) -> Iterable[ObjectInfo]:
@@ -241,16 +321,22 @@ def source_objects(source: SourceRecord, storage: StorageConfig) -> Iterable[Obj
     return store.list() if source.kind == "folder" else [store.stat(source.uri.rpartition("/")[2])]
 
 
-def _raw(info: ObjectInfo) -> bytes:
-    return info.key.encode("utf-8", "surrogateescape")
+def _raw(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")
 
 
-def _without_root(root: Root, source: SourceRecord, listed: Iterable[ObjectInfo]) -> Iterator[ObjectInfo]:
+def _without_root(root: Root, source: SourceRecord, listed: Iterable[ObjectInfo]) -> Iterable[ObjectInfo]:
     """A listing without what is the root's own, where that lies in the source: images may lie beside and around it."""
-    inside = f"{root.uri.removeprefix(source.uri + '/')}/" if root.uri.startswith(source.uri + "/") else None
+    if not root.uri.startswith(source.uri + "/"):
+        return listed
+    return _around_root(root, source, listed)
+
+
+def _around_root(root: Root, source: SourceRecord, listed: Iterable[ObjectInfo]) -> Iterator[ObjectInfo]:
+    inside = f"{root.uri.removeprefix(source.uri + '/')}/"
     hidden, first = 0, ""
     for info in listed:
-        if inside is None or not info.key.startswith(inside) or not is_own(info.key[len(inside) :]):
+        if not info.key.startswith(inside) or not is_own(info.key[len(inside) :]):
             yield info
         elif is_image_key(info.key):
             hidden, first = hidden + 1, first or info.key

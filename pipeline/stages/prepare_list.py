@@ -14,7 +14,8 @@ from pipeline.runner import Counters
 from pipeline.sources.addresses import resolved
 from pipeline.sources.inventory import data_opener, read_inventory, read_manifest
 from pipeline.sources.list_kinds import HEAD_BYTES, Kind, kind_of, read_list
-from pipeline.sources.listed import BLANK, COMMENTS, Origin, Tally
+from pipeline.sources.list_warnings import list_warnings
+from pipeline.sources.listed import Origin, Tally
 from pipeline.sources.repeats import Repeats
 from pipeline.sources.sorted_list import GivenRows, raw_keys, sorted_batches
 from pipeline.storage import StorageConfig
@@ -37,7 +38,7 @@ def prepare(spec: PrepareSpec) -> Counters:
     for batch in sorted_batches(list_batches(spec.parent, spec.root.storage, tally), repeats):
         given.add(batch)
         writer.add(listed_batch(batch, raw_keys(batch)))
-    writer.store(spec.root.open(), spec.parent, given.given(), _warnings(spec.parent, tally, repeats))
+    writer.store(spec.root.open(), spec.parent, given.given(), list_warnings(spec.parent.info.key, tally, repeats))
     return {"lists": 1, "rows": writer.count, "repeated": repeats.same}
 
 
@@ -59,18 +60,3 @@ def list_batches(parent: Parent, storage: StorageConfig, tally: Tally) -> Iterat
     origin = Origin(address, parent.place, "row")
     inventory = read_manifest(manifest, origin)
     yield from resolved(read_inventory(inventory, data_opener(address, storage), origin, tally), origin)
-
-
-def _warnings(parent: Parent, tally: Tally, repeats: Repeats) -> list[str]:
-    name = parent.info.key
-    for meant in (BLANK, COMMENTS):
-        tally.counts.pop(meant, None)
-    said = [f"{name}: left out {tally}"] if tally.counts else []
-    if repeats.conflicts:
-        first = repeats.conflicts[0].slice(0, 1).to_pylist()[0]
-        count = sum(batch.num_rows for batch in repeats.conflicts)
-        said.append(
-            f"{name}: {count:,} rows give an image or box another label or split than the row that stays, such as "
-            f"{first['row']:,} of {first['address']!r}, where {first['kept_row']:,} stays"
-        )
-    return said

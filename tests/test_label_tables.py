@@ -1,0 +1,63 @@
+"""Tables of labels without boxes: names as the tables of an audit have them, whole paths, and cells without a value."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from archives_made import tar_of
+from audited import by_uri, noise_jpeg, run, write_files
+
+from pipeline.audit import Audit
+
+NAMES = ["arc.tar#m#0.jpg", "x #1.jpg", "y%20.jpg", "plain/2.jpg"]
+
+
+def set_of(folder: Path) -> Path:
+    files = {name: noise_jpeg(number) for number, name in enumerate(NAMES[1:], 1)}
+    return write_files(folder / "set", {**files, "arc.tar": tar_of([("m#0.jpg", noise_jpeg(0))])})
+
+
+def labels(audit: Audit) -> dict[str, tuple[str | None, str | None]]:
+    return {uri: (row["split"], row["label"]) for uri, row in by_uri(audit, "images").items()}
+
+
+def test_the_uris_of_an_audit_are_names_of_a_table(tmp_path: Path) -> None:
+    """Of members of archives and of names that are escaped in a uri; the own name goes first where both are there."""
+    folder = set_of(tmp_path)
+    uris = sorted(by_uri(run(folder, root=tmp_path / "audit"), "images"))
+    assert uris == ["arc.tar#m%230.jpg", "plain/2.jpg", "x %231.jpg", "y%2520.jpg"]
+    table = "filename,label\n" + "".join(f"{uri},{number}\n" for number, uri in enumerate(uris))
+    (tmp_path / "uris.csv").write_text(table)
+    audit = run(folder, root=tmp_path / "audit", rule={"table": str(tmp_path / "uris.csv")})
+    assert [row[1] for _, row in sorted(labels(audit).items())] == ["0", "1", "2", "3"]
+
+    (tmp_path / "own.csv").write_text("filename,label\narc.tar/m#0.jpg,own\nx #1.jpg,own\nx %231.jpg,other\n")
+    audit = run(folder, root=tmp_path / "audit", rule={"table": str(tmp_path / "own.csv")})
+    assert {row[1] for uri, row in labels(audit).items() if "m%" in uri or "x %" in uri} == {"own"}
+
+
+def test_whole_paths_behind_a_relative_name(tmp_path: Path) -> None:
+    folder = set_of(tmp_path)
+    table = f"filename,label\nplain/2.jpg,relative\n{folder}/x #1.jpg,whole\n{folder}/y%20.jpg,whole\n"
+    (tmp_path / "t.csv").write_text(table)
+    audit = run(folder, root=tmp_path / "audit", rule={"table": str(tmp_path / "t.csv")})
+    assert [row[1] for row in labels(audit).values() if row[1]] == ["relative", "whole", "whole"]
+
+
+def test_a_cell_without_a_value_is_no_label_and_a_column_of_them_no_column(tmp_path: Path) -> None:
+    """NaN, which is what pandas writes for a missing number, is no class of its own; lists and tables agree."""
+    folder = write_files(tmp_path / "val", {f"cat/{number}.jpg": noise_jpeg(number) for number in range(2)})
+    names = [f"cat/{number}.jpg" for number in range(2)]
+    columns = {"filename": names, "label": np.array([3.0, np.nan]), "split": pa.nulls(2, pa.string())}
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    write_files(folder, {"l.parquet": sink.getvalue(), "l.csv": b"filename,label\ncat/0.jpg,\ncat/1.jpg,\n"})
+    wanted = {"numbers": [("val", "3"), ("val", None)], "empty": [("val", "cat"), ("val", "cat")]}
+    for name, said in (("l.parquet", wanted["numbers"]), ("l.csv", wanted["empty"])):
+        listed = run(folder / name, root=tmp_path / f"listed-{name}")
+        table = run(folder, root=tmp_path / f"table-{name}", rule={"table": str(folder / name), "default_split": None})
+        assert [*labels(listed).values()] == [*labels(table).values()] == said
