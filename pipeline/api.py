@@ -78,12 +78,11 @@ def run(
     `where`: `pipeline.api.Where(runner, address, workers)`; `progress`: bars on a terminal, else lines on stderr or in
     the log, where one takes them. `config`:
 
-    - `test`: one more source, whose split is test
+    - `test`: one or several more sources, whose split is test
     - `rule`: {"table": CSV or Parquet with filename and label, split or both} or {"pattern": regular expression}
     - `annotations`: labels, splits or boxes in place of `rule`: a DataFrame, an Arrow table or a dict of columns with
       `filename` and `label`, `split` or a box (`col_x`, `row_y`, `width`, `height` or `x1`, ..., `y4`), a COCO dict, or
       the path of a file of these. Boxes are audited in place of the images
-    - `bounding_box`: a box of every image, "row_y=0,col_x=0,height=100,width=100", audited in place of it
     - `select`: {"num_images": at most so many, "order": "first" or "sample", "find_regex": searched in each name,
       "subset": these names alone, "min_file_size": bytes, "tar_only": images in archives alone}
     - `bounding_box`: boxes in place of images: 'row_y=..,col_x=..,height=..,width=..', 'face', 'ocr' or 'object', which
@@ -104,19 +103,22 @@ def run(
 
     Does only what is missing. Raises an AuditError whose message says what to do next.
     """
-    values = with_given(sources, {"root": os.fspath(root), **config})
+    values, given = with_given(sources, {"root": os.fspath(root), **config})
     reporter = visible_reporter() if progress else SilentReporter()
-    return run_config(config_from(values), where or Where(), reporter, "pipeline.run(...) with the same arguments")
+    resume_command = "pipeline.run(...) with the same arguments"
+    return run_config(config_from(values), where or Where(), reporter, resume_command, given)
 
 
-def run_config(config: AuditConfig, where: Where, reporter: Reporter, resume_command: str) -> Audit | None:
-    """Runs a checked configuration."""
+def run_config(
+    config: AuditConfig, where: Where, reporter: Reporter, resume_command: str, given: Mapping[str, bytes] | None = None
+) -> Audit | None:
+    """Runs a checked configuration; `given` as in `plan.Call`."""
 
     def start(images: int, root: Root) -> Runner:
-        return start_runner(where, images, root, [*config.sources, *filter(None, [config.test])])
+        return start_runner(where, images, root, config.every_source)
 
     try:
-        published = run_audit(config, Call(start, reporter, resume_command))
+        published = run_audit(config, Call(start, reporter, resume_command, given or {}))
     finally:
         restore_threads()
     if published is None:

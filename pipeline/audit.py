@@ -51,11 +51,12 @@ class Audit:
     def summary(self) -> dict[str, Any]:
         """What was found, in numbers: images by status, pairs by kind, leaks by split, the threshold, recall.
 
-        `left_out`, `hidden`: files that the latest listing of the sources left out, being no images by name, or hidden.
+        `left_out`, `hidden`: files that the latest listing of the sources left out, being no images by name, or hidden;
+        `unselected`: images that its selection did not take.
         """
         stages = {stage["stage"]: stage["counters"] for stage in self.published.session["stages"]}
         left_out = {name: int(stages.get("catalog", {}).get(name, 0)) for name in ("left_out", "hidden")}
-        return {**self.published.facts, **left_out}
+        return {**self.published.facts, **left_out, "unselected": self.published.session.get("unselected", 0)}
 
     def table(
         self,
@@ -195,7 +196,8 @@ class Audit:
 
         The label is what a detector said of the box, with its confidence; else that of the audit, without one.
         """
-        return crops_of(read_recipe(self.root, self.audit_id).inputs, rotated)
+        recipe = read_recipe(self.root, self.audit_id)
+        return crops_of(recipe.inputs, recipe.detections, rotated)
 
     def search(self, images: Images, k: int = 10, space: str = "semantic") -> pa.Table:
         """The k images of the audit that are nearest to each query, nearest first; columns as in docs/search.md.
@@ -239,8 +241,16 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
     images = facts["images"]
     why = ", ".join(f"{status} {count:,}" for status, count in sorted(images["statuses"].items()) if status != "ok")
     invalid = f"{images['invalid']:,} invalid{why and f': {why}'}"
-    beside = f"; {facts['left_out']:,} other files left out" if facts["left_out"] else ""
+    others = [(facts["left_out"], "other"), (facts["hidden"], "hidden")]
+    counted = " and ".join(f"{count:,} {kind} file{'s'[: count != 1]}" for count, kind in others if count)
+    beside = f"; {counted} left out" if counted else ""
     lines = [f"images      {images['live']:,} ({images['ok']:,} ok, {invalid}){beside}"]
+    if unselected := facts.get("unselected"):
+        lines.append(f"selection   {images['live']:,} of {images['live'] + unselected:,} images selected")
+    without = images["live"] - sum(images["splits"].values())
+    if images["splits"] and without:
+        splits = ", ".join(f"{name} {count:,}" for name, count in images["splits"].items())
+        lines.append(f"splits      {splits}, none {without:,}, which are in no leak")
     duplicates = facts["duplicates"]
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in duplicates["pairs"].items())
     unread = f"; {duplicates['unread']:,} could not be compared" if duplicates["unread"] else ""

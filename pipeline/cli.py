@@ -18,6 +18,7 @@ from pipeline.config import AuditConfig, config_from
 from pipeline.errors import AuditError, Stopped, UsageError
 from pipeline.flags import EXAMPLES, add_command, add_root, add_runner, command, reporter, say, storage_values
 from pipeline.printing import ReaderGone, format_of
+from pipeline.renamed import unknown_words
 from pipeline.run_flags import add_run, config_values
 from pipeline.storage import is_remote, redact
 
@@ -29,7 +30,7 @@ Made = TypeVar("Made")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code. Every error that a user can act on is one message on stderr."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = build_parser().parse_args(given)
+    options = _parsed(given)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code: int = options.command(options, given)
@@ -46,6 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:  # noqa: BLE001 - the border of the process: what is left is a bug, shown whole
         sys.stderr.write(f"{redact(traceback.format_exc())}image-audit: this is a bug; finished parts are kept.\n")
         return BUG
+
+
+def _parsed(given: list[str]) -> argparse.Namespace:
+    """What the parser makes of the words. Ends with 2 for those that it does not know; fastdup's are answered."""
+    parser = build_parser()
+    options, left = parser.parse_known_args(given)
+    if left:
+        parser.error(unknown_words(left) or f"unrecognized arguments: {' '.join(left)}")
+    return options
 
 
 def build_parser() -> argparse.ArgumentParser:

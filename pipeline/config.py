@@ -24,6 +24,7 @@ from pipeline.kernels.splitting import GroupParams
 from pipeline.kernels.threshold import ThresholdParams
 from pipeline.kernels.verify_params import VerifyParams
 from pipeline.models.named import is_model_name
+from pipeline.renamed import unknown_key
 from pipeline.sources.labels import RuleParams
 from pipeline.sources.selection import SelectParams
 from pipeline.sources.videos import VideoParams
@@ -40,41 +41,6 @@ MOST_LINKS = 256  # of kernels/hnsw.py, whose import would load faiss wherever a
 DISTANCES = ("cosine", "euclidean")
 OTHER_DISTANCES = ("l1", "linf", "canberra", "braycurtis", "jensenshannon")  # of kernels/metrics.py, as is the limit
 MOST_BY_DISTANCE = 50_000
-RENAMED = {
-    "nnf_mode": "neighbours.index takes auto, Flat, IVF<n> and HNSW<m>",
-    "nnf_param": "lists are trained by spherical k-means with a fixed seed, nothing of it is to be set; their number "
-    "is neighbours.index IVF<n>",
-    "nprobe": "neighbours.copy_probes and neighbours.semantic_probes",
-    "nearest_neighbors_k": "neighbours.semantic_k, and neighbours.copy.k for duplicates",
-    "distance": "neighbours.distance",
-    "ccthreshold": "neighbours.threshold, which decides what is compared; pixels decide what joins a group",
-    "run_mode": "start and until, and image-audit search",
-    "resume": "every run resumes: what is there is not done again",
-    "overwrite": "nothing is overwritten, and what is there is used where it fits; for a new start take another root",
-    "data_type": "images are whole unless bounding_box asks for boxes; videos are told by their names",
-    "d": "the dimension follows from the model or the embeddings",
-    "num_threads": "workers of pipeline.api.Where, --workers on the command line; each takes one core",
-    "verbose": "progress of pipeline.run, --quiet on the command line",
-    "run_cc": "groups are made by every audit; they take a thousandth of its time",
-    "run_stats": "statistics come with the one decode of an image, 0.3 ms of its 7.5",
-    "num_images": "select.num_images",
-    "subset": "select.subset",
-    "find_regex": "select.find_regex",
-    "min_file_size": "select.min_file_size",
-    "tar_only": "select.tar_only",
-    "min_input_image_width": "measure.min_width",
-    "min_input_image_height": "measure.min_height",
-    "augmentation_horiz": "boxes.horizontal",
-    "augmentation_vert": "boxes.vertical",
-    "augmentation_additive_margin": "boxes.margin",
-    "model_path": "model.path",
-    "high_accuracy": "model.path 'high_accuracy', --high-accuracy on the command line",
-    "sync_s3_to_local": "storage.sync_to_local",
-    "input_dir": "sources",
-    "test_dir": "test",
-    "work_dir": "root",
-}
-"""Words of fastdup and what they are called here."""
 INT64 = range(-(2**63), 2**63)
 
 
@@ -176,19 +142,19 @@ def _index_problems(index: str, distance: str) -> list[str]:
 class AuditConfig:
     """Everything that decides the tables of an audit, and where they go. Who runs it is not part of it.
 
-    sources: folders, buckets, archives, images or lists; test: one more, whose split is test; bounding_box: a box of
-    every image that is audited in its place, as 'row_y=0,col_x=0,height=100,width=100'; xywh_bbox or rotated: those of
-    the annotations (rule.table), which are audited anyway where they have any; or face, ocr or object: the boxes that a
-    detector finds, an object by the YOLO-style ONNX file box_model; embeddings: a .npy or Parquet of the user's own
-    vectors in place of a model. start: "features" lists nothing and audits the latest snapshot by what was extracted;
-    until: "features" publishes nothing; min_offset, max_offset: nor does it list and extract more than this range of
-    the snapshot (max_offset None = to the end). delete_img, delete_tar: remove the copies of images or archives that
-    this machine keeps (storage.sync_to_local) once the audit is done; an original is never removed.
+    sources: folders, buckets, archives, images or lists; test: one or several more, whose split is test; bounding_box:
+    a box of every image that is audited in its place, as 'row_y=0,col_x=0,height=100,width=100'; xywh_bbox or rotated:
+    those of the annotations (rule.table), which are audited anyway where they have any; or face, ocr or object: the
+    boxes that a detector finds, an object by the YOLO-style ONNX file box_model; embeddings: a .npy or Parquet of the
+    user's own vectors in place of a model. start: "features" lists nothing and audits the latest snapshot by what was
+    extracted; until: "features" publishes nothing; min_offset, max_offset: nor does it list and extract more than this
+    range of the snapshot (max_offset None = to the end). delete_img, delete_tar: remove the copies of images or
+    archives that this machine keeps (storage.sync_to_local) once the audit is done; an original is never removed.
     """
 
     sources: tuple[str, ...]
     root: str
-    test: str = ""
+    test: str | tuple[str, ...] = ""
     rule: RuleParams = field(default_factory=RuleParams)
     select: SelectParams = field(default_factory=SelectParams)
     storage: StorageConfig = field(default_factory=StorageConfig)
@@ -223,10 +189,9 @@ class AuditConfig:
         if not self.root:
             problems.append("no root given: --root says where the audit is kept")
         if isinstance(self.storage, StorageConfig):
-            places = (*self.sources, self.test, self.root)
+            places = (*self.every_source, self.root)
             problems += [text for place in places if place and (text := _place_problem(place, self.storage))]
-        if (self.delete_img or self.delete_tar) and self.storage and not self.storage.sync_to_local:
-            problems.append("delete_img and delete_tar remove copies: they go with storage.sync_to_local")
+        problems += _idle_problems(self)
         if self.shard_size is not None and self.shard_size < 1:
             problems.append(f"shard_size {self.shard_size}, want at least 1")
         if not 0 <= self.max_failed_share <= 1:
@@ -237,6 +202,17 @@ class AuditConfig:
             problems.append("measure.input_size, input_width and input_height follow from the model: leave them out")
         if problems:
             raise UsageError("; ".join(problems))
+
+    @property
+    def tests(self) -> tuple[str, ...]:
+        """The sources whose split is test."""
+        given = (self.test,) if isinstance(self.test, str) else self.test
+        return tuple(filter(None, given))
+
+    @property
+    def every_source(self) -> tuple[str, ...]:
+        """All sources, those of the split test last."""
+        return (*self.sources, *self.tests)
 
     @property
     def is_range(self) -> bool:
@@ -251,7 +227,7 @@ def _range_problems(config: AuditConfig) -> list[str]:
         problems.append(f"start {config.start!r}, want sources or features")
     if config.until not in ("features", "tables"):
         problems.append(f"until {config.until!r}, want features or tables")
-    has_sources = bool(config.sources or config.test)
+    has_sources = bool(config.every_source)
     if config.start == "features" and has_sources:
         problems.append("start at the features lists no source: name none, the root knows them")
     if config.start == "features" and config.is_range:
@@ -268,6 +244,27 @@ def _range_problems(config: AuditConfig) -> list[str]:
     low, high = config.min_offset or 0, config.max_offset
     if low < 0 or (high is not None and high <= low):
         problems.append(f"offsets [{low}, {high}), want 0 <= min_offset < max_offset")
+    return problems
+
+
+def _idle_problems(config: AuditConfig) -> list[str]:
+    """What is asked for and would do nothing."""
+    problems = []
+    if config.storage and not config.storage.sync_to_local:
+        if config.delete_img or config.delete_tar:
+            problems.append("delete_img and delete_tar remove copies: they go with storage.sync_to_local")
+        if config.storage.sync_budget != StorageConfig.sync_budget:
+            problems.append("storage.sync_budget is what copies may take: it goes with storage.sync_to_local")
+    if config.model and config.model.cache and ("." in config.model.path or not config.model.path):  # else a name
+        problems.append("model.cache is where named models are, and none is named: name one as model.path, or drop it")
+    if config.box_model and config.bounding_box != "object":
+        problems.append("box_model finds objects: it goes with bounding_box 'object'")
+    if config.start == "features":
+        idle = {"select": config.select != SelectParams(), "video": config.video != VideoParams()}
+        idle["bounding_box"] = config.bounding_box not in ("", "xywh_bbox", "rotated")
+        named = ", ".join(name for name, is_set in idle.items() if is_set)
+        if named:
+            problems.append(f"start at the features audits the images and boxes that the root has: drop {named}")
     return problems
 
 
@@ -335,9 +332,8 @@ def _build(
     hints = get_type_hints(kind)
     known = {item.name for item in fields(kind)}
     unknown = sorted(set(values) - known)
-    for name in unknown:
-        instead = RENAMED.get(name, f"known: {', '.join(sorted(known))}")
-        problems.append(f"unknown key {prefix}{name} ({instead})")
+    keys = _keys(kind, sections)
+    problems.extend(f"unknown key {prefix}{name} ({unknown_key(name, keys)})" for name in unknown)
     arguments: dict[str, Any] = {}
     for name in sorted(known & set(values)):
         value, section = _plain(values[name]), sections.get(name)
@@ -360,6 +356,12 @@ def _build(
     except UsageError as error:
         problems.append(str(error))
     return None
+
+
+def _keys(kind: type[Any], sections: Mapping[str, type[Any]]) -> list[str]:
+    """The keys that a caller may give, those of its sections last."""
+    own = [item.name for item in fields(kind)] + ["annotations"] * (kind is AuditConfig)
+    return own + [f"{name}.{item.name}" for name, section in sections.items() for item in fields(section)]
 
 
 def _plain(value: Any) -> Any:

@@ -32,7 +32,28 @@ def add_command(commands: Any, name: str, what: str) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=what, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
+    parser.register("action", None, Once)
     return parser
+
+
+class Once(argparse.Action):
+    """A flag with one value, which argparse would keep the last of. A second one is refused."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 - as argparse calls it
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Keeps the value."""
+        given = namespace.__dict__.setdefault("given_flags", set())
+        if option_string is not None and self.dest in given:
+            raise argparse.ArgumentError(
+                self, f"given twice, and takes one value: drop {values!r} or the one before it"
+            )
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
 
 
 def add_runner(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +71,13 @@ def add_root(parser: argparse.ArgumentParser) -> None:
     """The root and how to reach it."""
     group = parser.add_argument_group("storage (credentials come the usual AWS ways)")
     group.add_argument("--root", help="where the audit is kept (default: audit)")
-    group.add_argument("--endpoint", action="append", default=[], metavar="NAME=URL", help="server of minio://NAME/...")
+    group.add_argument(
+        "--endpoint",
+        action="append",
+        default=[],
+        metavar="NAME=URL",
+        help="server of minio://NAME/...; may be repeated",
+    )
     group.add_argument("--endpoint-url", help="endpoint of s3://")
     group.add_argument("--region", help="AWS region")
     group.add_argument("--sync-to-local", metavar="FOLDER", help="keep copies of remote images and archives there")

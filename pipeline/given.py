@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,20 +16,26 @@ import pyarrow.parquet as pq
 from pipeline.config import AuditConfig, config_from
 from pipeline.errors import UsageError
 from pipeline.layout.annotations import TABLES
-from pipeline.layout.lists import GIVEN_LIST
+from pipeline.layout.lists import given_list_key
 from pipeline.layout.models import FOLDER as MODELS
 from pipeline.layout.root import Root
 from pipeline.sources.annotated import plain_table
 from pipeline.sources.folder import is_image_key
 from pipeline.sources.fragments import parent_kind
 from pipeline.sources.list_kinds import is_list_name
+from pipeline.sources.list_warnings import list_warnings
 from pipeline.sources.listed import Tally
 from pipeline.sources.python_lists import listed_from
 from pipeline.storage import canonical_uri, is_remote
 
+log = logging.getLogger(__name__)
 
-def with_given(sources: Sequence[Any], values: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a call, with what it gives in memory stored in the root. Raises UsageError."""
+Given = dict[str, bytes]
+"""By key, what is to be stored in the root."""
+
+
+def with_given(sources: Sequence[Any], values: dict[str, Any]) -> tuple[dict[str, Any], Given]:
+    """The configuration of a call, and what it gives in memory, to be stored in the root. Raises UsageError."""
     listed = list(sources[0]) if len(sources) == 1 and isinstance(sources[0], (list, tuple)) else None
     every = sources if listed is None else listed
     wrong = [source for source in every if not isinstance(source, (str, os.PathLike))]
@@ -40,28 +47,30 @@ def with_given(sources: Sequence[Any], values: dict[str, Any]) -> dict[str, Any]
     if listed is not None and not listed:
         raise UsageError("the list of sources is empty: name a folder or a file")
     values = {**values, "sources": tuple(os.fspath(source) for source in every)}
-    values = _with_annotations(values) if values.get("annotations") is not None else values
-    values.pop("annotations", None)
+    annotations, given = values.pop("annotations", None), Given()
     if not isinstance(values.get("embeddings", ""), (str, os.PathLike)):
         values = _with_embeddings(values)
-    return values if listed is None else _with_list(values)
+    if listed is not None:
+        values = _with_list(values, given)
+    return (values if annotations is None else _with_annotations(values, annotations, given)), given
 
 
 def _root(config: AuditConfig) -> Root:
     return Root(canonical_uri(config.root, config.storage), config.storage)
 
 
-def _with_list(values: dict[str, Any]) -> dict[str, Any]:
+def _with_list(values: dict[str, Any], given: Given) -> dict[str, Any]:
     """With the files among the sources as one list, which stays one source whatever it names; folders stay sources.
 
-    A file in one of these folders is left out: the folder has it.
+    A file that the listing of one of these folders takes is left out.
     """
     config = config_from(values)
     uris = list(dict.fromkeys(canonical_uri(source, config.storage) for source in config.sources))
     files = [uri for uri in uris if _is_file(uri)]
-    folders = [uri for uri in uris if uri not in set(files)]
-    inside = tuple(f"{folder.rstrip('/')}/" for folder in folders)
-    files = [uri for uri in files if not uri.startswith(inside)] if inside else files
+    listed = set(files)
+    folders = [uri for uri in uris if uri not in listed]
+    inside = [f"{folder.rstrip('/')}/" for folder in folders if not is_list_name(folder)]
+    files = sorted(uri for uri in files if not any(_has(folder, uri) for folder in inside))
     if not files:
         return {**values, "sources": tuple(folders)}
     broken = [uri for uri in files if "\n" in uri]
@@ -69,8 +78,15 @@ def _with_list(values: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"source {broken[0]!r} has a line break in its name: rename it, or name its folder")
     root = _root(config)
     data = "".join(f"{uri}\n" for uri in files).encode("utf-8", "surrogateescape")
-    root.open().put(GIVEN_LIST, data)
-    return {**values, "sources": (f"{root.uri}/{GIVEN_LIST}", *folders)}
+    key = given_list_key(data)
+    given[key] = data
+    return {**values, "sources": (f"{root.uri}/{key}", *folders)}
+
+
+def _has(folder: str, uri: str) -> bool:
+    """Whether the listing of a folder takes a file."""
+    key = uri.removeprefix(folder)
+    return key != uri and (is_image_key(key) or bool(parent_kind(key)))
 
 
 def _is_file(uri: str) -> bool:
@@ -85,17 +101,24 @@ def _is_file(uri: str) -> bool:
     return not is_remote(uri) and os.path.isfile(uri)  # noqa: PTH113
 
 
-def _with_annotations(values: dict[str, Any]) -> dict[str, Any]:
-    """With annotations as the rule's table: a file of them, or a DataFrame, an Arrow table or COCO, stored."""
-    given, rule = values["annotations"], values.get("rule") or {}
+def _with_annotations(values: dict[str, Any], annotations: Any, given: Given) -> dict[str, Any]:
+    """With annotations as the rule's table: a file of them, or a DataFrame, an Arrow table or COCO, to be stored."""
+    rule = values.get("rule") or {}
     if not isinstance(rule, Mapping) or rule.get("table") or rule.get("pattern"):
         raise UsageError("annotations and a table or pattern in rule: only one can rule; drop the other")
-    if isinstance(given, (str, os.PathLike)):
-        return {**values, "rule": {**rule, "table": os.fspath(given)}}
-    config = config_from({name: value for name, value in values.items() if name not in ("annotations", "embeddings")})
-    first = canonical_uri(config.sources[0], config.storage) if config.sources else _root(config).uri
-    data = plain_table(listed_from(given, first, Tally()), "annotations")
-    return {**values, "rule": {**rule, "table": _stored(config, TABLES, data, "parquet")}}
+    if isinstance(annotations, (str, os.PathLike)):
+        return {**values, "rule": {**rule, "table": os.fspath(annotations)}}
+    config = config_from({name: value for name, value in values.items() if name != "embeddings"})
+    root = _root(config)
+    first = canonical_uri(config.sources[0], config.storage) if config.sources else root.uri
+    base = first.rpartition("/")[0] or "/" if is_list_name(first) or _is_file(first) else first
+    tally = Tally()
+    data, repeats = plain_table(listed_from(annotations, base, tally), "annotations")
+    for said in list_warnings("annotations", tally, repeats):
+        log.warning("%s", said)
+    key = _given_key(TABLES, data, "parquet")
+    given[key] = data
+    return {**values, "rule": {**rule, "table": f"{root.uri}/{key}"}}
 
 
 def _with_embeddings(values: dict[str, Any]) -> dict[str, Any]:
@@ -110,12 +133,10 @@ def _with_embeddings(values: dict[str, Any]) -> dict[str, Any]:
     else:
         np.save(sink, given, allow_pickle=False)
     suffix = "parquet" if isinstance(given, pa.Table) else "npy"
-    return {**values, "embeddings": _stored(config, MODELS, sink.getvalue(), suffix)}
+    root, key = _root(config), _given_key(MODELS, sink.getvalue(), suffix)
+    root.open().put_if_absent(key, sink.getvalue())
+    return {**values, "embeddings": f"{root.uri}/{key}"}
 
 
-def _stored(config: AuditConfig, folder: str, data: bytes, suffix: str) -> str:
-    """Address of bytes in the root, under their hash."""
-    root = _root(config)
-    key = f"{folder}/given-{hashlib.sha256(data).hexdigest()[:20]}.{suffix}"
-    root.open().put_if_absent(key, data)
-    return f"{root.uri}/{key}"
+def _given_key(folder: str, data: bytes, suffix: str) -> str:
+    return f"{folder}/given-{hashlib.sha256(data).hexdigest()[:20]}.{suffix}"

@@ -20,7 +20,9 @@ def add_run(commands: Any) -> argparse.ArgumentParser:
     """The parser of `run`."""
     run = add_command(commands, "run", "audit a folder or bucket of images")
     run.add_argument("sources", nargs="*", help="folders, archives, lists; or in s3:// and minio://server/")
-    run.add_argument("--test", help="one more source, whose split is test")
+    run.add_argument(
+        "--test", action="append", metavar="SOURCE", help="one more source, whose split is test; may be repeated"
+    )
     run.add_argument(
         "--config", help="TOML file with any of these and more: its keys are those of Python's help(pipeline.run)"
     )
@@ -57,8 +59,8 @@ def add_run(commands: Any) -> argparse.ArgumentParser:
     part.add_argument("--shard-size", type=int, help="images per shard (default: by the size of the snapshot)")
     add_runner(run)
     add_root(run)
-    run.add_argument("--delete-img", action="store_true", help="remove the copies of images when the audit is done")
-    run.add_argument("--delete-tar", action="store_true", help="remove the copies of archives when the audit is done")
+    run.add_argument("--delete-img", action="store_true", help="once done, remove all images of the sync folder")
+    run.add_argument("--delete-tar", action="store_true", help="once done, remove all archives of the sync folder")
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
     return run
 
@@ -78,7 +80,7 @@ def _add_selection(run: argparse.ArgumentParser) -> None:
     select.add_argument("--num-images", type=int, help="at most so many")
     select.add_argument("--order", choices=ORDERS, help="the first of the sorted listing, or a sample that stays")
     select.add_argument("--find-regex", help="regular expression searched in each name")
-    select.add_argument("--subset", metavar="FILE", help="text file with the names to take, one per line")
+    select.add_argument("--subset", metavar="FILE", help="text file of names or whole paths, one per line")
     select.add_argument("--min-file-size", type=int, metavar="BYTES", help="of a file or the member of an archive")
     select.add_argument("--tar-only", action="store_true", help="images in archives alone")
     select.add_argument("--fps", type=float, help="frames of videos, so many a second (default: keyframes)")
@@ -92,7 +94,7 @@ def config_values(options: argparse.Namespace) -> dict[str, Any]:
         values = read_toml(api.read_file(options.config, storage_values(options)), options.config)
     given: dict[tuple[str, ...], Any] = {
         ("sources",): tuple(options.sources) or None,
-        ("test",): options.test,
+        ("test",): tuple(options.test) if options.test else None,
         ("root",): options.root,
         ("rule", "table"): options.labels,
         ("rule", "pattern"): options.pattern,
@@ -137,7 +139,7 @@ def _model_input(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _subset(options: argparse.Namespace) -> tuple[str, ...] | None:
-    if not options.subset:
+    if options.subset is None:
         return None
     lines = api.read_file(options.subset, storage_values(options)).decode("utf-8-sig", "surrogateescape").splitlines()
     return tuple(line for line in lines if line)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from pipeline.columns import Table
-from pipeline.schemas import TABLES
+from pipeline.schemas import TABLES, Kind, Status
 
 _INTRODUCTION = """# Tables
 
@@ -19,10 +22,40 @@ have all. In `--csv` a text that begins with `=`, `+`, `-`, `@`, a tab or a line
 would run it as a formula. Take `--json` or `--parquet` where a program reads the names.
 """
 
+STATUSES = {
+    Status.OK: "decoded and measured; only such images are compared",
+    Status.EMPTY: "a file without a byte, or an archive or video with nothing in it",
+    Status.UNSUPPORTED: "a format or variant that is not decoded here, or only with an extra that the message names",
+    Status.UNREADABLE: "its bytes are no image; or a box outside of its image or without area",
+    Status.TRUNCATED: "its bytes end before the image, archive or video does",
+    Status.TOO_SMALL: "fewer pixels a side than `measure.min_width` and `min_height`, or `boxes.min_*` of a box",
+    Status.TOO_LARGE: "more bytes, pixels or memory to decode than `measure` allows; never decoded",
+    Status.MISSING: "listed and not there when it was read; tried again by the next run",
+    Status.CHANGED: "another size, time or etag than listed, or damaged on the way; tried again by the next run",
+    Status.DENIED: "the store or file system refuses to let it be read; tried again by the next run",
+    Status.TIMEOUT: "its decoding hung and was ended; tried again by the next run",
+    Status.CRASHED: "its decoding killed the process; tried again by the next run",
+}
+KINDS = {
+    Kind.SAME_BYTES: "exact duplicate: the files are equal byte by byte",
+    Kind.SAME_PIXELS: "exact duplicate: other bytes with the same decoded pixels",
+    Kind.NEAR_IDENTICAL: "near-duplicate: re-encoded or resized; or, where no pixels were compared, similar enough",
+    Kind.EDITED: "near-duplicate: recoloured, cropped, mirrored, turned, or with something laid over it",
+    Kind.SAME_SCENE: "another picture of the same scene, such as the next frame of a camera; joins no group",
+    Kind.LOOK_ALIKE: "only looks alike, the pixels do not agree; joins no group",
+    Kind.SAME_PARENT: "frames of one video or boxes of one image, whatever they show; joins no group",
+}
+
 
 def markdown() -> str:
     """The text of docs/tables.md: every table with the meaning, unit and direction of each column."""
-    return _INTRODUCTION + "".join(_section(table) for table in TABLES.values())
+    values = _values("Status", Status, STATUSES) + _values("Kind", Kind, KINDS)
+    return _INTRODUCTION + values + "".join(_section(table) for table in TABLES.values())
+
+
+def _values(name: str, values: Iterable[Status | Kind], meanings: Mapping[Any, str]) -> str:
+    lines = "".join(f"| `{value.value}` | {meanings[value]} |\n" for value in values)
+    return f"\n## {name}\n\n| value | meaning |\n|---|---|\n{lines}"
 
 
 def _section(table: Table) -> str:

@@ -47,6 +47,15 @@ def run(script: str, target: Path, *arguments: str) -> dict[str, Any]:
     return found
 
 
+def test_archives_have_every_photo_of_the_loose_files(scenes: Path, tmp_path: Path) -> None:
+    arguments = ["--data", str(scenes), "--images", "8", "--turns", "1", "--runner", "local"]
+    found = run("archives.py", tmp_path / "archives.json", *arguments)
+    assert {kind: one["ok"] for kind, (one,) in found["results"].items()} == dict.fromkeys(
+        ("loose", "tar", "tgz", "zip"), 8
+    )
+    assert [row["what"].split()[0] for row in found["owed"]] == ["tar", "tar", "tgz", "tgz", "zip", "zip"]
+
+
 @pytest.mark.slow
 def test_intel_counts_what_every_stage_costs_and_finds_the_planted_leak(scenes: Path, tmp_path: Path) -> None:
     found = run("intel.py", tmp_path / "intel.json", "--data", str(scenes), "--floor-images", "20")["results"]

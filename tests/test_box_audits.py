@@ -7,20 +7,23 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from archives_made import tar_of
 from audited import LOCAL, by_uri, noise_jpeg, rows, run, small_set, write_files
 from PIL import Image
+from rapidocr.inference_engine.onnxruntime.main import ONNXRuntimeError
 from test_detect_object import model
 
 import pipeline
 from pipeline.audit import Audit
 from pipeline.cli import main
-from pipeline.errors import UsageError
+from pipeline.errors import ModelError, NotFound, UsageError
 from pipeline.kernels import decode as decoding
+from pipeline.kernels.boxes import BoxesFrom
 from pipeline.layout import pixels
-from pipeline.schemas import Status
+from pipeline.models import detectors
 from pipeline.stages import detect
 
 FILES = {uri: data for uri, data in small_set(10).items() if "cut" not in uri}
@@ -158,6 +161,25 @@ def test_objects_of_one_image_pair_only_as_same_parent(tmp_path: Path, finder: P
     assert leaking == {"train/2.jpg", "test/copy.jpg"}
 
 
+def test_crops_are_those_of_the_detector_of_their_audit(tmp_path: Path, finder: Path) -> None:
+    """Another detector that finds the same boxes under other names: each audit keeps its own, and a table has none."""
+    other = tmp_path / "other.onnx"
+    other.write_bytes(model(np.array([OBJECTS], np.float32), names={0: "car", 1: "bus"}))
+    folder, root = write_files(tmp_path / "photos", {"a.jpg": squares(1)}), tmp_path / "audit"
+
+    def labels(audit: Audit) -> set[str | None]:
+        return set(audit.crops()["label"].to_pylist())
+
+    first = run(folder, root=root, bounding_box="object", box_model=str(finder))
+    second = run(folder, root=root, bounding_box="object", box_model=str(other))
+    assert (labels(first), labels(second)) == ({"cat", "dog"}, {"car", "bus"})
+    assert labels(run(root=root, start="features")) == {"car", "bus"}
+    table = tmp_path / "boxes.csv"
+    table.write_text("filename,col_x,row_y,width,height\na.jpg,100,100,200,200\n")
+    assert labels(run(folder, root=root, annotations=str(table))) == {None}
+    assert labels(pipeline.open(root, first.audit_id)) == {"cat", "dog"}
+
+
 def test_equal_boxes_of_one_image_are_no_duplicates(tmp_path: Path, finder: Path) -> None:
     """A picture that repeats itself has boxes of equal pixels: pairs of one parent, a group only with another file."""
     tile = np.asarray(Image.open(io.BytesIO(squares(1))).resize((50, 50)))
@@ -226,17 +248,90 @@ def test_an_image_is_decoded_once_for_all_of_its_boxes(
     assert decoded == {hash(squares(9)): 2}
 
 
-def test_what_kills_the_detector_is_audited_whole(tmp_path: Path, finder: Path) -> None:
-    """An image that was passed over stays itself, and is looked at again by the next run."""
+def test_what_kills_the_detector_is_audited_whole_and_left_alone(
+    tmp_path: Path, finder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An image that was set aside stays itself, is named, and no later run looks at it with this detector."""
     folder, root = write_files(tmp_path / "photos", {"a.jpg": squares(1)}), tmp_path / "audit"
     arguments: dict[str, Any] = {"bounding_box": "object", "box_model": str(finder)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.plan.detecting.detect.detect", lambda spec: detect.quarantine(spec, "crashed"))
         first = run(folder, root=root, **arguments)
     assert [row["uri"] for row in rows(first, "images")] == ["a.jpg"]
+    assert "a.jpg: the process that looked for boxes in it died or hung twice; it is audited whole" in caplog.text
+    second = run(folder, root=root, **arguments)
+    assert [row["uri"] for row in rows(second, "images")] == ["a.jpg"]
+    write_files(folder, {"b.jpg": squares(2)})
+    third = run(folder, root=root, **arguments)
+    assert {row["uri"] for row in rows(third, "images")} == {"a.jpg", *(f"b.jpg#{box}" for box in FOUND)}
+
+
+def test_what_hung_because_it_could_not_be_read_is_looked_at_later(tmp_path: Path, finder: Path) -> None:
+    folder, root = write_files(tmp_path / "photos", {"a.jpg": squares(1)}), tmp_path / "audit"
+    arguments: dict[str, Any] = {"bounding_box": "object", "box_model": str(finder)}
+
+    def hung(spec: detect.DetectSpec) -> Any:
+        (folder / "a.jpg").rename(folder / "away")
+        found = detect.quarantine(spec, "timeout")
+        (folder / "away").rename(folder / "a.jpg")
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.plan.detecting.detect.detect", hung)
+        first = run(folder, root=root, **arguments)
+    assert [row["uri"] for row in rows(first, "images")] == ["a.jpg"]
     second = run(folder, root=root, **arguments)
     assert {row["uri"] for row in rows(second, "images")} == {f"a.jpg#{box}" for box in FOUND}
-    assert Status.CRASHED.value == "crashed"
+
+
+@pytest.mark.parametrize("error", [cv2.error("resize"), ModelError("Reshape of nothing"), "rapidocr"], ids=repr)
+def test_an_image_that_a_detector_fails_on_is_audited_whole(
+    tmp_path: Path, finder: Path, caplog: pytest.LogCaptureFixture, error: Any
+) -> None:
+    """The others have their boxes; the one is named, and looked at once. A model that fails on all ends the run."""
+    folder, root = write_files(tmp_path / "photos", {f"{at}.jpg": squares(at) for at in range(3)}), tmp_path / "audit"
+    arguments: dict[str, Any] = {"bounding_box": "object", "box_model": str(finder)}
+    raised = ONNXRuntimeError("Traceback of it\nReshape") if error == "rapidocr" else error
+    looked: list[int] = []
+    real = detectors.load_detector(BoxesFrom.OBJECT, model=finder.read_bytes())
+
+    def failing(_: Any) -> Any:
+        raise raised
+
+    def picky(rgb: Any) -> Any:
+        looked.append(len(looked))
+        if len(looked) > 1 and not is_broken:
+            return real(rgb)
+        return detectors._reader(failing)(rgb)
+
+    is_broken = False
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(detect, "load_detector", lambda *_, **__: picky)
+        first = run(folder, root=root, **arguments)
+        assert run(folder, root=root, **arguments).audit_id == first.audit_id
+        assert len(looked) == 3
+        is_broken = True
+        if isinstance(error, ModelError):
+            with pytest.raises(ModelError, match="Reshape of nothing"):
+                run(folder, root=tmp_path / "other", **arguments)
+    assert {row["uri"] for row in rows(first, "images")} == {
+        "0.jpg", *(f"{at}.jpg#{box}" for at in (1, 2) for box in FOUND),
+    }  # fmt: skip
+    assert "0.jpg: the detector fails on it (" in caplog.text
+
+
+def test_a_detector_that_never_finds_a_box_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The outputs of another kind of model look like boxes that are never sure."""
+    blind = tmp_path / "blind.onnx"
+    blind.write_bytes(model(np.array([[[1, 1, 99, 99, 0.01, 0]]], np.float32), names={0: "cat"}))
+    folder = write_files(tmp_path / "photos", {f"{at}.jpg": noise_jpeg(at) for at in range(12)})
+    pipeline.run(
+        folder, root=tmp_path / "audit", where=LOCAL, bounding_box="object", box_model=str(blind), until="features"
+    )
+    told = [record.message for record in caplog.records if "found no box" in record.message]
+    assert told == [
+        "the object detector found no box in any of 12 images; check that the model's outputs are those of YOLO"
+    ]
 
 
 def test_what_cannot_be_is_said_before_any_work(
@@ -253,6 +348,10 @@ def test_what_cannot_be_is_said_before_any_work(
         with pytest.raises(UsageError) as error:
             pipeline.run(folder, root=tmp_path / "audit", where=LOCAL, **arguments)  # type: ignore[arg-type]
         assert said in str(error.value)
+    with pytest.raises(NotFound, match=r"read /no-such-model\.onnx"):
+        pipeline.run(
+            folder, root=tmp_path / "audit", where=LOCAL, bounding_box="object", box_model="/no-such-model.onnx"
+        )
     assert not (tmp_path / "audit").exists()
     quiet = ["--root", str(tmp_path / "audit"), "--runner", "local", "--quiet"]
     assert main(["run", str(folder), *quiet, "--bounding-box", "object", "--box-model", str(finder)]) == 0

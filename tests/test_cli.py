@@ -77,7 +77,8 @@ def test_all_problems_in_one_message(tmp_path: Path, capsys: pytest.CaptureFixtu
         "--model-input", str(tmp_path / "input.json"),
     )  # fmt: skip
     for problem in (
-        "unknown key treshold (known: ", "max_failed_share 2", "neighbours.exact_limit is 'many', want a whole number",
+        "unknown key treshold (did you mean threshold? ", "max_failed_share 2",
+        "neighbours.exact_limit is 'many', want a whole number",
         "a pattern ('(?P<label>.)') and a table ('x.csv')", "offsets [9, 3)", "shard_size 0", "no model is named",
         "address 'auto' with the local runner", "workers 0",
     ):  # fmt: skip

@@ -209,7 +209,7 @@ def test_store_that_is_away_while_pairs_are_verified(
     def away(image: ImageObject, *_: object) -> bytes:
         raise StorageUnavailable(f"{image.source}: no answer")
 
-    monkeypatch.setattr(prepared, "load_as_extracted", away)
+    monkeypatch.setattr(prepared, "fetch", away)
     with pytest.raises(StorageUnavailable, match=r"verify: 1 of 1 parts failed(.|\n)*no answer(.|\n)*Resume with"):
         run(photos, root=root)
     monkeypatch.undo()

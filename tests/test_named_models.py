@@ -181,6 +181,17 @@ def test_the_next_address(tmp_path: Path, use: Use, refused_url: str) -> None:
     assert there.ranges == [""]
 
 
+@pytest.mark.parametrize("is_sized", [True, False])
+def test_the_next_address_begins_anew(is_sized: bool, tmp_path: Path, use: Use) -> None:
+    """The first gives the beginning of another file and breaks: nothing of it stands before what the second gives."""
+    other = Served(DATA[::-1], cut=[50, 0, 0, 0, 0], is_sized=is_sized)
+    with serving(other) as broken, serving(Served(DATA)) as there:
+        use(tiny(broken.url, there.url))
+        resolve_model(NAME, str(tmp_path), patience=QUICK)
+    assert (tmp_path / "tiny.onnx").read_bytes() == DATA
+    assert there.ranges == [""]
+
+
 def test_a_server_that_sends_nothing(tmp_path: Path, use: Use) -> None:
     """It times out, a bounded number of times."""
     with serving(Served(DATA, is_stuck=True)) as server:

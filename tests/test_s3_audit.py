@@ -104,6 +104,32 @@ def test_a_prefix_under_which_nothing_is(photos: Store, capsys: pytest.CaptureFi
     assert run(other, root=root, storage=STORAGE).summary()["images"]["live"] == 0
 
 
+def test_odd_keys_are_images_of_their_own(tmp_path: Path) -> None:
+    """`.`, `..`, nothing between slashes and a slash at the end are parts of a key; `..` is nobody's label. Each image
+    is read from its own place: its copy on the disk has the same bytes.
+    """
+    store = new_store(moto_port(), "odd")
+    keys = ["cat/../b.jpg", "cat/./b.jpg", "cat//b.jpg", "cat/b.jpg", "../b.jpg", "b.jpg", "dog/../../b.jpg"]
+    photos = {key: noise_jpeg(number) for number, key in enumerate(keys)}
+    for key, data in {**photos, "cat/": b"", "cat/c.jpg/": b"x", "cat/.hidden.jpg": noise_jpeg(9)}.items():
+        store.put(key, data)
+    disk = write_files(tmp_path / "disk", {f"{number}.jpg": data for number, data in enumerate(photos.values())})
+    pairs = {(f"{number}.jpg", key) for number, key in enumerate(keys)}
+    audit = run(disk, store.uri, root=tmp_path / "one", storage=STORAGE)
+    assert copies(audit) == pairs
+    labels = {row["uri"]: row["label"] for row in rows(audit, "images") if row["source"] == 1}
+    assert labels == dict(zip(keys, ["cat", "cat", "cat", "cat", None, None, "dog"], strict=True))
+    assert (audit.summary()["left_out"], audit.summary()["hidden"]) == (1, 1)
+    write_files(tmp_path, {"l.txt": "\n".join(f"{store.uri}/{key}" for key in keys).encode()})
+    audit = run(disk, tmp_path / "l.txt", root=tmp_path / "two", storage=STORAGE)
+    assert {(uri, name.removeprefix(f"{store.uri}/")) for uri, name in copies(audit)} == pairs
+
+
+def copies(audit: Audit) -> set[tuple[str, str]]:
+    """The pairs of the same bytes."""
+    return {(row["uri"], row["match_uri"]) for row in rows(audit, "duplicates") if row["kind"] == "same_bytes"}
+
+
 def test_a_folder_that_a_console_made_is_empty(photos: Store) -> None:
     """Its marker is an object: the path is there, and holds no image."""
     empty = beside(photos, "empty")

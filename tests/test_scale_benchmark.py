@@ -223,7 +223,7 @@ def test_names_are_a_sorted_listing_that_the_folder_rule_reads(images: int) -> N
     lo = images // 2
     uris = world.uris(0, 300) + world.uris(lo, lo + 300) + world.uris(images - 100, images)
     ids = np.r_[0:300, lo : lo + 300, images - 100 : images]
-    splits, labels = assign(uris, RuleParams(), None, None)
+    splits, labels = assign(uris, RuleParams())
     split, label, _ = world.cells(ids)
 
     assert uris == sorted(uris)

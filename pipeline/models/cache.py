@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.errors import ModelError, NotFound, StorageError
+from pipeline.errors import ModelError, NotFound, StorageError, StorageUnavailable
 from pipeline.kernels.embed import MAX_MODEL_BYTES
 from pipeline.kernels.graph_output import with_output
 from pipeline.models import Model, open_model
@@ -95,22 +95,31 @@ def _checked(named: NamedModel, store: Store) -> bytes | None:
 
 
 def _download(named: NamedModel, store: Store, patience: Patience) -> None:
-    """Into the cache under a temporary name, in place once its sha256 is right; two runs at once do no harm."""
+    """Into the cache under a temporary name, in place once its sha256 is right; two runs at once do no harm.
+
+    Each address is taken from its start: what another one gave before it failed may be of another file.
+    """
     place = f"{store.uri}/{named.file}"
     _log.info("downloading %s to %s", named.urls[0], place)
     _remove_leftovers(store)
-    try:
-        store.put_pieces(named.file, _verified(named, downloaded(named.urls, named.size, patience)))
-    except StorageError as error:
-        size = f"{named.size} bytes, " if named.size else ""
-        raise ModelError(
-            f"the model {named.name} is not in the model cache and could not be put there ({error}). Without a "
-            f"network, download {named.urls[0]} elsewhere and put it here as {place} ({size}sha256 {named.sha256}); "
-            f"--model-cache or {CACHE_VARIABLE} name another folder"
-        ) from error
+    failures: list[StorageError] = []
+    for url in named.urls:
+        try:
+            store.put_pieces(named.file, _verified(named, url, downloaded(url, named.size, patience)))
+            return
+        except StorageError as error:
+            failures.append(error)
+        if not isinstance(failures[-1], StorageUnavailable):
+            break  # it is the cache that fails
+    size, said = f"{named.size} bytes, " if named.size else "", "; ".join(map(str, failures))
+    raise ModelError(
+        f"the model {named.name} is not in the model cache and could not be put there ({said})."
+        f" Without a network, download {named.urls[0]} elsewhere and put it here as {place} ({size}sha256 "
+        f"{named.sha256}); --model-cache or {CACHE_VARIABLE} name another folder"
+    ) from failures[-1]
 
 
-def _verified(named: NamedModel, pieces: Iterator[bytes]) -> Iterator[bytes]:
+def _verified(named: NamedModel, url: str, pieces: Iterator[bytes]) -> Iterator[bytes]:
     """The same pieces; ModelError after the last one, before anything is in place, where they are not the file."""
     digest, size = hashlib.sha256(), 0
     for piece in pieces:
@@ -121,9 +130,9 @@ def _verified(named: NamedModel, pieces: Iterator[bytes]) -> Iterator[bytes]:
         yield piece
     if digest.hexdigest() != named.sha256:
         raise ModelError(
-            f"the model {named.name}: what {' or '.join(named.urls)} gives has sha256 {digest.hexdigest()} ({size} "
-            f"bytes read), wanted {named.sha256}{f' ({named.size} bytes)' if named.size else ''}: nothing was kept. A "
-            "proxy or sign-in page may answer in its place; try again from another network, or download it by hand"
+            f"the model {named.name}: what {url} gives has sha256 {digest.hexdigest()} ({size} bytes read), wanted "
+            f"{named.sha256}{f' ({named.size} bytes)' if named.size else ''}: nothing was kept. A proxy or a "
+            "sign-in page may answer in its place; try again from another network, or download it by hand"
         )
 
 

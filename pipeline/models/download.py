@@ -1,4 +1,4 @@
-"""Bytes of a model by https: resumed where the connection breaks, from the next address where one refuses."""
+"""Bytes of a model by https, resumed where the connection breaks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import logging
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -40,36 +40,32 @@ class _Refused(Exception):
     """The address answers and does not give the file: asking again is of no use."""
 
 
-def downloaded(urls: Sequence[str], size: int, patience: Patience) -> Iterator[bytes]:
-    """The pieces of one file of `size` bytes (0 = not known) that lies at each of `urls`.
+def downloaded(url: str, size: int, patience: Patience) -> Iterator[bytes]:
+    """The pieces of a file of `size` bytes (0 = not known).
 
-    A broken connection is taken up where it broke, at the same address or the next. StorageUnavailable when none is
-    left, with what each of them said.
+    A broken connection is taken up where it broke. StorageUnavailable, with what the address said, when it is given up.
     """
-    done, said, failures = 0, time.monotonic(), []
-    for url in urls:
-        host, tries, failure = urlsplit(url).netloc, 0, ""
-        while tries < patience.attempts:
-            try:
-                for piece in _pieces(url, done, size, patience.timeout):
-                    done, tries = done + len(piece), 0
-                    if time.monotonic() - said > _SAY_EVERY:
-                        said = time.monotonic()
-                        _log.info("%s: %.0f of %s MB", host, done / 1e6, round(size / 1e6) or "?")
-                    yield piece
-                if done >= size:
-                    return
-                raise _Broken(f"{done} bytes of {size} came")
-            except _Refused as error:
-                failure = str(error)
-                break
-            except _Broken as error:
-                tries, failure = tries + 1, str(error)
-            if tries < patience.attempts:
-                _log.info("%s: %s after %d bytes; trying again", host, failure, done)
-                time.sleep(patience.backoff * 2.0 ** (tries - 1))
-        failures.append(f"{host}: {failure}")
-    raise StorageUnavailable("; ".join(failures))
+    done, said, tries, host = 0, time.monotonic(), 0, urlsplit(url).netloc
+    while True:
+        try:
+            for piece in _pieces(url, done, size, patience.timeout):
+                done, tries = done + len(piece), 0
+                if time.monotonic() - said > _SAY_EVERY:
+                    said = time.monotonic()
+                    _log.info("%s: %.0f of %s MB", host, done / 1e6, round(size / 1e6) or "?")
+                yield piece
+            if done >= size:
+                return
+            failure = f"{done} bytes of {size} came"
+        except _Refused as error:
+            raise StorageUnavailable(f"{host}: {error}") from None
+        except _Broken as error:
+            failure = str(error)
+        tries += 1
+        if tries >= patience.attempts:
+            raise StorageUnavailable(f"{host}: {failure}")
+        _log.info("%s: %s after %d bytes; trying again", host, failure, done)
+        time.sleep(patience.backoff * 2.0 ** (tries - 1))
 
 
 def _pieces(url: str, start: int, size: int, timeout: float) -> Iterator[bytes]:
@@ -83,7 +79,7 @@ def _pieces(url: str, start: int, size: int, timeout: float) -> Iterator[bytes]:
             skipped = 0 if answer.status == 206 else start  # a server may know no ranges
             rest = answer.length  # None where the server does not say
             wanted = size - start + skipped
-            if size and rest is not None and rest != wanted:  # nothing of a sign-in page may precede the next address
+            if size and rest is not None and rest != wanted:  # nothing of a sign-in page is kept
                 raise _Refused(f"it gives {rest} bytes where {wanted} are wanted: another file or a page in its place")
             while piece := answer.read(PIECE):
                 rest = None if rest is None else rest - len(piece)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pipeline.config import AuditConfig
 from pipeline.layout.annotations import store_table
@@ -15,6 +16,7 @@ from pipeline.layout.served import Recipe, write_recipe
 from pipeline.layout.snapshots import FOLDER as CATALOG
 from pipeline.layout.snapshots import Snapshot
 from pipeline.plan.checking import require_inputs
+from pipeline.plan.detecting import detections_of
 from pipeline.plan.embedding import open_embeddings, place_embeddings
 from pipeline.plan.exact import group_exact
 from pipeline.plan.preparing import (
@@ -34,7 +36,7 @@ from pipeline.plan.stored import known_snapshot, require_extracted, stored_or_ex
 from pipeline.plan.yolo import with_yolo_boxes
 from pipeline.progress import Reporter
 from pipeline.runner import LocalRunner
-from pipeline.storage import ARCHIVES, FILES, SyncParams, canonical_uri, remove_copies
+from pipeline.storage import ARCHIVES, FILES, SyncParams, begin_run, canonical_uri, remove_copies
 
 SEARCHED_PER_EXTRACTED = 4
 """So many images are searched, scored and written in the CPU time that extracts one (1.6 of 7.5 ms at 14,034)."""
@@ -42,11 +44,14 @@ SEARCHED_PER_EXTRACTED = 4
 
 @dataclass(frozen=True)
 class Call:
-    """How an audit is called: who carries it out, who is told, and the command that resumes it."""
+    """How an audit is called: who carries it out, who is told, the command that resumes it; and, by key, what a Python
+    caller gives in memory, which is stored in the root once the call is known to be right.
+    """
 
     start_runner: RunnerStart
     reporter: Reporter
     resume_command: str
+    given: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def run_audit(config: AuditConfig, call: Call) -> Published | None:
@@ -56,9 +61,13 @@ def run_audit(config: AuditConfig, call: Call) -> Published | None:
     """
     root = Root(canonical_uri(config.root, config.storage), config.storage)
     file = open_embeddings(config)
-    is_alone = config.start == "sources" and not (config.sources or config.test)
-    require_inputs(config, root)
+    is_alone = config.start == "sources" and not config.every_source
+    require_inputs(config, root, call.given)
     claim(root)
+    if config.storage.sync_to_local:
+        begin_run(SyncParams(config.storage.sync_to_local, config.storage.sync_budget))
+    for key, data in call.given.items():
+        root.open().put_if_absent(key, data)
     config = with_yolo_boxes(config, root)
     session = Session(config, root, LocalRunner(), call.reporter, call.resume_command)
     model = own_model(file, is_alone) if file else _store_model(root, config)
@@ -85,6 +94,7 @@ def _extract_and_audit(
         session.runner = start_runner(work, session.root)
     if session.config.is_range:
         _extract_only(session, snapshot, model, lo, hi)
+        _remove_copies(session.config)
         return None
     published = _audit(session, snapshot, model)
     _remove_copies(session.config)
@@ -140,9 +150,11 @@ def _audit(session: Session, snapshot: Snapshot, model: ModelRef) -> Published:
     session.reporter.say(f"space: {space.said}")
     session.reporter.say(f"threshold: {space.threshold_said}")
     found = search(session, snapshot, inputs, space)
+    session.detections = detections_of(session, snapshot)
     published = publish(session, snapshot, inputs, space, found)
     measured = measure_params(session, model)
-    recipe = Recipe(inputs, model, measured, space.folder, space.copy, found.semantic, summary.representatives)
+    made_of = (inputs, model, measured, space.folder, space.copy, found.semantic, summary.representatives)
+    recipe = Recipe(*made_of, session.detections)
     write_recipe(session.store, published.audit_id, recipe)
     if not any(record.attempts for record in session.records if record.folder != CATALOG):
         session.reporter.say("nothing had to be done: every stage was done before")

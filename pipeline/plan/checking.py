@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
+import pyarrow.compute as pc
+
 from pipeline.config import AuditConfig
 from pipeline.errors import UsageError
 from pipeline.kernels.boxes import BoxesFrom, parse_bounding_box
 from pipeline.layout.annotations import read_annotations
-from pipeline.layout.lists import GIVEN_LIST
+from pipeline.layout.lists import source_name
 from pipeline.layout.models import open_chosen
 from pipeline.layout.root import Root, is_own, is_root, read_address
 from pipeline.layout.snapshots import LIST, SourceRecord
 from pipeline.plan.detecting import require_detecting
-from pipeline.plan.yolo import is_yaml, read_set
-from pipeline.sources.tabular import read_label_table
+from pipeline.plan.yolo import is_yaml, read_set, require_places, warn_of_places
+from pipeline.sources.tabular import LabelTable, read_label_table
 from pipeline.stages.listing import require_source, source_kind
-from pipeline.storage import StorageConfig, canonical_uri
+from pipeline.storage import StorageConfig, SyncParams, canonical_uri, is_remote, require_usable
 
 
 def named_sources(config: AuditConfig) -> tuple[SourceRecord, ...]:
@@ -22,7 +27,7 @@ def named_sources(config: AuditConfig) -> tuple[SourceRecord, ...]:
 
     Raises UsageError for a YAML that is none.
     """
-    named = [(uri, "") for uri in config.sources] + ([(config.test, "test")] if config.test else [])
+    named = [*((uri, "") for uri in config.sources), *((uri, "test") for uri in config.tests)]
     if not named and config.start != "features":  # names with vectors and no images
         named = [(config.embeddings, "")]
     records = []
@@ -40,40 +45,105 @@ def _record(uri: str, split: str, storage: StorageConfig) -> SourceRecord:
     return SourceRecord(uri, split, source_kind(uri, storage))
 
 
-def require_inputs(config: AuditConfig, root: Root) -> None:
+def require_inputs(config: AuditConfig, root: Root, given: Mapping[str, bytes]) -> None:
     """Raises UsageError, ModelError or StorageError for a call that names what cannot be audited.
 
-    What a root that is there already knows is not read again: nothing new would be left in it.
+    given: by key, what is to be stored in the root once the rest is known to be right. What a root that is there
+    already knows is not read again: nothing new would be left in it.
     """
     sources = named_sources(config)
     uris = [source.uri for source in sources]
-    if config.sources or config.test:  # vectors without images may lie in the root
+    if config.every_source:  # vectors without images may lie in the root
         _refuse_twice(root, uris)
+    if config.start == "sources":
+        _require_table_boxes(config, root, sources, given)
+    if config.storage.sync_to_local:
+        _require_copies_apart(config.storage, root)
+    sets = _warned_sets(config)
     if is_root(root.open()):
         return
     if config.start == "features":
         raise UsageError(f"{root.uri}: nothing is listed or extracted there yet: run it from its sources")
-    for source in sources:
+    for uri in sets:
+        require_places(uri, config.storage)
+    for source in _others(root, sources, given):
         require_source(source, config.storage)
-    has_boxes = any(source.kind == LIST for source in sources)
-    named = filter(None, (*config.sources, config.test))
-    has_boxes |= any(is_yaml(canonical_uri(uri, config.storage), config.storage) for uri in named)
-    if table := config.rule.table:
-        has_boxes |= read_label_table(read_annotations(config.storage, table), table).has_boxes
+    if (table := config.rule.table) and _key(root, table) not in given:
+        read_label_table(read_annotations(config.storage, table, []), table)
+    _require_models(config)
+
+
+def _require_models(config: AuditConfig) -> None:
     if config.bounding_box:
-        _require_boxes(config, has_boxes)
+        require_detecting(
+            config.bounding_box, read_address(config.box_model, config.storage) if config.box_model else None
+        )
     if model := config.model.path:
         open_chosen(model, config.model.input, config.model.cache, config.storage)
 
 
-def _require_boxes(config: AuditConfig, has_boxes: bool) -> None:
-    """Raises UsageError where there are no boxes, or no detector, of the kind that is asked for."""
-    given = read_address(config.box_model, config.storage) if config.box_model else None
-    require_detecting(config.bounding_box, given)
-    if parse_bounding_box(config.bounding_box) is BoxesFrom.TABLE and not has_boxes:
+def _key(root: Root, address: str) -> str:
+    return address.removeprefix(f"{root.uri}/")
+
+
+def _others(root: Root, sources: tuple[SourceRecord, ...], given: Mapping[str, bytes]) -> list[SourceRecord]:
+    """The sources that are there already."""
+    return [source for source in sources if _key(root, source.uri) not in given]
+
+
+def _require_table_boxes(
+    config: AuditConfig, root: Root, sources: tuple[SourceRecord, ...], given: Mapping[str, bytes]
+) -> None:
+    """Raises UsageError where boxes of annotations are asked for, and neither the table, a list nor YOLO can have any.
+
+    Whether a list has some is known once it is listed (`Listing.refuse`).
+    """
+    if not config.bounding_box or parse_bounding_box(config.bounding_box) is not BoxesFrom.TABLE:
+        return
+    has_boxes = any(source.kind == LIST for source in sources)
+    has_boxes |= any(is_yaml(canonical_uri(uri, config.storage), config.storage) for uri in config.every_source)
+    if not has_boxes and (table := config.rule.table):
+        data = given.get(_key(root, table)) or read_annotations(config.storage, table, [])
+        labels = read_label_table(data, table)
+        has_boxes = labels.has_boxes
+        _require_rotated(config, labels)
+    if not has_boxes:
         raise UsageError(
             f"bounding_box {config.bounding_box!r} takes the boxes of annotations, and there are none: give a table "
             "with col_x, row_y, width, height or x1, y1, ..., x4, y4, a COCO file, or a list with such boxes"
+        )
+
+
+def _warned_sets(config: AuditConfig) -> list[str]:
+    """The sources that are a YAML of YOLO; what is odd in one is said."""
+    named = [canonical_uri(uri, config.storage) for uri in config.every_source]
+    sets = [uri for uri in named if is_yaml(uri, config.storage)]
+    for uri in sets:
+        warn_of_places(uri, config.storage)
+    return sets
+
+
+def _require_copies_apart(storage: StorageConfig, root: Root) -> None:
+    """Raises UsageError for a folder of copies that cannot be used, or that the root's files would lie in."""
+    folder = Path(storage.sync_to_local).resolve()
+    if not is_remote(root.uri):
+        place = Path(root.uri).resolve()
+        is_in_root = folder.is_relative_to(place) and is_own(f"{folder.relative_to(place)}/")
+        if place.is_relative_to(folder) or is_in_root:
+            raise UsageError(
+                f"the sync folder {storage.sync_to_local} is where the root {root.uri} writes: choose another one."
+            )
+    require_usable(SyncParams(storage.sync_to_local, storage.sync_budget))
+
+
+def _require_rotated(config: AuditConfig, labels: LabelTable) -> None:
+    """Raises UsageError where rotated boxes are asked for, and a table has upright ones alone."""
+    if config.bounding_box.strip() != "rotated" or not labels.has_boxes:
+        return
+    if not pc.any(pc.match_substring(labels.names, "#corners=")).as_py():
+        raise UsageError(
+            f"bounding_box 'rotated' takes boxes of x1, y1, ..., x4, y4, and {config.rule.table} has upright ones "
+            "alone: use bounding_box 'xywh_bbox', or give the corners"
         )
 
 
@@ -83,7 +153,7 @@ def _refuse_twice(root: Root, uris: list[str]) -> None:
             raise UsageError(f"the source {uri} is named twice: name it once.")
         if root.uri == uri:
             raise UsageError(f"the root {root.uri} is a source: choose a --root beside or below it.")
-        if uri == f"{root.uri}/{GIVEN_LIST}":
+        if source_name(root.uri, uri) != uri:
             continue
         if uri.startswith(root.uri + "/") and is_own(f"{uri.removeprefix(root.uri + '/')}/"):
             raise UsageError(f"the source {uri} is where the root {root.uri} writes: choose another --root.")

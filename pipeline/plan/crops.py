@@ -9,26 +9,27 @@ import pyarrow as pa
 
 from pipeline.kernels.crop_list import rotated_crops, upright_crops
 from pipeline.layout.annotations import names_of
-from pipeline.layout.detections import FOLDER, Found, KnownDetections, image_key
+from pipeline.layout.detections import Found, KnownDetections, image_key
 from pipeline.layout.images import ImageObject, image_object
 from pipeline.layout.inputs import Inputs
 
 BLOCK = 65_536
 
 
-def crops_of(inputs: Inputs, is_rotated: bool) -> pa.Table:
+def crops_of(inputs: Inputs, detections: str, is_rotated: bool) -> pa.Table:
     """The upright or the rotated boxes of the snapshot of an audit: columns of `kernels.crop_list`.
+
+    detections: folder of what a detector found for this audit, "" where its boxes are of none.
 
     The label is what a detector said of the box, with its confidence; else the label of the audit.
     """
     table = rotated_crops if is_rotated else upright_crops
-    return pa.concat_tables([table(rows) for rows in _boxes(inputs)])
+    return pa.concat_tables([table(rows) for rows in _boxes(inputs, detections)])
 
 
-def _boxes(inputs: Inputs) -> Iterator[pa.Table]:
+def _boxes(inputs: Inputs, detections: str) -> Iterator[pa.Table]:
     snapshot, store = inputs.opened_snapshot(), inputs.root.open()
-    folders = sorted({info.key.rpartition("/")[0] for info in store.list(f"{FOLDER}/")})
-    known = [KnownDetections(store, folder) for folder in folders]
+    known = KnownDetections(store, detections) if detections else None
     gone = inputs.gone()
     yield _table([], [], [], [])
     for lo in range(0, snapshot.total, BLOCK):
@@ -38,20 +39,19 @@ def _boxes(inputs: Inputs) -> Iterator[pa.Table]:
         images = [(lo + at, image_object(row, snapshot)) for at, row in enumerate(rows)]
         removed = set(gone[slice(*gone.searchsorted((lo, hi)))].tolist())
         boxed = [(number, image) for number, image in images if image.box and number not in removed]
-        said = _said(boxed, known)
+        said = _said(boxed, known) if known else {}
         labels = [said[number][0] if number in said else given[number - lo] for number, _ in boxed]
         confidences = [said[number][1] if number in said else None for number, _ in boxed]
         yield _table([number for number, _ in boxed], [rows[n - lo]["uri"] for n, _ in boxed], labels, confidences)
 
 
-def _said(boxed: list[tuple[int, ImageObject]], known: list[KnownDetections]) -> dict[int, tuple[str, float]]:
+def _said(boxed: list[tuple[int, ImageObject]], known: KnownDetections) -> dict[int, tuple[str, float]]:
     """Label and confidence of the boxes that a detector found, by image_id."""
     said: dict[int, tuple[str, float]] = {}
     wholes = [(whole, [*rows]) for whole, rows in groupby(boxed, lambda item: item[1].whole)]
     keys = [image_key(whole) for whole, _ in wholes]
-    for detections in known:
-        for (_, rows), found in zip(wholes, detections.of(keys), strict=True):
-            said.update(_of_boxes(rows, found) if found else {})
+    for (_, rows), found in zip(wholes, known.of(keys), strict=True):
+        said.update(_of_boxes(rows, found) if found else {})
     return said
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,12 +12,18 @@ from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.images import ImageObject
 from pipeline.layout.models import FOLDER as MODELS
 from pipeline.layout.root import decoders, read_address
+from pipeline.layout.snapshots import Snapshot
+from pipeline.layout.tables import read_json, write_json
 from pipeline.models.detectors import describe_detector, require_detector
 from pipeline.plan.session import RunnerStart, Session, StageWork
 from pipeline.runner import LocalRunner, Task
 from pipeline.stages import detect
 
+log = logging.getLogger(__name__)
+
 DETECT = "detect"
+MANY = 10
+"""So many images without a box are worth a word."""
 TASK_IMAGES = 512
 PER_EXTRACTION = {BoxesFrom.FACE: 3, BoxesFrom.OCR: 60, BoxesFrom.OBJECT: 10}
 """So many times the CPU time of extracting an image is spent on looking at it (21 ms, 420 ms and more; 7.5 ms)."""
@@ -48,6 +55,21 @@ def detecting(session: Session) -> Detecting | None:
     return Detecting(asked, key, folder)
 
 
+def detections_of(session: Session, snapshot: Snapshot) -> str:
+    """The folder of what was found in the images of a snapshot, "" where its boxes are of no detector.
+
+    A call that lists nothing and asks for none takes what the latest one of that snapshot did.
+    """
+    key = f"{FOLDER}/snapshot-{snapshot.number:06d}.json"
+    how = detecting(session)
+    if how is not None:
+        write_json(session.store, key, {"folder": how.folder})
+        return how.folder
+    if session.config.start == "sources" or not session.store.exists(key):
+        return ""
+    return str(read_json(session.store, key)["folder"])
+
+
 def require_detecting(bounding_box: str, model: bytes | None) -> None:
     """Raises UsageError where what a detector needs is not installed or given."""
     asked = parse_bounding_box(bounding_box) if bounding_box else None
@@ -61,6 +83,7 @@ class DetectedBoxes:
     def __init__(self, session: Session, start_runner: RunnerStart, how: Detecting) -> None:
         self._session, self._start, self._how = session, start_runner, how
         self._known = KnownDetections(session.store, how.folder)
+        self._images = self._boxes = 0
 
     def __call__(self, images: Sequence[ImageObject]) -> list[list[str] | None]:
         """Names of the boxes of each image; None for one that could not be looked at."""
@@ -70,7 +93,16 @@ class DetectedBoxes:
         if missing:
             self._look(missing)
             found = self._known.of(keys)
+        decoded = [item for item in found if item is not None and item.is_decoded]
+        self._images, self._boxes = self._images + len(decoded), self._boxes + sum(len(item.boxes) for item in decoded)
         return [item.boxes if item is not None and item.is_decoded else None for item in found]
+
+    def warn_of_none(self) -> None:
+        """Says so where many images were looked at and no box was found: a model may be another kind than it seems."""
+        if self._images >= MANY and not self._boxes:
+            what = f"the {self._how.boxes.value} detector found no box in any of {self._images:,} images"
+            advice = "; check that the model's outputs are those of YOLO" if self._how.model else ""
+            log.warning("%s%s", what, advice)
 
     def _look(self, images: Sequence[ImageObject]) -> None:
         session, how = self._session, self._how

@@ -28,7 +28,7 @@ def open_embeddings(config: AuditConfig) -> VectorFile | None:
         return None
     place, slash, key = canonical_uri(config.embeddings, config.storage).rpartition("/")
     file = open_vectors(open_store(place or slash, config.storage), key, config.embeddings)
-    if file.names is None and not (config.sources or config.test or config.start == "features"):
+    if file.names is None and not (config.every_source or config.start == "features"):
         raise UsageError(
             f"embeddings {config.embeddings}: a .npy has no names: name the sources whose sorted listing its rows "
             "follow, or give a Parquet with a column of names"

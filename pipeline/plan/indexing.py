@@ -6,9 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipeline.kernels.routing import TWO_LEVELS_FROM, choose_nlist
+from pipeline.layout.exact import LARGE_PARENT, read_summary
 from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.indexes import LISTS, Index, exact_index, read_partitions
 from pipeline.layout.inputs import Inputs
+from pipeline.layout.siblings import are_apart
 from pipeline.layout.spaces import SpaceRecord
 from pipeline.layout.tables import read_json, write_json
 from pipeline.plan.joining import run_ranges
@@ -77,6 +79,9 @@ def _require_lists(session: Session, searched: Searched, nlist: int) -> ListsSpe
     if known and store.exists(f"{known['folder']}/{LISTS}"):
         return ListsSpec(searched.inputs, space, known["groups"], nlist, known["folder"])
     of: dict[str, Any] = {"space": searched.record.folder, "groups": searched.groups, "content": searched.content}
+    summary = read_summary(store, searched.inputs.exact)
+    if searched.groups and are_apart(summary) and summary.large:
+        of["siblings"] = LARGE_PARENT
     folder = "indexes/" + fingerprint("index", train_lists.VERSION, lists=nlist, **of)
     spec = ListsSpec(searched.inputs, space, searched.groups, nlist, folder)
     _train(session, spec)

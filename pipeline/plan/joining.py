@@ -36,7 +36,8 @@ class SpaceJoin:
     """What is joined in one space: representatives of a snapshot under an index.
 
     name: of the space. made_of, assign: see `assign`. dimension: of the vectors. of: what decides them, for names.
-    params: of the search. sample: queries that recall is measured with, 0 where the search is exact.
+    params: of the search. sample: queries that recall is measured with, 0 where the search is exact. has_siblings:
+    whether frames of one video and boxes of one image are told apart from other images.
     """
 
     session: Session
@@ -51,6 +52,7 @@ class SpaceJoin:
     representatives: int
     sample: int
     of: dict[str, Any]
+    has_siblings: bool
 
     @property
     def ranges(self) -> tuple[tuple[int, int], ...]:
@@ -77,8 +79,8 @@ class SpaceJoin:
             "visits", assign.VERSION, of=self.of, made_of=self.made_of, index=self.index, ranges=self.ranges,
             share=self.share, is_by_reference=self.session.store.local_path(WORK) is not None, rounds=self.is_in_rounds,
         )  # fmt: skip
-        folder = f"{WORK}/{name}"
-        return Visits(self.session.root, folder, self.ranges, self.index.count, self.dimension, self.is_in_rounds)
+        shape = (self.ranges, self.index.count, self.dimension, self.is_in_rounds, self.has_siblings)
+        return Visits(self.session.root, f"{WORK}/{name}", *shape)
 
     @property
     def joined(self) -> Joined:

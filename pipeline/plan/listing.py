@@ -12,7 +12,7 @@ from pipeline.layout.snapshots import Snapshot
 from pipeline.plan.session import Session
 from pipeline.sources.folder import IMAGE_SUFFIXES, together
 from pipeline.sources.labels import describe
-from pipeline.stages.annotate import own_split, source_rule
+from pipeline.stages.annotate import name_split, own_split, source_rule
 from pipeline.stages.catalog import Update
 
 log = logging.getLogger(__name__)
@@ -53,17 +53,29 @@ def say_rule(session: Session, snapshot: Snapshot, vocabulary: Vocabulary) -> No
         named = {"splits": given.split_texts, "labels": given.label_texts} if given else {}
         listed = " and ".join(name for name, texts in named.items() if texts)
         said = f"{listed} as the list gives them; else " if listed else ""
+        if given and (split := name_split(source)):
+            said += f"split {split} as the name of the list says; else "
         session.reporter.say(f"rule for {source.uri}: {said}{describe(rule, own_split(source, given))}")
-    splits = ", ".join(
-        f"{name} {count:,}" for name, count in zip(vocabulary.splits, vocabulary.split_counts, strict=True)
-    )
+    counts = dict(zip(vocabulary.splits, vocabulary.split_counts, strict=True))
+    without = snapshot.live - sum(counts.values())
+    counts |= {"none": without} if counts and without else {}
+    splits = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     session.reporter.say(f"splits: {splits or 'none'}; labels: {len(vocabulary.labels)}")
+    if vocabulary.splits and without:
+        log.warning(
+            "%s of %s images have no split: they are in no leak; name their split, or give the rest one with "
+            "rule.default_split", f"{without:,}", f"{snapshot.live:,}",
+        )  # fmt: skip
     if vocabulary.unmatched:
+        log.warning(
+            "%s of %s images are not named by the table or pattern, such as %r",
+            f"{vocabulary.unmatched:,}", f"{snapshot.live:,}", vocabulary.unmatched_name,
+        )  # fmt: skip
+    if vocabulary.unused and snapshot.unselected:
         session.reporter.say(
-            f"{vocabulary.unmatched:,} of {snapshot.live:,} images are not named by the table or pattern, such as "
-            f"{vocabulary.unmatched_name!r}"
+            f"{vocabulary.unused:,} rows of the table {session.config.rule.table} match no selected image"
         )
-    if vocabulary.unused:
+    elif vocabulary.unused:
         log.warning(
             "%s rows of the table %s match no image, such as %r",
             f"{vocabulary.unused:,}", session.config.rule.table, vocabulary.unused_name,

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 
 from pipeline.errors import IncompleteError, UsageError
-from pipeline.kernels.boxes import UprightBox, box_name, parse_bounding_box
+from pipeline.kernels.boxes import BoxesFrom, UprightBox, box_name, parse_bounding_box
 from pipeline.kernels.measure import MeasureParams
 from pipeline.layout.annotations import CODES, STEM, VOCABULARY, load_boxes, read_vocabulary
 from pipeline.layout.exact import MAX_SPLITS
@@ -61,9 +61,12 @@ def take_snapshot(session: Session, start_runner: RunnerStart) -> Snapshot:
     known = KnownContent(session.root)
     how = detecting(session)
     found = None if how is None else DetectedBoxes(session, start_runner, how)
-    taken = Taken(config.select, _boxes(session), found, config.video)
+    needs_boxes = bool(config.bounding_box) and parse_bounding_box(config.bounding_box) is BoxesFrom.TABLE
+    taken = Taken(config.select, _boxes(session), found, config.video, needs_boxes)
     wanted = Wanted(named_sources(config), taken, config.accept_empty)
     update = update_catalog(session.root, wanted, known, expand)
+    if found is not None:
+        found.warn_of_none()
     snapshot = first_alike(session.store, update.snapshot)
     record.counters = listed_counts(update)
     inside = sum(other.seconds for other in session.records if other.stage in (EXPAND, PREPARE, DETECT))

@@ -47,7 +47,7 @@ def publish(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenS
     audit_id = f"{snapshot.number:06d}-" + fingerprint(
         "findings", findings.VERSION, scores=scores, edges=found.edges, groups=found.groups, space=space.folder,
         rules=rules, snapshot=snapshot.digest, rows=TABLE_ROWS, recall=session.config.neighbours.recall_sample,
-        format=FORMAT,
+        format=FORMAT, **({"detections": session.detections} if session.detections else {}),
     )[:12]  # fmt: skip
     folder = audit_folder(audit_id)
     _tables(
@@ -59,7 +59,7 @@ def publish(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenS
     session.run_one("summary", folder, (findings.COUNTS,), task)
     facts = _facts(session, inputs, space, recall, folder)
     facts["duplicates"] |= _about_pairs(session, space, found)
-    published = Published(audit_id, snapshot.number, _recorded(session), facts, _session_record(session))
+    published = Published(audit_id, snapshot.number, _recorded(session), facts, _session_record(session, snapshot))
     return publish_audit(session.store, published)
 
 
@@ -163,7 +163,7 @@ def _recorded(session: Session) -> dict[str, Any]:
     return dict(config)
 
 
-def _session_record(session: Session) -> dict[str, Any]:
+def _session_record(session: Session, snapshot: Snapshot) -> dict[str, Any]:
     """What depends on this session: times, machines, versions."""
     return {
         "finished_at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds"),
@@ -172,6 +172,7 @@ def _session_record(session: Session) -> dict[str, Any]:
         "driver_peak_bytes": peak_resident_bytes(),
         "python": platform.python_version(),
         "versions": {"image-audit": __version__, **versions(), **_package_versions()},
+        "unselected": snapshot.unselected,
         "stages": [record_to_json(record) for record in session.records],
     }
 

@@ -16,6 +16,7 @@ from pipeline.layout.neighbours import CANDIDATES, CLUSTERS, FURTHEST, NEIGHBOUR
 from pipeline.layout.pairs import count_pairs, index_pairs, pairs_key
 from pipeline.layout.parts import part_name
 from pipeline.layout.root import WORK
+from pipeline.layout.siblings import are_apart
 from pipeline.layout.snapshots import Snapshot, live_between
 from pipeline.layout.spaces import read_space
 from pipeline.plan.certifying import certify
@@ -30,6 +31,8 @@ from pipeline.stages import assign, clusters, join, limit_pairs, merge, pairs
 
 MADE_BY = (assign.VERSION, join.VERSION, clusters.VERSION)
 """Versions of what else makes candidates and neighbours: a folder of them is named by all."""
+SIBLINGS = 1
+"""Version of how frames of one video and boxes of one image are told apart from other images."""
 LEAST_LIMIT = 100_000  # pairs: 10 minutes of one core
 
 
@@ -59,7 +62,7 @@ def search(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSp
     summary = summary_of(session, inputs)
     key = {"features": inputs.features, "content": summary.digest}
     candidates = _join_copy(session, snapshot, inputs, space, key)
-    found_pairs = _limited(session, snapshot, _collect_pairs(session, snapshot, inputs, space, candidates))
+    found_pairs = _limited(session, snapshot, inputs, _collect_pairs(session, snapshot, inputs, space, candidates))
     edges = verify_pairs(session, inputs, found_pairs)
     groups = components(session, inputs, edges, key, space)
     searched = Searched(inputs, space.record, groups, summary.digest, summary.representatives)
@@ -68,17 +71,22 @@ def search(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSp
     return Found(candidates, found_pairs, edges, groups, neighbours, recall, tail, semantic)
 
 
+def siblings_key(are_told_apart: bool) -> dict[str, int]:
+    """What names neighbours that were found with siblings told apart; nothing where there are none."""
+    return {"siblings": SIBLINGS} if are_told_apart else {}
+
+
 def _join_copy(session: Session, snapshot: Snapshot, inputs: Inputs, space: ChosenSpace, key: dict[str, str]) -> str:
     """Folder of the candidates and of the clusters that the saturated queries are in."""
     config = session.config.neighbours
     params = replace(config.copy, threshold=space.threshold, least=space.threshold - FLOAT16_ERROR)
     splits = read_vocabulary(session.store, inputs.annotations).split_digest
-    of = {**key, "splits": splits}
-    representatives = summary_of(session, inputs).representatives
+    summary = summary_of(session, inputs)
+    of = {**key, "splits": splits, **siblings_key(bool(summary.parents))}
     dimension = read_space(session.store, space.folder).dimension
     joining = SpaceJoin(
         session, snapshot, inputs, "copy", space.copy, space.folder, assign.assign_copy, dimension, params,
-        representatives, config.recall_sample, of,
+        summary.representatives, config.recall_sample, of, bool(summary.parents),
     )  # fmt: skip
     folder = "neighbours/" + fingerprint(
         "join copy", merge.VERSION, made_by=MADE_BY, space=space.folder, index=lists_of(space.copy), params=params,
@@ -128,15 +136,18 @@ def _collect_pairs(session: Session, snapshot: Snapshot, inputs: Inputs, space: 
     return folder
 
 
-def _limited(session: Session, snapshot: Snapshot, found: str) -> str:
+def _limited(session: Session, snapshot: Snapshot, inputs: Inputs, found: str) -> str:
     """Folder of as many of the pairs as may be compared, the most similar ones: mostly that of all."""
     most = max(LEAST_LIMIT, int(session.config.neighbours.pairs_per_image * snapshot.live))
     count = count_pairs(session.store, found)
     if count <= most:
         return found
-    folder = f"pairs/{fingerprint('limit pairs', limit_pairs.VERSION, pairs=found, most=most)}"
+    has_siblings = bool(summary_of(session, inputs).parents)
+    key = {"pairs": found, "most": most, **siblings_key(has_siblings)}
+    folder = f"pairs/{fingerprint('limit pairs', limit_pairs.VERSION, **key)}"
     ranges = tuple(query_ranges(snapshot.total))
-    spec = limit_pairs.LimitSpec(session.root, found, ranges, most, folder)
+    siblings = inputs if has_siblings else None
+    spec = limit_pairs.LimitSpec(session.root, found, ranges, most, folder, siblings=siblings)
     limit = (limit_pairs.limit_key(folder).rpartition("/")[2],)
     session.run_one("limit pairs", folder, limit, Task(folder, limit_pairs.decide, spec))
     tasks = [
@@ -146,11 +157,12 @@ def _limited(session: Session, snapshot: Snapshot, found: str) -> str:
     run_ranges(session, "keep similar pairs", folder, tasks)
     index_pairs(session.store, folder, ranges)
     decided = limit_pairs.read_limit(session.store, folder)
-    session.reporter.say(
-        f"pairs: {decided['left_out']:,} of {count:,} are left out, those of a copy similarity under "
-        f"{decided['least']:.4f}: at most {session.config.neighbours.pairs_per_image:g} an image are compared "
-        "(neighbours.pairs_per_image)"
-    )
+    if decided["left_out"]:  # with siblings there may be more pairs than are ever compared
+        session.reporter.say(
+            f"pairs: {decided['left_out']:,} of {count:,} are left out, those of a copy similarity under "
+            f"{decided['least']:.4f}: at most {session.config.neighbours.pairs_per_image:g} an image are compared "
+            "(neighbours.pairs_per_image)"
+        )
     return folder
 
 
@@ -159,15 +171,16 @@ def _join_semantic(
 ) -> tuple[str, str, str]:
     """Folders of the neighbours, of the measured recall and of the outlier tail; "" where the search is exact."""
     config = session.config.neighbours
-    representatives = summary_of(session, inputs).representatives
-    meant = OutlierRule().neighbours_among(representatives)
+    summary = summary_of(session, inputs)
+    meant, apart = OutlierRule().neighbours_among(summary.representatives), are_apart(summary)
     joining = SpaceJoin(
         session, snapshot, inputs, "semantic", semantic, groups, assign.assign_semantic, inputs.dimension,
-        JoinParams(k=config.semantic_k + 1, k_cross=0), representatives, config.recall_sample, {"groups": groups},
+        JoinParams(k=config.semantic_k + 1, k_cross=0), summary.representatives, config.recall_sample,
+        {"groups": groups, **siblings_key(apart)}, apart,
     )  # fmt: skip
     folder = "neighbours/" + fingerprint(
         "join semantic", merge.VERSION, made_by=MADE_BY, groups=groups, index=lists_of(semantic), k=config.semantic_k,
-        ranges=joining.ranges, share=joining.share, meant=meant,
+        ranges=joining.ranges, share=joining.share, meant=meant, **siblings_key(apart),
     )  # fmt: skip
     tasks = []
     for number, (lo, hi) in enumerate(joining.ranges):

@@ -78,6 +78,7 @@ class Session:
     started_at: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="microseconds"))
     records: list[StageRecord] = field(default_factory=list)
     table_hash: str = ""
+    detections: str = ""
 
     @property
     def store(self) -> Store:

@@ -10,6 +10,7 @@ from pipeline.layout.fingerprint import fingerprint, plain
 from pipeline.layout.indexes import Index
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.models import ModelRef
+from pipeline.layout.siblings import LEAST_PARENTS, most_unrelated
 from pipeline.layout.spaces import (
     COPY_SPACE,
     MOMENTS,
@@ -53,10 +54,11 @@ class ChosenSpace:
 def choose_space(session: Session, inputs: Inputs, summary: ExactSummary, model: ModelRef) -> ChosenSpace:
     """The kept or newly trained space, with the threshold for this number of representatives."""
     key = {"features": inputs.features, "content": summary.digest}
+    key |= {"siblings": str(train.SIBLINGS)} if summary.parents else {}
     moments = f"moments/{fingerprint('moments', train.VERSION, of=key)}"
     spec = train.MomentsSpec(inputs, moments)
     session.run_one("moments", moments, (MOMENTS,), Task(moments, train.take_moments, spec))
-    record, said = _kept(session, inputs, moments, summary.representatives)
+    record, said = _kept(session, inputs, moments, summary)
     if record is None:
         record = _trained(session, inputs, moments, summary, model)
     curve = None if model.key else copy_prior().curve
@@ -80,32 +82,45 @@ def choose_space(session: Session, inputs: Inputs, summary: ExactSummary, model:
     )
 
 
-def _kept(session: Session, inputs: Inputs, moments: str, representatives: int) -> tuple[SpaceRecord | None, str]:
+def _kept(session: Session, inputs: Inputs, moments: str, summary: ExactSummary) -> tuple[SpaceRecord | None, str]:
     """The space of the root that still fits, or None and why a new one is trained."""
-    if session.config.neighbours.space == "new":
-        return None, "a new one, as asked"
-    of_model = [record for record in list_spaces(session.store) if record.features == inputs.features]
-    known = [record for record in of_model if record.params == plain(session.config.space)]
-    if not known:
-        why = "a new one: others were trained with other parameters" if of_model else "the first of this root and model"
+    newest, why = _newest(session, inputs, summary)
+    if newest is None:
         return None, why
-    newest = max(known, key=lambda record: (record.snapshot, record.folder))
     if newest.moments == moments:
         return newest, "kept: trained on these images"
-    grown = representatives > GROWTH * max(newest.representatives, 1)
-    if grown and newest.representatives < GROWTH_MATTERS_BELOW:
-        return None, f"a new one: {representatives:,} images, trained on {newest.representatives:,}"
+    unrelated, trained = most_unrelated(summary), newest.unrelated or newest.representatives
+    if unrelated > GROWTH * max(trained, 1) and trained < GROWTH_MATTERS_BELOW:
+        return None, f"a new one: {unrelated:,} images, trained on {trained:,}"
     own = read_data_moments(session.store, moments)
+    if summary.parents and own.embedding.count < LEAST_PARENTS:
+        return newest, "kept: the spread of images of so few files says nothing"
     found = train.spread(read_space(session.store, newest.folder), own.embedding)
     ratio = found / newest.spread if newest.spread else 1.0
     if not 1 / SPREAD_RATIO <= ratio <= SPREAD_RATIO:
         return None, f"a new one: the images spread {ratio:.2f} times as far as those it was trained on"
-    return newest, f"kept: trained on {newest.representatives:,} images that look like these"
+    return newest, f"kept: trained on {trained:,} images that look like these"
+
+
+def _newest(session: Session, inputs: Inputs, summary: ExactSummary) -> tuple[SpaceRecord | None, str]:
+    """The newest space of the root that may be asked whether it fits, or None and why there is none."""
+    if session.config.neighbours.space == "new":
+        return None, "a new one, as asked"
+    of_model = [record for record in list_spaces(session.store) if record.features == inputs.features]
+    alike = [record for record in of_model if record.params == plain(session.config.space)]
+    known = [record for record in alike if record.unrelated or not summary.parents]
+    if known:
+        return max(known, key=lambda record: (record.snapshot, record.folder)), ""
+    if alike:
+        return None, "a new one: others may have been trained on frames and boxes as if they were unrelated images"
+    why = "a new one: others were trained with other parameters" if of_model else "the first of this root and model"
+    return None, why
 
 
 def _trained(session: Session, inputs: Inputs, moments: str, summary: ExactSummary, model: ModelRef) -> SpaceRecord:
     params = session.config.space
     name = fingerprint("space", train.VERSION, moments=moments, params=params, model=model.sha256)
-    spec = train.SpaceSpec(inputs, moments, model, params, f"spaces/{name}", summary.representatives)
+    counts = (summary.representatives, most_unrelated(summary))
+    spec = train.SpaceSpec(inputs, moments, model, params, f"spaces/{name}", *counts)
     session.run_one("train", spec.folder, (COPY_SPACE, SPACE), Task(spec.folder, train.train_space, spec))
     return read_space_record(session.store, spec.folder)

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.config import AuditConfig
 from pipeline.errors import NotFound, UsageError
 from pipeline.kernels.boxes import BoxesFrom, parse_bounding_box
+from pipeline.kernels.decode import sized_header
 from pipeline.kernels.hashing import content_hash
 from pipeline.kernels.header import Header, ImageError, read_header
 from pipeline.kernels.yolo_labels import parse_labels
@@ -24,7 +25,8 @@ from pipeline.schemas import Status
 from pipeline.sources.addresses import located
 from pipeline.sources.annotated import plain_table
 from pipeline.sources.folder import is_image_key
-from pipeline.sources.listed import Origin, Tally, addresses_of
+from pipeline.sources.list_warnings import list_warnings
+from pipeline.sources.listed import Origin, Tally, addresses_of, with_problems_told
 from pipeline.sources.yolo_rows import ImageSize, label_rows
 from pipeline.sources.yolo_yaml import SplitPlace, YoloSet, label_address, read_yolo_yaml
 from pipeline.stages.listing import source_kind, source_objects
@@ -55,15 +57,58 @@ def is_yaml(uri: str, storage: StorageConfig) -> bool:
 
 def read_set(uri: str, storage: StorageConfig) -> YoloSet:
     """What a YAML says; of a folder that it names for several splits the first one counts. Raises UsageError."""
-    folder, slash, name = uri.rpartition("/")
-    found = read_yolo_yaml(opened(folder or slash, storage).read(name), Origin(uri, folder or slash))
+    found = _read_yaml(uri, storage)
     places: dict[str, SplitPlace] = {}
     for place in found.places:
-        address = canonical_uri(place.address, storage)
-        known = places.setdefault(address, place._replace(address=address))
-        if known.split != place.split:
-            log.warning("%s: %s is %s and %s: it is taken as %s", uri, address, known.split, place.split, known.split)
+        address = _beside(uri, place.address, storage)
+        places.setdefault(address, place._replace(address=address))
     return found._replace(places=tuple(places.values()))
+
+
+def require_places(uri: str, storage: StorageConfig) -> None:
+    """Raises NotFound that names the key of a YAML whose folder or list is not there."""
+    for place in read_set(uri, storage).places:
+        if not _is_there(place.address, storage):
+            raise NotFound(
+                f"{uri}: its {place.split} is {place.address}, and nothing is there. Correct the path, or take "
+                f"{place.split} out of the YAML"
+            )
+
+
+def warn_of_places(uri: str, storage: StorageConfig) -> None:
+    """Says which folders a YAML names for several splits, and which are taken from beside it."""
+    taken = {place.address: place.split for place in read_set(uri, storage).places}
+    for split, address, _ in _read_yaml(uri, storage).places:
+        found = _beside(uri, address, storage)
+        if found != address:
+            log.warning("%s: nothing is at %s: %s is taken, as Roboflow means it", uri, address, found)
+        if split != taken[found]:
+            log.warning("%s: %s is %s and %s: it is taken as %s", uri, found, taken[found], split, taken[found])
+
+
+def _read_yaml(uri: str, storage: StorageConfig) -> YoloSet:
+    folder, slash, name = uri.rpartition("/")
+    found = read_yolo_yaml(opened(folder or slash, storage).read(name), Origin(uri, folder or slash))
+    places = [place._replace(address=canonical_uri(place.address, storage)) for place in found.places]
+    return found._replace(places=tuple(places))
+
+
+def _beside(uri: str, address: str, storage: StorageConfig) -> str:
+    """An address of a YAML; where nothing is there, that beside the YAML: Roboflow writes `../train/images` for it."""
+    folder = uri.rpartition("/")[0]
+    above = f"{folder.rpartition('/')[0]}/"
+    beside = f"{folder}/{address.removeprefix(above)}"
+    if not address.startswith(above) or address.startswith(f"{folder}/") or _is_there(address, storage):
+        return address
+    return beside if _is_there(beside, storage) else address
+
+
+def _is_there(address: str, storage: StorageConfig) -> bool:
+    try:
+        record = SourceRecord(address, "", source_kind(address, storage))
+        return next(iter(source_objects(record, storage)), None) is not None
+    except NotFound:
+        return False
 
 
 def with_yolo_boxes(config: AuditConfig, root: Root) -> AuditConfig:
@@ -76,14 +121,17 @@ def with_yolo_boxes(config: AuditConfig, root: Root) -> AuditConfig:
     store = root.open()
     if config.start == "features" and not (config.rule.table or config.rule.pattern) and store.exists(LATEST):
         return _ruled_by(config, root, read_json(store, LATEST)["table"])
-    uris = [canonical_uri(source, config.storage) for source in filter(None, (*config.sources, config.test))]
+    uris = [canonical_uri(source, config.storage) for source in config.every_source]
     sets = [uri for uri in uris if is_yaml(uri, config.storage)]
     if not sets:
         return config
     if config.rule.table or config.rule.pattern:
         raise UsageError(f"{sets[0]} has label files with boxes: drop the other table or pattern, or bounding_box")
-    batches = (batch for uri in sets for batch in _set_rows(uri, config.storage))
-    data = plain_table(batches, "the label files of YOLO")
+    tally = Tally()
+    batches = (batch for uri in sets for batch in _set_rows(uri, config.storage, tally))
+    data, repeats = plain_table(batches, "the label files of YOLO")
+    for said in list_warnings("the label files of YOLO", tally, repeats):
+        log.warning("%s", said)
     key = f"{TABLES}/given-{content_hash(data).hex()[:20]}.parquet"
     store.put_if_absent(key, data)
     write_json(store, LATEST, {"table": key})
@@ -94,14 +142,15 @@ def _ruled_by(config: AuditConfig, root: Root, key: str) -> AuditConfig:
     return replace(config, rule=replace(config.rule, table=f"{root.uri}/{key}"))
 
 
-def _set_rows(uri: str, storage: StorageConfig) -> Iterator[pa.RecordBatch]:
-    """Batches of LISTED with the boxes of a set; addresses are whole."""
+def _set_rows(uri: str, storage: StorageConfig, tally: Tally) -> Iterator[pa.RecordBatch]:
+    """Batches of LISTED with the boxes of a set; addresses are whole. Bad ones are counted."""
     found = read_set(uri, storage)
     for place in found.places:
         record = SourceRecord(place.address, place.split, source_kind(place.address, storage))
         for labels in read_ahead(_images(record, storage), lambda image: _labels(image, storage), lambda _: HEAD_BYTES):
             if labels is not None:
-                yield label_rows(labels.address, parse_labels(labels.data), labels.size, found.names)
+                rows = label_rows(labels.address, parse_labels(labels.data), labels.size, found.names)
+                yield from with_problems_told([rows], Origin(label_address(labels.address), ""), tally)
 
 
 def _images(record: SourceRecord, storage: StorageConfig) -> Iterator[str]:
@@ -126,13 +175,16 @@ def _labels(address: str, storage: StorageConfig) -> Labels | None:
 
 
 def _header(address: str, storage: StorageConfig) -> Header:
+    """Of the head of a file, and of all of it where that does not tell the size, or a WebP has its EXIF at its end."""
     place, key = located(address, "")
     try:
-        return read_header(opened(place, storage).read_range(key, 0, HEAD_BYTES))
+        header = read_header(opened(place, storage).read_range(key, 0, HEAD_BYTES))
+        if header.width and not (header.format == "webp" and header.missing):
+            return header
     except ImageError as error:
         if error.status is not Status.TRUNCATED:
             raise
-    return read_header(_read(address, storage))
+    return sized_header(_read(address, storage))
 
 
 def _read(address: str, storage: StorageConfig) -> bytes:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,20 +18,22 @@ from pipeline.kernels.verify import PreparedImage, prepare
 from pipeline.kernels.verify_params import VerifyParams
 from pipeline.layout.exact import read_pinned_features
 from pipeline.layout.features import FeatureSet, extracted_hashes
-from pipeline.layout.images import image_objects_of
+from pipeline.layout.images import ImageObject, image_objects_of
 from pipeline.layout.inputs import Inputs
-from pipeline.layout.pixels import Content, Cutting, load_as_extracted, load_frames_as_extracted
+from pipeline.layout.pixels import Content, Cutting, Fetched, fetch, frames_as_extracted, parts_as_extracted
 from pipeline.sources.folder import escape_bytes
 from pipeline.storage import is_remote
 from pipeline.storage.ahead import BYTES_AHEAD, READS_IN_FLIGHT
 
 KEPT_IMAGES = 512  # of 160 x 160 pixels and what is found in them: about 0.2 MB each
-FRAMES_AHEAD = KEPT_IMAGES // 2  # so that none is let go of before its turn
+PARTS_AHEAD = KEPT_IMAGES // 2  # so that none is let go of before its turn
 HASH_BLOCK = 16_384  # ids whose content hashes are read at once, 0.5 MB
 FEW_LOST, LOST_SHARE = 8, 0.01
 """So many images of a task, or this share of them, may be gone without the source being taken for away."""
 UNREADABLE = (NotFound, ObjectChanged, CorruptObject, AccessDenied)
 """Why the bytes of an image that was extracted cannot be had. A store that does not answer is none of them."""
+
+Unread: TypeAlias = "tuple[type[StorageError], str]"
 
 
 class PreparedImages:
@@ -39,25 +42,25 @@ class PreparedImages:
     def __init__(self, inputs: Inputs, params: VerifyParams, cutting: Cutting, ids: Iterable[int]) -> None:
         """`ids`: of all images of the task, in the order in which they are asked for, repeats allowed."""
         self._inputs, self._params, self._cutting = inputs, params, cutting
-        self._order = list(dict.fromkeys(ids))
-        self._place = {image_id: at for at, image_id in enumerate(self._order)}
-        self._objects = image_objects_of(inputs, np.array(sorted(self._order), np.int64))
+        self._order, self._asked = np.fromiter(ids, np.int64), 0
+        self._objects = image_objects_of(inputs, np.unique(self._order))
+        self._read_of = {image_id: _read_of(image) for image_id, image in self._objects.items()}
         self._is_remote = any(is_remote(image.source) for image in self._objects.values())
         self._kept: OrderedDict[int, PreparedImage | None] = OrderedDict()
-        self._bytes: dict[int, Content | None] = {}
+        self._fetched: dict[ImageObject, Fetched | Unread | None] = {}
         self._hashes: dict[int, dict[int, bytes | None]] = {}
-        self._lost: dict[int, tuple[type[StorageError], str]] = {}
+        self._lost: dict[int, Unread] = {}
 
     def get(self, image_id: int) -> PreparedImage | None:
         """The prepared image."""
         if image_id in self._kept:
             self._kept.move_to_end(image_id)
-            return self._kept[image_id]
-        made = self._prepare(image_id)
-        self._kept[image_id] = made
+        else:
+            self._prepare(image_id)
         while len(self._kept) > KEPT_IMAGES:
             self._kept.popitem(last=False)
-        return made
+        self._asked += 1
+        return self._kept[image_id]
 
     def require_source(self) -> None:
         """Raises StorageUnavailable where so many images are gone that their source must be: an unmounted disk says of
@@ -80,39 +83,47 @@ class PreparedImages:
             "listed anew."
         )
 
-    def _prepare(self, image_id: int) -> PreparedImage | None:
-        if self._objects[image_id].is_frame:
-            self._prepare_frames(image_id)
-            return self._kept[image_id]
-        return self._made(self._read(image_id))
-
-    def _prepare_frames(self, image_id: int) -> None:
-        """Prepares a frame with those of its video that are asked for soon: each opening decodes from a keyframe on."""
-        at, parent = self._place[image_id], self._objects[image_id].parent
-        wanted = [
-            i for i in self._order[at : at + FRAMES_AHEAD] if i not in self._kept and self._objects[i].parent == parent
-        ]
-        wanted.sort(key=lambda i: (self._time(i), i))
-        root, frames = self._inputs.root, [self._objects[i] for i in wanted]
+    def _prepare(self, image_id: int) -> None:
+        """Prepares an image with those of its file that are asked for soon: a video is opened, and an image that boxes
+        are cut out of is decoded, once for all of them.
+        """
+        read = self._read_of[image_id]
+        wanted = [i for i in self._following(image_id, PARTS_AHEAD) if self._read_of[i] == read and i not in self._kept]
+        wanted.sort(key=self._place)
         self._kept |= dict.fromkeys(wanted)
+        images = [self._objects[i] for i in wanted]
+        if images[0].is_frame:
+            self._take(wanted, frames_as_extracted(self._inputs.root, images, self._cutting, self._told(wanted)))
+            return
+        fetched = self._fetched_ahead(read, image_id) if self._is_remote else self._fetch(read)
+        if isinstance(fetched, Fetched):
+            self._take(wanted, parts_as_extracted(fetched, images, self._cutting, self._told(wanted)))
+        elif fetched is not None:
+            self._lost |= dict.fromkeys(wanted, fetched)
+
+    def _take(self, wanted: list[int], parts: Iterable[Content | ImageError | ObjectChanged]) -> None:
         done = 0
         try:
-            for found in load_frames_as_extracted(root, frames, self._cutting, lambda n: self._extracted(wanted[n])):
+            for found in parts:
                 if isinstance(found, ObjectChanged):
-                    self._lost[wanted[done]] = type(found), escape_bytes(str(found))
+                    self._lost[wanted[done]] = _unread(found)
                 elif not isinstance(found, ImageError):
                     self._kept[wanted[done]] = self._made(found)
                 done += 1
         except UNREADABLE as error:
-            self._lost |= dict.fromkeys(wanted[done:], (type(error), escape_bytes(str(error))))
+            self._lost |= dict.fromkeys(wanted[done:], _unread(error))
 
-    def _time(self, image_id: int) -> int:
+    def _following(self, image_id: int, count: int) -> list[int]:
+        """An image and those that are asked for next, each once, of the next `count` times."""
+        return [*dict.fromkeys([image_id, *self._order[self._asked : self._asked + count].tolist()])]
+
+    def _place(self, image_id: int) -> tuple[int, int]:
         fragment = self._objects[image_id].fragment
-        return fragment.position if fragment else 0
+        return fragment.position if fragment else 0, image_id
 
-    def _made(self, content: Content | None) -> PreparedImage | None:
+    def _made(self, content: Content) -> PreparedImage | None:
         try:
-            return None if content is None else prepare(self._luminance(content), self._params)
+            return prepare(self._luminance(content), self._params)
         except ImageError:
             return None
 
@@ -121,41 +132,50 @@ class PreparedImages:
             return luminance_thumbnail(content, self._params.side, self._cutting.limits.max_pixels)
         return thumbnail_of(content, self._params.side)
 
-    def _read(self, image_id: int) -> Content | None:
-        if not self._is_remote:
-            return self._read_now(image_id)
-        if image_id not in self._bytes:
-            self._fetch_ahead(image_id)
-        return self._bytes.pop(image_id)
+    def _fetched_ahead(self, read: ImageObject, image_id: int) -> Fetched | Unread | None:
+        """Bytes that are read with those of the next pairs at once: a store answers in tens of milliseconds."""
+        if read not in self._fetched:
+            following = self._following(image_id, 2 * READS_IN_FLIGHT)
+            reads = dict.fromkeys(
+                self._read_of[i] for i in following if not (i in self._kept or self._objects[i].is_frame)
+            )
+            wanted = [read, *(each for each in reads if each != read and each not in self._fetched)]
+            held = sum(each.size for each in self._fetched)
+            sizes = held + np.cumsum([each.size for each in wanted])
+            del wanted[max(1, int(np.searchsorted(sizes, BYTES_AHEAD, "right"))) :]
+            with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
+                self._fetched.update(zip(wanted, pool.map(self._fetch, wanted), strict=True))
+        return self._fetched.pop(read)
 
-    def _fetch_ahead(self, image_id: int) -> None:
-        """Reads this image and the next ones of the pairs at once: a store answers in tens of milliseconds."""
-        at = self._place[image_id]
-        following = self._order[at : at + 4 * READS_IN_FLIGHT]
-        wanted = [i for i in following if not (i in self._kept or i in self._bytes or self._objects[i].is_frame)]
-        sizes = np.cumsum([self._objects[i].size for i in wanted])
-        del wanted[max(1, int(np.searchsorted(sizes, BYTES_AHEAD, "right"))) :]
-        with ThreadPoolExecutor(READS_IN_FLIGHT) as pool:
-            self._bytes.update(zip(wanted, pool.map(self._read_now, wanted), strict=True))
-
-    def _read_now(self, image_id: int) -> Content | None:
+    def _fetch(self, read: ImageObject) -> Fetched | Unread | None:
+        """None: a member that is not what its archive says."""
         try:
-            image = self._objects[image_id]
-            return load_as_extracted(image, self._inputs.root, self._cutting, lambda: self._extracted(image_id))
+            return fetch(read, self._inputs.root)
         except UNREADABLE as error:
-            self._lost[image_id] = type(error), escape_bytes(str(error))  # an error would keep the bytes in its frames
-            return None
+            return _unread(error)  # an error would keep the bytes in its frames
         except ImageError:
             return None
+
+    def _told(self, images: list[int]) -> Callable[[int], bytes | None]:
+        return lambda number: self._extracted(images[number])
 
     def _extracted(self, image_id: int) -> bytes | None:
         """The content hash that was extracted, read with those of the other images of the task that are beside it."""
         block = image_id // HASH_BLOCK
         if block not in self._hashes:
-            ids = sorted(i for i in self._order if i // HASH_BLOCK == block)
+            ids = sorted(i for i in self._objects if i // HASH_BLOCK == block)
             self._hashes[block] = extracted_hashes(self._inputs.root.open(), self._features, ids)
         return self._hashes[block][image_id]
 
     @cached_property
     def _features(self) -> FeatureSet:
         return read_pinned_features(self._inputs.root.open(), self._inputs.exact)
+
+
+def _read_of(image: ImageObject) -> ImageObject:
+    """What is read for an image: a video of which it is a frame, an image of which it is a box; else itself."""
+    return ImageObject(image.source, image.info) if image.is_frame else image.whole
+
+
+def _unread(error: StorageError) -> Unread:
+    return type(error), escape_bytes(str(error))
