@@ -1,4 +1,4 @@
-"""The product as its users run it, in a process of its own; and what it left in its root, read back as arrays."""
+"""The product as its users run it, in a process of its own: on which photos, and what it left in its root."""
 
 from __future__ import annotations
 
@@ -33,12 +33,37 @@ class Features:
     signatures: NDArray[np.uint8]
 
 
+def photos_of(data: Path, count: int) -> list[Path]:
+    """At most `count` photos, the same on each call."""
+    found = sorted(data.rglob("*.jpg"))[:count]
+    if not found:
+        raise SystemExit(f"no .jpg under {data}")
+    return found
+
+
 def audit_once(root: Path, *arguments: str) -> tuple[Measured, dict[str, Any]]:
     """Runs `image-audit run <arguments> --root root`; the measured process and what the driver wrote of itself."""
     usage = root.with_name(root.name + "-driver.json")
     command = [sys.executable, str(DRIVER), str(usage), "run", *arguments, "--root", str(root), "--quiet"]
     measured = run_measured(command)
     return measured, json.loads(usage.read_text())
+
+
+def extract_once(root: Path, source: str, *arguments: str) -> dict[str, Any]:
+    """Listing and extraction of a source by the command line, in numbers: the stage's own account of the latter."""
+    measured, driver = audit_once(root, source, "--until", "features", *arguments)
+    stage = json.loads((root / "status" / "extract.json").read_text())
+    return {
+        "images": stage["items"],
+        "ok": stage["counters"]["ok"],
+        "runner": stage["runner"],
+        "wall_seconds": measured.seconds,
+        "seconds": stage["seconds"],
+        "cpu_seconds": stage["cpu_seconds"],
+        "images_per_second": stage["items"] / stage["seconds"],
+        "cpu_ms_per_image": 1e3 * stage["cpu_seconds"] / stage["items"],
+        "peak_bytes": max(driver["peak_bytes"], stage["peak_task_bytes"]),
+    }
 
 
 def account(measured: Measured, driver: dict[str, Any], audit: Audit) -> dict[str, Any]:

@@ -26,7 +26,7 @@ import psutil
 
 from benchmarks.command import Found, carry_out
 from benchmarks.processes import run_measured
-from benchmarks.product import audit_once
+from benchmarks.product import extract_once, photos_of
 from benchmarks.report import Owed, at_least, at_most, say
 from benchmarks.synthetic_bucket import Keys
 from pipeline.storage import StorageConfig, open_store
@@ -35,14 +35,6 @@ HERE = Path(__file__).resolve().parent
 PER_CLASS = 530
 FEW = 1000
 REGION = ("--region", "us-east-1")
-
-
-def photos_of(data: Path, count: int) -> list[Path]:
-    """At most `count` photos, the same on each call."""
-    found = sorted(data.rglob("*.jpg"))[:count]
-    if not found:
-        raise SystemExit(f"no .jpg under {data}")
-    return found
 
 
 @contextmanager
@@ -102,23 +94,11 @@ def listing(options: argparse.Namespace, objects: int) -> Found:
 
 
 def extraction(root: Path, source: str, server: Sequence[psutil.Process], *more: str) -> Found:
-    """Listing and extraction of one source by the command line; the stage's own account of the latter."""
+    """One extraction, and what it cost the server meanwhile."""
     say(f"extracting {source}")
     before = server_cpu(server)
-    measured, driver = audit_once(root, source, "--until", "features", *more)
-    stage = json.loads((root / "status" / "extract.json").read_text())
-    return {
-        "images": stage["items"],
-        "ok": stage["counters"]["ok"],
-        "runner": stage["runner"],
-        "wall_seconds": measured.seconds,
-        "seconds": stage["seconds"],
-        "cpu_seconds": stage["cpu_seconds"],
-        "images_per_second": stage["items"] / stage["seconds"],
-        "cpu_ms_per_image": 1e3 * stage["cpu_seconds"] / stage["items"],
-        "server_cpu_seconds": server_cpu(server) - before,
-        "peak_bytes": max(driver["peak_bytes"], stage["peak_task_bytes"]),
-    }
+    found = extract_once(root, source, *more)
+    return {**found, "server_cpu_seconds": server_cpu(server) - before}
 
 
 def on_disk(options: argparse.Namespace, folder: Path) -> Path:

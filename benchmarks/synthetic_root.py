@@ -32,7 +32,7 @@ from pipeline.layout.snapshots import FOLDER, CatalogPart, Snapshot, SourceRecor
 from pipeline.layout.tables import json_bytes, parquet_bytes
 from pipeline.runner import single_thread
 from pipeline.schemas import CATALOG_ROWS, FEATURE_ROWS, Status
-from pipeline.stages.catalog import FRAGMENT_COLUMNS
+from pipeline.stages.rows_by_place import FRAGMENT_COLUMNS
 
 TRUTH_KEY = "scale/truth.parquet"
 CATALOG_PART = 131_072
