@@ -27,7 +27,7 @@ from pipeline import api
 from pipeline.kernels.embed import BATCH
 from pipeline.kernels.measure import MeasureParams, measure
 from pipeline.models import default_model
-from pipeline.runner import single_thread
+from pipeline.threads import single_thread
 
 WARM = 16
 ROUNDS = 3

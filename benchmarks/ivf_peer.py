@@ -33,7 +33,7 @@ from pipeline.kernels.space import (
     train_copy_space,
 )
 from pipeline.models import default_model
-from pipeline.runner import single_thread
+from pipeline.threads import single_thread
 
 Float16 = NDArray[np.float16]
 Float32 = NDArray[np.float32]

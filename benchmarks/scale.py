@@ -35,8 +35,9 @@ from pipeline.plan import annotate_snapshot, choose_space, group_exact, publish,
 from pipeline.plan.preparing import features_folder, measure_params
 from pipeline.plan.session import Session
 from pipeline.progress import LineReporter
-from pipeline.runner import LocalRunner, Runner, restore_threads
+from pipeline.runner import LocalRunner, Runner
 from pipeline.storage import canonical_uri
+from pipeline.threads import threads_given_back
 
 LIMITS = {  # (seconds, bytes per task, bytes of the driver, bytes on disk) up to so many images
     1_000_000: (420.0, 3e9, 1.5e9, 50e9),
@@ -118,7 +119,7 @@ def _made(session: Session, world: World, options: argparse.Namespace) -> str:
 
 def _run(session: Session, features: str, sessions: Sessions, options: argparse.Namespace) -> Published:
     """What an audit does once everything is extracted, watched."""
-    with Watch(session, sessions):
+    with Watch(session, sessions), threads_given_back():
         session.runner = _runner(options)
         try:
             model = store_model(session.root, "", {})
@@ -137,7 +138,6 @@ def _run(session: Session, features: str, sessions: Sessions, options: argparse.
             return published
         finally:
             session.runner.close()
-            restore_threads()
 
 
 def _runner(options: argparse.Namespace) -> Runner:

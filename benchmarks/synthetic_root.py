@@ -30,9 +30,9 @@ from pipeline.layout.parts import cut, part_name
 from pipeline.layout.root import Root
 from pipeline.layout.snapshots import FOLDER, CatalogPart, Snapshot, SourceRecord, snapshot_key, snapshot_to_json
 from pipeline.layout.tables import json_bytes, parquet_bytes
-from pipeline.runner import single_thread
 from pipeline.schemas import CATALOG_ROWS, FEATURE_ROWS, Status
 from pipeline.stages.rows_by_place import FRAGMENT_COLUMNS
+from pipeline.threads import single_thread
 
 TRUTH_KEY = "scale/truth.parquet"
 CATALOG_PART = 131_072

@@ -23,8 +23,9 @@ from pipeline.layout.tables import read_json
 from pipeline.plan import Call, run_audit
 from pipeline.plan.session import DONE, DONE_BEFORE, STATUS_FOLDER, UNFINISHED
 from pipeline.progress import Reporter, SilentReporter, visible_reporter
-from pipeline.runner import LocalRunner, Runner, restore_threads
+from pipeline.runner import LocalRunner, Runner
 from pipeline.storage import StorageConfig, Store, canonical_uri, is_remote, open_store
+from pipeline.threads import threads_given_back
 
 RAY_PAYS_FROM = 3000
 """Images to extract, or as much other work, from which the second core earns Ray's start and stop (5 s) back."""
@@ -117,10 +118,8 @@ def run_config(
     def start(images: int, root: Root) -> Runner:
         return start_runner(where, images, root, config.every_source)
 
-    try:
+    with threads_given_back():
         published = run_audit(config, Call(start, reporter, resume_command, given or {}))
-    finally:
-        restore_threads()
     if published is None:
         return None
     return Audit(Root(canonical_uri(config.root, config.storage), config.storage), published)

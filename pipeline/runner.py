@@ -30,6 +30,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.layout.root import forget_kept
+from pipeline.threads import single_thread
 
 Counters = Mapping[str, float]
 
@@ -145,45 +146,6 @@ def peak_resident_bytes() -> int:
     """Largest resident size of this process since its latest task began, in bytes; elsewhere than on Linux ever."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
-
-
-def single_thread() -> None:
-    """One thread for OpenCV, Faiss and BLAS: one process per core is the unit of parallelism.
-
-    A BLAS of several threads spins on small products: a comparison of two images took 36 ms of CPU instead of 10.
-    `restore_threads` gives a process that was not started for tasks its threads back.
-    """
-    import cv2
-    import faiss
-    from threadpoolctl import ThreadpoolController
-
-    _THREADS.setdefault("faiss", faiss.omp_get_max_threads())
-    _THREADS.setdefault("cv2", cv2.getNumThreads())
-    pools = ThreadpoolController()
-    for pool in pools.lib_controllers:
-        _THREADS.setdefault(pool.filepath, pool.num_threads)
-    pools.limit(limits=1)
-    cv2.setNumThreads(1)
-    faiss.omp_set_num_threads(1)
-
-
-_THREADS: dict[str, int] = {}
-"""Threads of each library before its first task here."""
-
-
-def restore_threads() -> None:
-    """Gives OpenCV, Faiss and BLAS the threads back that they had before the first task in this process."""
-    if not _THREADS:
-        return
-    import cv2
-    import faiss
-    from threadpoolctl import ThreadpoolController
-
-    for pool in ThreadpoolController().lib_controllers:
-        pool.set_num_threads(_THREADS.get(pool.filepath, pool.num_threads))
-    cv2.setNumThreads(_THREADS["cv2"])
-    faiss.omp_set_num_threads(_THREADS["faiss"])
-    _THREADS.clear()
 
 
 def may_retry(error: AuditError) -> bool:

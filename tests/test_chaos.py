@@ -15,8 +15,9 @@ import pipeline
 from pipeline import cluster
 from pipeline.audit import Audit
 from pipeline.progress import SilentReporter
-from pipeline.runner import LocalRunner, restore_threads
+from pipeline.runner import LocalRunner
 from pipeline.storage.interface import TEMPORARY_PREFIX
+from pipeline.threads import threads_given_back
 
 SEEDS, MORE_SEEDS = range(3), range(3, 20)
 
@@ -28,11 +29,9 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(features: Path) -> Audit:
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, threads_given_back():
         many_parts(patch.setattr)
-        audit = run_all(copy_of(features, features.with_name("undisturbed")), LocalRunner, SilentReporter())
-    restore_threads()
-    return audit
+        return run_all(copy_of(features, features.with_name("undisturbed")), LocalRunner, SilentReporter())
 
 
 @pytest.fixture(scope="module")

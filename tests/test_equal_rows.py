@@ -26,7 +26,8 @@ from pipeline.plan import Call, run_audit
 from pipeline.plan.preparing import features_folder
 from pipeline.plan.session import Session
 from pipeline.progress import SilentReporter
-from pipeline.runner import LocalRunner, Outcome, Runner, Task, restore_threads
+from pipeline.runner import LocalRunner, Outcome, Runner, Task
+from pipeline.threads import threads_given_back
 
 pytestmark = pytest.mark.slow
 
@@ -53,10 +54,8 @@ def make_features(root: Path, shard: int) -> Path:
 
 def audit_of(config: AuditConfig, start: Callable[[], Runner]) -> Audit:
     """Every stage after extraction."""
-    try:
+    with threads_given_back():
         published = run_audit(config, Call(lambda images, of: start(), SilentReporter(), "the same command"))
-    finally:
-        restore_threads()
     assert published is not None
     return pipeline.open(Path(config.root))
 

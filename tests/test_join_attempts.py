@@ -29,16 +29,17 @@ from pipeline.layout.parts import cut
 from pipeline.layout.root import Root
 from pipeline.plan import joining
 from pipeline.progress import SilentReporter
-from pipeline.runner import LocalRunner, Outcome, Task, execute, restore_threads
+from pipeline.runner import LocalRunner, Outcome, Task, execute
 from pipeline.stages import assign, join, merge
 from pipeline.storage import StorageConfig
+from pipeline.threads import threads_given_back
 
 
 @pytest.fixture(autouse=True)
 def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     many_parts(monkeypatch.setattr, SIZE)
-    yield
-    restore_threads()
+    with threads_given_back():
+        yield
 
 
 @pytest.fixture

@@ -20,15 +20,16 @@ from pipeline.audit import Audit
 from pipeline.errors import ArtifactError, StorageFull
 from pipeline.layout.root import Root, claim
 from pipeline.progress import SilentReporter
-from pipeline.runner import LocalRunner, restore_threads
+from pipeline.runner import LocalRunner
 from pipeline.storage import StorageConfig
+from pipeline.threads import threads_given_back
 
 
 @pytest.fixture(autouse=True)
 def parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     many_parts(monkeypatch.setattr, SIZE)
-    yield
-    restore_threads()
+    with threads_given_back():
+        yield
 
 
 @pytest.fixture

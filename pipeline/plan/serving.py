@@ -21,8 +21,9 @@ from pipeline.layout.visits import visits_key
 from pipeline.plan.joining import delete_folder, missing_tasks, query_ranges, run_ranges
 from pipeline.plan.session import STATUS_FOLDER, Session, StageWork
 from pipeline.progress import Reporter
-from pipeline.runner import Runner, Task, restore_threads
+from pipeline.runner import Runner, Task
 from pipeline.stages import serve, train_lists
+from pipeline.threads import threads_given_back
 
 SERVED_ROWS = 65_536
 """Vectors of a served partition: 43 MB, what a machine far from the root copies at least. A query of 16 lists touches
@@ -75,12 +76,12 @@ def once(start: Callable[[], Session]) -> Iterator[Callable[[], Session]]:
             begun.append(start())
         return begun[0]
 
-    try:
-        yield session
-    finally:
-        for item in begun:
-            item.runner.close()
-            restore_threads()
+    with threads_given_back():
+        try:
+            yield session
+        finally:
+            for item in begun:
+                item.runner.close()
 
 
 def serving_session(root: Root, runner: Runner, reporter: Reporter, resume_command: str) -> Session:
