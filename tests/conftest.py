@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 
+import psutil
 import pytest
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
+MEMORY = Path("/dev/shm")
+ROOM_BYTES = 8 * 2**30
+"""What a whole run of the suite writes is 2 GB."""
 SLOW_TIMEOUT = 1800
 """Seconds for a test of the slow tier: a hundred processes that are killed one after the other take 150 to 300."""
 
@@ -16,6 +22,13 @@ SLOW_TIMEOUT = 1800
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds --slow: the tier with more seeds, the second S3 server and the opt-in ones."""
     parser.addoption("--slow", action="store_true", help="run the slow tier as well")
+
+
+def pytest_configure() -> None:
+    """Tests write to memory where there is room: an audit syncs 250 files, a fifth of the time of many tests."""
+    has_room = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= ROOM_BYTES
+    if has_room and psutil.virtual_memory().available >= ROOM_BYTES:
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -19,7 +19,7 @@ from pipeline.runner import LocalRunner
 from pipeline.storage.interface import TEMPORARY_PREFIX
 from pipeline.threads import threads_given_back
 
-SEEDS, MORE_SEEDS = range(3), range(3, 20)
+SEEDS, MORE_SEEDS = range(1), range(1, 20)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from test_bad_neighbours import clouds, names, of_vectors
 from pipeline.audit import FINDINGS, Audit
 from pipeline.layout.indexes import read_lists
 from pipeline.layout.served import read_recipe
+from pipeline.plan import indexing
 from pipeline.stages import train_lists
 
 COUNT = 5_000
@@ -28,12 +29,18 @@ def stages_of(audit: Audit) -> dict[str, int]:
     return {stage["stage"]: stage["parts"] for stage in audit.published.session["stages"] if stage["attempts"]}
 
 
-@pytest.mark.parametrize(("lists", "levels"), [pytest.param(1_500, 1, marks=pytest.mark.slow), (4_096, 2)])
+@pytest.mark.parametrize(
+    ("lists", "levels"),
+    [(600, 2), pytest.param(1_500, 1, marks=pytest.mark.slow), pytest.param(4_096, 2, marks=pytest.mark.slow)],
+)
 def test_every_list_probed_is_the_exact_search(
     flat: Audit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: int, levels: int
 ) -> None:
-    """K-means of super lists and then of the rows of each, in one task or, from 4,096 lists on, in many."""
-    monkeypatch.setattr(train_lists, "DEAL_ROWS", 100_000)
+    """K-means of super lists and then of the rows of each, in one task or, from 4,096 lists on, in many; that many are
+    trained in the slow tier, and in the other 600 as if they were.
+    """
+    monkeypatch.setattr(indexing, "TWO_LEVELS_FROM", min(lists, indexing.TWO_LEVELS_FROM) if levels == 2 else 4_096)
+    monkeypatch.setattr(train_lists, "DEAL_ROWS", 24 * lists)
     audit = of_vectors(tmp_path, names(COUNT), clouds(COUNT), neighbours={"index": f"IVF{lists}", **EVERY})
 
     recipe = read_recipe(audit.root, audit.audit_id)
@@ -45,7 +52,7 @@ def test_every_list_probed_is_the_exact_search(
         assert index.count >= 4
         assert (f"train super lists ({space})" in stages) == (levels == 2)
         if levels == 2:
-            assert stages[f"deal sample ({space})"] == -(-64 * lists // 100_000)
+            assert stages[f"deal sample ({space})"] == 3
             assert stages[f"train lists below ({space})"] > 1
         recall = audit.summary()["recall"][space]
         assert recall["found"] == recall["total"] > 0

@@ -102,7 +102,7 @@ def _denied(_: bytes) -> Any:
     raise AccessDenied("set.tar: denied")
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(nights=st.lists(st.sets(st.integers(0, 4), min_size=1), min_size=2, max_size=5))
 def test_any_nights_have_what_is_there_and_no_image_two_ids(
     nights: list[set[int]], tmp_path_factory: pytest.TempPathFactory

@@ -149,18 +149,18 @@ def test_task_that_kills_twice_is_cut_down(ray_runner: cluster.RayRunner, tmp_pa
     with_halves = {"halves": crashing.halves, "quarantine": crashing.quarantine}
     found = ended(
         ray_runner,
-        task(crashing.poisoned, (folder, 0, 11), items=11, **with_halves),
-        task(crashing.poisoned, (folder, 11, 20), items=9, **with_halves),
+        task(crashing.poisoned, (folder, 5, 9), items=4, **with_halves),
+        task(crashing.poisoned, (folder, 9, 18), items=9, **with_halves),
     )
     done = [path.name.split("-")[1:] for path in tmp_path.glob("done-*")]
 
-    assert sorted(at for lo, hi in done for at in range(int(lo), int(hi))) == [at for at in range(20) if at != 7]
+    assert sorted(at for lo, hi in done for at in range(int(lo), int(hi))) == [at for at in range(5, 18) if at != 7]
     assert [path.name for path in tmp_path.glob("crashed-*")] == ["crashed-7-8"]
     assert all(outcome.error is None for outcome in found.values())
-    assert sum(outcome.task.items for outcome in found.values()) == 20
-    assert sum(outcome.counters.get("items", 0) for outcome in found.values()) == 19
+    assert sum(outcome.task.items for outcome in found.values()) == 13
+    assert sum(outcome.counters.get("items", 0) for outcome in found.values()) == 12
     deaths = (tmp_path / "deaths").read_text().split()
-    assert deaths == [at for at in ("0-11", "5-11", "5-8", "6-8", "7-8") for _ in range(2)]
+    assert deaths == [at for at in ("5-9", "7-9", "7-8") for _ in range(2)]
 
 
 def test_task_that_kills_twice_and_cannot_be_cut_fails(ray_runner: cluster.RayRunner, tmp_path: Path) -> None:
