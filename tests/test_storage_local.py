@@ -72,7 +72,7 @@ def test_names_that_are_not_utf8(store: Store, tmp_path: Path) -> None:
 
 
 def test_special_files_are_left_out_and_never_block(
-    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.put("real.jpg", b"1")
     os.mkfifo(tmp_path / "fifo.jpg")
@@ -80,7 +80,7 @@ def test_special_files_are_left_out_and_never_block(
     (tmp_path / "circle.jpg").symlink_to("circle.jpg")
     (tmp_path / "device.jpg").symlink_to("/dev/zero")
     with socket.socket(socket.AF_UNIX) as listener:
-        os.chdir(tmp_path)  # the name of a socket must be short
+        monkeypatch.chdir(tmp_path)  # the name of a socket must be short
         listener.bind("socket.jpg")
     with caplog.at_level(logging.WARNING):
         assert keys(store) == ["real.jpg"]
