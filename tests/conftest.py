@@ -40,3 +40,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+@pytest.fixture(params=["session", "curl"])
+def senders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """GETs of a bucket that is known as the main thread sends them, and as the others do.
+
+    libcurl asks once more, uncounted, where a kept connection dies before an answer; it takes 6 s to give one up.
+    """
+    monkeypatch.setattr("pipeline.storage.s3_get.is_main_thread", lambda: request.param == "session")
+    return str(request.param)

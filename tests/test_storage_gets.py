@@ -28,6 +28,8 @@ from pipeline.storage.s3_sign import signed_headers
 READ = fault_proxy._read_request
 words = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=12)
 
+pytestmark = pytest.mark.usefixtures("senders")
+
 
 @settings(max_examples=60, deadline=None)
 @given(
