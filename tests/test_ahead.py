@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -41,3 +44,68 @@ def test_reads_begin_in_bursts() -> None:
         before = len(taken)
     assert steps[0] == 2 * READS_IN_FLIGHT + 1
     assert {step for step in steps[1:200] if step} == {READS_IN_FLIGHT}
+
+
+class Flight:
+    """Counts reads at once, and the most of them since it was asked last."""
+
+    def __init__(self) -> None:
+        self._lock, self._now, self._most = threading.Lock(), 0, 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._now += 1
+            self._most = max(self._most, self._now)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._now -= 1
+
+    def most(self) -> int:
+        with self._lock:
+            most, self._most = self._most, self._now
+        return most
+
+
+def test_a_store_that_answers_at_once_is_asked_by_few() -> None:
+    """Each result is used for 5 ms, as an image is measured: a read of nothing keeps up by itself."""
+    flight, seen = Flight(), list[int]()
+
+    def read(number: int) -> int:
+        with flight:
+            return number
+
+    for number in read_ahead(range(8 * READS_IN_FLIGHT), read, lambda _: 1):
+        time.sleep(0.005)
+        if number % READS_IN_FLIGHT == 0:
+            seen.append(flight.most())
+    assert max(seen[4:]) <= 4
+
+
+def test_reads_that_take_long_are_many_at_once() -> None:
+    """Of 128 each waits until 32 are in flight, whatever little of them was reckoned before."""
+    together = threading.Barrier(READS_IN_FLIGHT)
+
+    def read(number: int) -> int:
+        if number >= 128:
+            together.wait(60)
+        return number
+
+    found = list[int]()
+    for number in read_ahead(range(256), read, lambda _: 1):
+        if number < 128:
+            time.sleep(0.005)
+        found.append(number)
+    assert found == [*range(256)]
+
+
+def test_an_error_comes_in_its_turn() -> None:
+    def read(number: int) -> int:
+        if number == 40:
+            raise ValueError("40 cannot be read")
+        return number
+
+    found = list[int]()
+    with pytest.raises(ValueError, match="40 cannot be read"):
+        found.extend(read_ahead(range(100), read, lambda _: 1))
+    assert found == [*range(40)]

@@ -13,7 +13,6 @@ from typing import Any
 
 import pycurl
 from botocore.exceptions import SSLError
-from urllib3 import HTTPHeaderDict
 
 _CERTIFICATE = frozenset(
     {
@@ -69,8 +68,8 @@ class CurlGets:
         self._idle = list[_Handle]()
         _MADE.append(self._idle)
 
-    def get(self, url: str, headers: Mapping[str, str]) -> tuple[int, HTTPHeaderDict, bytes]:
-        """Status, headers and body. Raises ConnectionError, SSLError of botocore."""
+    def get(self, url: str, headers: Mapping[str, str]) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers (names in lower case) and body. Raises ConnectionError, SSLError of botocore."""
         try:
             handle = self._idle.pop()
         except IndexError:
@@ -83,7 +82,7 @@ class CurlGets:
             self._idle.append(handle)
 
 
-def _asked(handle: _Handle, url: str, headers: Mapping[str, str]) -> tuple[int, HTTPHeaderDict, bytes]:
+def _asked(handle: _Handle, url: str, headers: Mapping[str, str]) -> tuple[int, dict[str, str], bytes]:
     curl = handle.curl
     curl.setopt(pycurl.URL, url)
     curl.setopt(pycurl.HTTPHEADER, [*(f"{name}: {value}" for name, value in headers.items()), *_ALONE])
@@ -99,15 +98,15 @@ def _asked(handle: _Handle, url: str, headers: Mapping[str, str]) -> tuple[int, 
     return int(curl.getinfo(pycurl.RESPONSE_CODE)), _told(handle.lines), b"".join(handle.pieces)
 
 
-def _told(lines: list[bytes]) -> HTTPHeaderDict:
+def _told(lines: list[bytes]) -> dict[str, str]:
     """The headers of the last answer: another one (100 Continue) may have come before it."""
-    told = HTTPHeaderDict()
+    told = dict[str, str]()
     for line in lines:
-        if line.startswith(b"HTTP/"):
-            told = HTTPHeaderDict()
-        elif b":" in line:
-            name, _, value = line.decode("latin-1").partition(":")
-            told.add(name, value.strip())
+        name, is_header, value = line.partition(b":")
+        if is_header:
+            told[name.decode("latin-1").lower()] = value.strip().decode("latin-1")
+        elif line.startswith(b"HTTP/"):
+            told.clear()
     return told
 
 

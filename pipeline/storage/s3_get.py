@@ -118,7 +118,7 @@ class PlainGets:
         raise ClientError(failure, "GetObject")
 
     def _sent(self, way: _Way, path: str, headers: dict[str, str]) -> tuple[int, Any, bytes]:
-        """Status, headers and body."""
+        """Status, headers, of which names in lower case are found, and body."""
         if way.curl is not None and not is_main_thread():
             return way.curl.get(way.host + path, headers)
         made = AWSRequest("GET", way.host + path, headers).prepare()
@@ -132,7 +132,7 @@ def is_main_thread() -> bool:
 
 
 def _fields(status: int, headers: Any, body: bytes) -> dict[str, Any]:
-    promised = int(headers.get("Content-Length", -1))
+    promised = int(headers.get("content-length", -1))
     if len(body) < promised:
         raise IncompleteReadError(actual_bytes=len(body), expected_bytes=promised)
     for algorithm, checksum in _CHECKSUMS.items():
@@ -147,11 +147,11 @@ def _fields(status: int, headers: Any, body: bytes) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "Body": io.BytesIO(body),
         "ContentLength": promised,
-        "ETag": headers.get("ETag", ""),
+        "ETag": headers.get("etag", ""),
         "ResponseMetadata": {"HTTPStatusCode": status, "RetryAttempts": 0},
     }
     named = {
-        "ContentRange": "Content-Range",
+        "ContentRange": "content-range",
         "ServerSideEncryption": "x-amz-server-side-encryption",
         "SSECustomerAlgorithm": "x-amz-server-side-encryption-customer-algorithm",
     }
