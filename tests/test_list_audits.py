@@ -1,31 +1,22 @@
-"""Lists and annotations end to end: the tables of a folder from a list of its files, boxes, and what is wrong."""
+"""Lists and annotations end to end: the tables of a folder from a list of its files, and what is wrong."""
 
 from __future__ import annotations
 
-import csv
 import gzip
-import hashlib
-import io
 import json
 import os
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import pillow_heif
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import yaml
 from archives_made import tar_of
-from audited import LOCAL, assert_equal_tables, by_uri, noise_jpeg, rows, run, small_set, write_files
+from audited import LOCAL, assert_equal_tables, by_uri, noise_jpeg, rows, run, write_files
 from fault_proxy import FaultProxy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from lists_made import FILES, NAMES, coco_of, csv_of, folders_of, ids, inventory_of, labels, parquet_of, states
 from s3_servers import moto_port, new_store, use_credentials
 
 import pipeline
@@ -35,11 +26,7 @@ from pipeline.errors import UsageError
 from pipeline.layout.images import paths_of
 from pipeline.layout.snapshots import Snapshot, SourceRecord
 from pipeline.sources.addresses import located, resolve
-from pipeline.stages import reads
-from pipeline.storage import Store
 
-FILES = small_set(10)
-NAMES = list(FILES)
 STORAGE: dict[str, Any] = {"region": "us-east-1", "backoff": 0.0, "read_timeout": 5.0}
 
 
@@ -47,68 +34,6 @@ STORAGE: dict[str, Any] = {"region": "us-east-1", "backoff": 0.0, "read_timeout"
 def loose(tmp_path_factory: pytest.TempPathFactory) -> Audit:
     folder = tmp_path_factory.mktemp("loose")
     return run(write_files(folder / "photos", FILES), root=folder / "audit")
-
-
-def csv_of(columns: dict[str, list[Any]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(columns)
-    writer.writerows(zip(*columns.values(), strict=True))
-    return text.getvalue().encode()
-
-
-def parquet_of(columns: dict[str, list[Any]]) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(pa.table(columns), sink)
-    return sink.getvalue()
-
-
-def folders_of(names: list[str]) -> dict[str, list[Any]]:
-    """The splits and labels that folders give, as columns."""
-    parts = [name.split("/") for name in names]
-    return {"filename": names, "split": [part[0] for part in parts], "label": [part[1] for part in parts]}
-
-
-def inventory_of(store: Store, names: list[str]) -> bytes:
-    """The manifest of an S3 Inventory of these objects, whose data file is beside it."""
-    text = io.StringIO()
-    writer = csv.writer(text, quoting=csv.QUOTE_ALL)
-    bucket, _, prefix = store.uri.split("/", 3)[3].partition("/")
-    for name in names:
-        writer.writerow([bucket, f"{prefix}/{name}" if prefix else name, store.stat(name).size, store.stat(name).etag])
-    data = gzip.compress(text.getvalue().encode())
-    store.put("inventory/data.csv.gz", data)
-    key = "/".join(filter(None, [prefix, "inventory/data.csv.gz"]))
-    files = [{"key": key, "size": len(data), "MD5checksum": hashlib.md5(data).hexdigest()}]
-    schema = "Bucket, Key, Size, ETag"
-    value = {"sourceBucket": bucket, "fileFormat": "CSV", "fileSchema": schema, "files": files}
-    return json.dumps(value).encode()
-
-
-def coco_of(files: dict[str, bytes], boxes: list[tuple[str, list[float], str]]) -> dict[str, Any]:
-    names, kinds = list(files), sorted({kind for _, _, kind in boxes})
-    return {
-        "images": [{"id": number, "file_name": name} for number, name in enumerate(names)],
-        "categories": [{"id": number, "name": kind} for number, kind in enumerate(kinds, 1)],
-        "annotations": [
-            {"id": number, "image_id": names.index(name), "category_id": kinds.index(kind) + 1, "bbox": box}
-            for number, (name, box, kind) in enumerate(boxes)
-        ],
-    }
-
-
-@pytest.fixture
-def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often extraction decodes an image to cut boxes out of it."""
-    counts: Counter[str] = Counter()
-    plain = reads.decoded
-
-    def decoded(*arguments: Any) -> Any:
-        counts["decodes"] += 1
-        return plain(*arguments)
-
-    monkeypatch.setattr(reads, "decoded", decoded)
-    return counts
 
 
 def assert_as_loose(audit: Audit, loose: Audit, prefix: str) -> None:
@@ -123,9 +48,6 @@ def assert_as_loose(audit: Audit, loose: Audit, prefix: str) -> None:
 
 def _without(value: Any, prefix: str) -> Any:
     return value.removeprefix(prefix) if isinstance(value, str) else value
-
-
-# Lists
 
 
 @pytest.mark.parametrize(
@@ -199,18 +121,6 @@ def test_archives_in_a_list_are_looked_into(loose: Audit, tmp_path: Path) -> Non
     assert set(ids(audit)) == {f"{tmp_path}/tars/set.tar#{uri}" for uri in NAMES} | {f"{tmp_path}/tars/x.JPG"}
     write_files(tmp_path / "lists", {"l.txt": b"../tars/set.tar\n"})
     assert_as_loose(run(tmp_path / "lists" / "l.txt", root=tmp_path / "other"), loose, f"{tmp_path}/tars/set.tar#")
-
-
-def ids(audit: Audit) -> dict[str, int]:
-    return {row["uri"]: row["image_id"] for row in rows(audit, "images")}
-
-
-def labels(audit: Audit) -> dict[str, str]:
-    return {row["uri"]: row["label"] for row in rows(audit, "images")}
-
-
-def states(audit: Audit) -> dict[str, str]:
-    return {stage["stage"]: stage["state"] for stage in audit.published.session["stages"]}
 
 
 def test_a_list_that_changes(tmp_path: Path) -> None:
@@ -299,6 +209,8 @@ def test_names_of_any_bytes(tmp_path: Path) -> None:
 
 
 addresses = st.text("ab./#%: ü", max_size=12)
+
+
 starts = st.sampled_from(["", "/", "/d/", "s3://bkt/", "minio://h:1/bkt/", "s3://bkt/p/"])
 
 
@@ -316,186 +228,6 @@ def test_the_key_of_an_image_leads_back_to_its_store(base: str, start: str, addr
         Snapshot(1, 1, (SourceRecord(f"{base.rstrip('/')}/l.txt", "", "list"),), (), "", 0, ""),
     ).to_pylist()  # fmt: skip
     assert path == f"{found.place.rstrip('/')}/{found.key}"
-
-
-# YOLO
-
-
-def test_the_yaml_of_a_yolo_set_names_its_splits(tmp_path: Path) -> None:
-    folder = write_files(tmp_path / "yolo", {f"images/{name}": data for name, data in FILES.items()})
-    listed = "\n".join(f"images/{name}" for name in NAMES if name.startswith("val"))
-    (folder / "v.txt").write_text(listed)
-    value = {"path": ".", "train": "images/train", "val": "v.txt", "test": "images/test", "names": ["a", "b"]}
-    (folder / "data.yaml").write_text(yaml.safe_dump(value))
-    audit = run(folder / "data.yaml", root=tmp_path / "audit")
-    splits = {row["path"].rpartition("/images/")[2]: row["split"] for row in rows(audit, "images")}
-    assert splits == {name: name.split("/")[0] for name in NAMES}
-
-
-def test_label_files_of_yolo_are_boxes_where_these_are_asked_for(counted: Counter[str], tmp_path: Path) -> None:
-    """Images of one name in two splits, one upright only by its orientation, one without a label file."""
-    folder = tmp_path / "yolo"
-    turned = Image.Exif()
-    turned[0x0112] = 6
-    sink = io.BytesIO()
-    Image.effect_noise((120, 80), 70).save(sink, format="JPEG", exif=turned)
-    write_files(folder, {"images/train/1.jpg": noise_jpeg(1, 100), "images/train/2.jpg": noise_jpeg(2)})
-    write_files(folder, {"images/val/1.jpg": sink.getvalue()})
-    boxes = {"train": b"0 0.5 0.5 0.4 0.2\n1 0.3 0.3 0.4 0.4\n", "val": b"1 0.5 0.5 0.5 0.5\n"}
-    write_files(folder, {f"labels/{split}/1.txt": data for split, data in boxes.items()})
-    value = {"train": "images/train", "val": "images/val", "names": ["cat", "dog"]}
-    write_files(folder, {"data.yaml": yaml.safe_dump(value).encode()})
-    audit = run(folder / "data.yaml", root=tmp_path / "audit", bounding_box="xywh_bbox")
-    found = {(row["split"], row["uri"]): row["label"] for row in rows(audit, "images")}
-    assert found == {
-        ("train", "1.jpg#xywh=30,40,40,20"): "cat",
-        ("train", "1.jpg#xywh=10,10,40,40"): "dog",
-        ("val", "1.jpg#xywh=20,30,40,60"): "dog",
-    }
-    assert counted["decodes"] == 2
-    stored = run(root=tmp_path / "audit", start="features", bounding_box="xywh_bbox")
-    assert_equal_tables(stored, audit)
-
-
-def test_label_files_fit_images_of_every_format(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Turned by EXIF behind 64 KB, turned by the boxes of the format, and told by a library alone; one folder twice."""
-    up = np.random.default_rng(3).integers(0, 256, (200, 300, 3), np.uint8)
-    turned, exif = Image.fromarray(up).transpose(Image.Transpose.ROTATE_90), Image.Exif()
-    exif[0x0112] = 6
-    files = {}
-    for kind in ("webp", "png", "tiff", "jpeg", "avif"):
-        turned.save(sink := io.BytesIO(), kind, exif=exif, quality=100)
-        files[f"1.{kind}"] = sink.getvalue()
-    pillow_heif.from_pillow(Image.fromarray(up)).save(sink := io.BytesIO(), quality=90)
-    files |= {"1.heic": sink.getvalue()}
-    assert len(files["1.webp"]) > 65_536
-    folder = write_files(tmp_path / "yolo", {f"images/{name}": data for name, data in files.items()})
-    write_files(folder, {"labels/1.txt": b"0 0.5 0.25 0.2 0.4\n"})
-    write_files(folder, {"data.yaml": yaml.safe_dump({"train": "images", "val": "images", "names": ["x"]}).encode()})
-    audit = run(folder / "data.yaml", root=tmp_path / "audit", bounding_box="xywh_bbox")
-    found = {row["uri"]: row["status"] for row in rows(audit, "images")}
-    assert found == {f"{name}#xywh=120,10,60,80": "ok" for name in files}
-    assert [record.message for record in caplog.records if "it is taken as train" in record.message] == [
-        f"{folder}/data.yaml: {folder}/images is train and val: it is taken as train"
-    ]
-
-
-# Boxes
-
-
-BOXES = [
-    ("train/a/a00.jpg", [10.0, 20.0, 60.0, 50.0], "cat"),
-    ("train/a/a00.jpg", [12.0, 22.0, 60.0, 50.0], "dog"),
-    ("train/a/a00.jpg", [80.0, 60.0, 40.5, 40.0], "cat"),
-    ("train/a/a01.jpg", [0.0, 0.0, 70.0, 70.0], "dog"),
-    ("train/a/a01.jpg", [5.0, 5.0, -3.0, 7.0], "dog"),
-    ("val/a/a03.jpg", [5000.0, 5.0, 30.0, 30.0], "cat"),
-]
-WANTED = {
-    "train/a/a00.jpg#xywh=10,20,60,50": ("cat", "ok"),
-    "train/a/a00.jpg#xywh=12,22,60,50": ("dog", "ok"),
-    "train/a/a00.jpg#xywh=80,60,40.5,40": ("cat", "ok"),
-    "train/a/a01.jpg#xywh=0,0,70,70": ("dog", "ok"),
-    "train/a/a01.jpg#xywh=5,5,-3,7": ("dog", "unreadable"),
-    "val/a/a03.jpg#xywh=5000,5,30,30": ("cat", "unreadable"),
-}
-BOXED = {name: FILES[name] for name in ("train/a/a00.jpg", "train/a/a01.jpg", "val/a/a03.jpg", "test/a/copy.jpg")}
-
-
-def box_table() -> dict[str, list[Any]]:
-    sides = zip(*(box for _, box, _ in BOXES), strict=True)
-    columns = dict(zip(("col_x", "row_y", "width", "height"), map(list, sides), strict=True))
-    return {"filename": [name for name, _, _ in BOXES], **columns, "label": [kind for _, _, kind in BOXES]}
-
-
-def coco_list(folder: Path) -> Audit:
-    (folder / "coco.json").write_text(json.dumps(coco_of(BOXED, BOXES)))
-    return run(folder / "coco.json", root=folder.parent / "audit")
-
-
-def csv_list(folder: Path) -> Audit:
-    (folder / "boxes.csv").write_bytes(csv_of(box_table()))
-    return run(folder / "boxes.csv", root=folder.parent / "audit")
-
-
-def csv_labels(folder: Path) -> Audit:
-    (folder.parent / "boxes.csv").write_bytes(csv_of(box_table()))
-    return run(folder, root=folder.parent / "audit", rule={"table": str(folder.parent / "boxes.csv")})
-
-
-def coco_labels(folder: Path) -> Audit:
-    (folder.parent / "coco.json").write_text(json.dumps(coco_of(BOXED, BOXES)))
-    rule = {"table": str(folder.parent / "coco.json")}
-    return run(folder, root=folder.parent / "audit", rule=rule, bounding_box="xywh_bbox")
-
-
-def test_rotated_boxes_are_not_those_of_a_table_of_upright_ones(tmp_path: Path) -> None:
-    folder = write_files(tmp_path / "photos", BOXED)
-    (tmp_path / "boxes.csv").write_bytes(csv_of(box_table()))
-    arguments: dict[str, Any] = {"rule": {"table": str(tmp_path / "boxes.csv")}, "bounding_box": "rotated"}
-    with pytest.raises(
-        UsageError, match=r"'rotated' takes boxes of x1, y1, \.\.\., .*boxes\.csv has upright ones alone.*xywh_bbox"
-    ):
-        run(folder, root=tmp_path / "audit", **arguments)
-    assert not (tmp_path / "audit").exists()
-    name, (x, y, width, height), _ = BOXES[0]
-    corners = [x, y, x + width, y, x + width, y + height, x, y + height]
-    header = "filename,x1,y1,x2,y2,x3,y3,x4,y4\n"
-    (tmp_path / "boxes.csv").write_text(f"{header}{name},{','.join(map(str, corners))}\n")
-    audit = run(folder, root=tmp_path / "audit", **arguments)
-    assert len(audit.crops(rotated=True)) == 1
-
-
-def frame(folder: Path) -> Audit:
-    return run(folder, root=folder.parent / "audit", annotations=pd.DataFrame(box_table()))
-
-
-def coco_dict(folder: Path) -> Audit:
-    return run(folder, root=folder.parent / "audit", annotations=coco_of(BOXED, BOXES))
-
-
-def arrow_table(folder: Path) -> Audit:
-    return run(folder, root=folder.parent / "audit", annotations=pa.table(box_table()))
-
-
-@pytest.mark.parametrize("made", [coco_list, csv_list, csv_labels, coco_labels, frame, coco_dict, arrow_table])
-def test_boxes_are_audited_in_place_of_their_images(
-    made: Callable[[Path], Audit], counted: Counter[str], tmp_path: Path
-) -> None:
-    """Each with its own label; one decode of each image; boxes of one image, which overlap, are no duplicates."""
-    audit = made(write_files(tmp_path / "photos", BOXED))
-    found = {row["uri"]: (row["label"], row["status"]) for row in rows(audit, "images")}
-    assert found == WANTED
-    assert counted["decodes"] == 3
-    assert {row["kind"] for row in rows(audit, "duplicates")} == {"same_parent"}
-    assert audit.table("groups").num_rows == 0
-    assert {row["kind"] for row in rows(audit, "leaks")} <= {"same_scene", "look_alike"}
-
-
-def test_rotated_boxes_of_members_of_archives(tmp_path: Path) -> None:
-    corners = {f"{axis}{number}": [] for number in range(1, 5) for axis in "xy"}
-    for name, value in zip(corners, (60, 20, 100, 60, 60, 100, 20, 60), strict=True):
-        corners[name] = [value, value]
-    table = {"filename": ["set.tar#train/a/a00.jpg", "test/a/copy.jpg"], **corners, "label": ["cat", "dog"]}
-    photos = write_files(tmp_path / "photos", {"set.tar": tar_of(BOXED.items())})
-    (tmp_path / "t.csv").write_bytes(csv_of(table))
-    audit = run(photos, root=tmp_path / "audit", rule={"table": str(tmp_path / "t.csv")}, bounding_box="rotated")
-    box = "corners=60,20,100,60,60,100,20,60"
-    assert labels(audit) == {f"set.tar#test/a/copy.jpg#{box}": "dog", f"set.tar#train/a/a00.jpg#{box}": "cat"}
-    assert {row["status"] for row in rows(audit, "images")} == {"ok"}
-    assert [row["kind"] for row in rows(audit, "duplicates")] == ["same_pixels"]
-
-
-def test_another_label_of_a_box_makes_no_new_one(tmp_path: Path) -> None:
-    photos, table = write_files(tmp_path / "photos", BOXED), box_table()
-    first = run(photos, root=tmp_path / "audit", annotations=table)
-    second = run(photos, root=tmp_path / "audit", annotations={**table, "label": ["bird", *table["label"][1:]]})
-    assert ids(second) == ids(first)
-    assert labels(second)["train/a/a00.jpg#xywh=10,20,60,50"] == "bird"
-    assert states(second)["extract"] == "done before"
-
-
-# Python
 
 
 def test_a_python_list_of_files_and_folders(tmp_path: Path) -> None:
@@ -521,9 +253,6 @@ def test_labels_of_a_data_frame(loose: Audit, tmp_path: Path) -> None:
     photos = write_files(tmp_path / "photos", FILES)
     audit = run(photos, root=tmp_path / "audit", annotations=pd.DataFrame(folders_of(NAMES)))
     assert_equal_tables(audit, loose)
-
-
-# Bad input
 
 
 @pytest.mark.parametrize(
@@ -573,54 +302,3 @@ def test_what_is_no_annotation_is_refused(config: dict[str, Any], said: str, tmp
     with pytest.raises(UsageError, match=said):
         run(tmp_path / "in", root=tmp_path / "root", **config)
     assert not (tmp_path / "root").exists()
-
-
-@pytest.mark.parametrize("asked", ["xywh_bbox", "rotated"])
-def test_boxes_that_are_wanted_and_nowhere_are_an_error(asked: str, tmp_path: Path) -> None:
-    """On a new root and on one that has an audit; of a table, of a list, and of a table with boxes of other images."""
-    photos = write_files(tmp_path / "photos", BOXED)
-    for name, columns in (("t.csv", folders_of(list(BOXED))), ("b.csv", {**box_table(), "filename": ["x.jpg"] * 6})):
-        (tmp_path / name).write_bytes(csv_of(columns))
-    (photos / "l.csv").write_bytes(csv_of(folders_of(list(BOXED))))
-    (tmp_path / "l.txt").write_text("".join(f"{photos}/{name}\n" for name in BOXED))
-    calls: list[tuple[Path, dict[str, Any]]] = [
-        (photos, {"rule": {"table": str(tmp_path / "t.csv")}}),
-        (photos, {"rule": {"table": str(tmp_path / "b.csv")}}),
-        (photos, {}),
-        (photos / "l.csv", {}),
-        (tmp_path / "l.txt", {}),
-    ]
-    for number, (source, config) in enumerate(calls):
-        root = tmp_path / f"root-{number}"
-        for _ in range(2):
-            with pytest.raises(
-                UsageError,
-                match=r"boxes of annotations, and (there are none|none of 4 images has one)|upright ones alone",
-            ):
-                run(source, root=root, bounding_box=asked, accept_empty=True, **config)
-            assert not list(root.glob("catalog/snapshot-*"))
-            assert not list(root.glob("sessions"))
-        made = run(source, root=root)
-        with pytest.raises(UsageError, match=r"takes (the )?boxes of"):
-            run(source, root=root, bounding_box=asked, **config)
-        assert pipeline.open(root).audit_id == made.audit_id
-
-
-def test_an_image_is_opened_by_pillow_as_a_box_is_cut(tmp_path: Path) -> None:
-    """A box without margins has the pixels that Pillow crops."""
-    image = Image.effect_noise((120, 90), 60)
-    image.save(tmp_path / "a.png")
-    image.crop((10, 20, 60, 70)).save(tmp_path / "b.png")
-    (tmp_path / "l.csv").write_bytes(
-        csv_of(
-            {
-                "filename": ["a.png", "b.png"],
-                "col_x": [10, ""],
-                "row_y": [20, ""],
-                "width": [50, ""],
-                "height": [50, ""],
-            }
-        )
-    )
-    audit = run(tmp_path / "l.csv", root=tmp_path / "audit", boxes={"horizontal": 0, "vertical": 0})
-    assert [row["kind"] for row in rows(audit, "duplicates")] == ["same_pixels"]
