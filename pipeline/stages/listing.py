@@ -150,7 +150,7 @@ class Listing:
     def _counted(self, images: Iterator[Listed]) -> Iterator[Listed]:
         for listed in images:
             self._boxes += listed.is_box
-            self._whole += not listed.is_box
+            self._whole += not (listed.is_box or (listed.fragment and listed.fragment.problem))
             yield listed
 
     def _selected(self, known: int, every: Iterator[Listed]) -> Iterator[Listed]:
