@@ -206,6 +206,21 @@ def test_copies_of_one_video_are_one(tmp_path: Path) -> None:
     assert scores[1] == scores[0]
 
 
+def test_encodings_of_one_video_are_one(tmp_path: Path) -> None:
+    """As exact copies are, once their frames are in groups."""
+    rng = np.random.default_rng(0)
+    pictures = [photo(number, "building") for number in range(10)]
+
+    def noisy() -> bytes:
+        frames = (np.clip(each + rng.normal(0, 1.5, each.shape), 0, 255).astype(np.uint8) for each in pictures)
+        return encoded(MJPEG, frames, rate=10)
+
+    folder = write_files(tmp_path / "files", {f"{number:02}.avi": noisy() for number in range(12)})
+    outliers = rows(run(folder, root=tmp_path / "audit", **EVERY_FRAME), "outliers")
+    assert len(outliers) == 120
+    assert None not in [row["score"] for row in outliers]
+
+
 def test_siblings_are_no_random_pairs(tmp_path: Path) -> None:
     """Frames of one video are similar, which says nothing of how similar two images are by chance: the threshold of
     candidates is that of a set with one frame of each video.
