@@ -140,12 +140,12 @@ def _asked(named: Sequence[Name], record: SourceRecord, given: Given | None, tab
     boxes = [list_name(*name)[1] if table.has_boxes else "" for name in named]
     texts = [shown_name(*name) for name in named], [uri for uri, _, _ in named]
     ends = [f"#{box}" if box else "" for box in boxes]
-    shown, uris = ([text.removesuffix(end) for text, end in zip(some, ends, strict=True)] for some in texts)
-    usual = shown if table.has_boxes else [rule_path(*name) for name in named]
+    shown, uris = ([table_name(text.removesuffix(end)) for text, end in zip(some, ends, strict=True)] for some in texts)
+    usual = shown if table.has_boxes else [table_name(rule_path(*name)) for name in named]
     columns = [usual, *(some for some in (uris, usual, shown) if uris != usual or shown != usual)]
     relative = [[_below(name, given) for name in some] for some in columns]
     whole = [[whole_path(record, name) for name in some] for some in columns] if table.has_whole else relative
-    names, paths = (_known([_in_table(some, boxes) for some in every], table) for every in (relative, whole))
+    names, paths = (_known([_boxed(some, boxes) for some in every], table) for every in (relative, whole))
     return asked_names(names, paths, table)
 
 
@@ -154,8 +154,8 @@ def _known(columns: Sequence[list[str]], table: LabelTable) -> list[str]:
     return reduce(lambda names, others: known_names(names, others, table), columns[1:], columns[0])
 
 
-def _in_table(names: Sequence[str], boxes: Sequence[str]) -> list[str]:
-    return [fragment_uri(table_name(name), box) for name, box in zip(names, boxes, strict=True)]
+def _boxed(names: Sequence[str], boxes: Sequence[str]) -> list[str]:
+    return [fragment_uri(name, box) for name, box in zip(names, boxes, strict=True)]
 
 
 def names_key(folder: str, lo: int, hi: int) -> str:
