@@ -334,6 +334,19 @@ def test_a_detector_that_never_finds_a_box_is_told_once(tmp_path: Path, caplog: 
     ]
 
 
+def test_images_without_a_box_are_there(tmp_path: Path) -> None:
+    """A detector that finds nothing is no mount that is away, and no list of files that are not there."""
+    blind = tmp_path / "blind.onnx"
+    blind.write_bytes(model(np.array([[[1, 1, 99, 99, 0.01, 0]]], np.float32), names={0: "cat"}))
+    folder = write_files(tmp_path / "photos", {f"{at}.jpg": noise_jpeg(at) for at in range(3)})
+    write_files(folder, {"l.txt": b"0.jpg\n1.jpg\naway.jpg\n"})
+    run(folder, root=tmp_path / "audit")
+    found: dict[str, Any] = {"bounding_box": "object", "box_model": str(blind), "max_failed_share": 1.0}
+    assert not rows(run(folder, root=tmp_path / "audit", **found), "images")
+    listed = run(folder / "l.txt", root=tmp_path / "listed", **found)
+    assert [row["status"] for row in rows(listed, "images")] == ["missing"]
+
+
 def test_what_cannot_be_is_said_before_any_work(
     tmp_path: Path, finder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from archives_made import tar_of
-from audited import by_uri, noise_jpeg, run, write_files
+from audited import by_uri, noise_jpeg, rows, run, write_files
+from videos_made import KINDS, encoded, picture
 
 from pipeline.audit import Audit
 
@@ -46,6 +49,51 @@ def test_whole_paths_behind_a_relative_name(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(table)
     audit = run(folder, root=tmp_path / "audit", rule={"table": str(tmp_path / "t.csv")})
     assert [row[1] for row in labels(audit).values() if row[1]] == ["relative", "whole", "whole"]
+
+
+def boxes_of(names: list[str]) -> bytes:
+    rows = "".join(f"{name},{at},2,2,60,60\n" for at, name in enumerate(names))
+    return f"filename,label,col_x,row_y,width,height\n{rows}".encode()
+
+
+def test_frames_and_repeated_members_by_their_own_names(tmp_path: Path) -> None:
+    """As the tables of an audit name them, with and without boxes; a video stands for its frames."""
+    video = encoded(KINDS["avi mjpeg"], map(picture, range(3)), rate=1)
+    tar = tar_of([("x.jpg", noise_jpeg(1)), ("x.jpg", noise_jpeg(2)), ("y#z.jpg", noise_jpeg(3))])
+    folder = write_files(tmp_path / "set", {"v.avi": video, "a.tar": tar})
+    every: dict[str, Any] = {"root": tmp_path / "audit", "video": {"fps": 1}}
+    images = by_uri(run(folder, **every), "images")
+    assert list(images) == [
+        "a.tar#x.jpg",
+        "a.tar#x.jpg#2",
+        "a.tar#y%23z.jpg",
+        *(f"v.avi#t={at}.000" for at in range(3)),
+    ]
+    wanted = dict(zip(images, "012345", strict=True))
+    for name, names in (("uris", [*images]), ("paths", [row["path"] for row in images.values()])):
+        table = "filename,label\n" + "".join(f"{text},{at}\n" for at, text in enumerate(names))
+        write_files(tmp_path, {f"{name}.csv": table.encode(), f"{name}-boxes.csv": boxes_of(names)})
+        audit = run(folder, rule={"table": str(tmp_path / f"{name}.csv")}, **every)
+        assert {uri: row[1] for uri, row in labels(audit).items()} == wanted
+        boxed = run(folder, rule={"table": str(tmp_path / f"{name}-boxes.csv")}, **every)
+        assert {uri.partition("#xywh")[0]: row[1] for uri, row in labels(boxed).items()} == wanted
+
+    (tmp_path / "video.csv").write_text("filename,label\nv.avi,all\nv.avi#t=1.000,own\n")
+    audit = run(folder, rule={"table": str(tmp_path / "video.csv")}, **every)
+    assert [row[1] for uri, row in labels(audit).items() if "#t=" in uri] == ["all", "own", "all"]
+
+
+def test_whole_paths_of_boxes_above_the_source(tmp_path: Path) -> None:
+    """Names that are many folders' are told apart, wherever the table lies, and of one source are no other's."""
+    files = {f"{split}/{label}/1.jpg": noise_jpeg(at) for at, (split, label) in enumerate(product("ab", "xy"))}
+    folder = write_files(tmp_path / "photos", files)
+    whole = [str(folder / name) for name in files]
+    write_files(tmp_path, {"t.csv": boxes_of(whole)})
+    found = labels(run(folder, root=tmp_path / "file", rule={"table": str(tmp_path / "t.csv")}))
+    assert {uri.partition("#")[0]: row[1] for uri, row in found.items()} == dict(zip(files, "0123", strict=True))
+    given = {"filename": whole[:2], "label": ["0", "1"]}
+    audit = run(folder / "a", folder / "b", root=tmp_path / "given", annotations=given)
+    assert [row["label"] for row in rows(audit, "images")] == ["0", "1", None, None]
 
 
 def test_a_cell_without_a_value_is_no_label_and_a_column_of_them_no_column(tmp_path: Path) -> None:

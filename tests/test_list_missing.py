@@ -61,6 +61,26 @@ def test_a_new_list_without_a_file_is_refused(tmp_path: Path) -> None:
     assert statuses(audit) == {name: "ok" if name == "0.jpg" else "missing" for name in FILES}
 
 
+def test_files_that_are_there_and_not_selected_are_there(tmp_path: Path) -> None:
+    """As many are selected as are missing; a list of a mount that is away stays refused, whatever is selected."""
+    photos, listed = set_of(tmp_path, "gone.jpg", "lost.jpg")
+    few: dict[str, Any] = {"root": tmp_path / "audit", "select": {"num_images": 2}, "max_failed_share": 1.0}
+    assert statuses(run(listed, **few)) == dict.fromkeys(["0.jpg", "1.jpg"], "ok")
+    photos.rename(tmp_path / "away")
+    with pytest.raises(NotFound, match=r"no image is left of the 2 that the root"):
+        run(listed, **few)
+
+
+def test_a_mount_that_is_away_is_told_before_boxes_that_nothing_has(tmp_path: Path) -> None:
+    photos, listed = set_of(tmp_path)
+    boxes = {"filename": ["0.jpg"], "col_x": [0], "row_y": [0], "width": [20], "height": [20]}
+    boxed: dict[str, Any] = {"root": tmp_path / "audit", "bounding_box": "xywh_bbox", "annotations": boxes}
+    assert len(rows(run(listed, **boxed), "images")) == 1
+    photos.rename(tmp_path / "away")
+    with pytest.raises(NotFound, match="no image is left of the 1 that the root"):
+        run(listed, **boxed)
+
+
 def test_files_that_python_listed_are_named_as_such(tmp_path: Path) -> None:
     folder = write_files(tmp_path / "photos", FILES)
     other = write_files(tmp_path / "other", {"x.jpg": noise_jpeg(9)})

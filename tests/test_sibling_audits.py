@@ -193,6 +193,34 @@ def test_frames_of_few_videos_are_compared_with_each_other(tmp_path: Path) -> No
     assert all(row["score"] is not None for row in outliers.values())
 
 
+def test_copies_of_one_video_are_one(tmp_path: Path) -> None:
+    """Twelve files of it have the scores of two: the frames of no other file could speak for these."""
+    video = encoded(MJPEG, [photo(number, "building") for number in range(10)], rate=10)
+    scores = []
+    for count in (2, 12):
+        folder = write_files(tmp_path / str(count), {f"{number:02}.avi": video for number in range(count)})
+        outliers = by_uri(run(folder, root=tmp_path / f"audit-{count}", **EVERY_FRAME), "outliers")
+        scores.append([row["score"] for uri, row in outliers.items() if uri.startswith("00.avi")])
+    assert len(scores[0]) == 10
+    assert None not in scores[0]
+    assert scores[1] == scores[0]
+
+
+def test_encodings_of_one_video_are_one(tmp_path: Path) -> None:
+    """As exact copies are, once their frames are in groups."""
+    rng = np.random.default_rng(0)
+    pictures = [photo(number, "building") for number in range(10)]
+
+    def noisy() -> bytes:
+        frames = (np.clip(each + rng.normal(0, 1.5, each.shape), 0, 255).astype(np.uint8) for each in pictures)
+        return encoded(MJPEG, frames, rate=10)
+
+    folder = write_files(tmp_path / "files", {f"{number:02}.avi": noisy() for number in range(12)})
+    outliers = rows(run(folder, root=tmp_path / "audit", **EVERY_FRAME), "outliers")
+    assert len(outliers) == 120
+    assert None not in [row["score"] for row in outliers]
+
+
 def test_siblings_are_no_random_pairs(tmp_path: Path) -> None:
     """Frames of one video are similar, which says nothing of how similar two images are by chance: the threshold of
     candidates is that of a set with one frame of each video.

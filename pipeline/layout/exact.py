@@ -57,7 +57,7 @@ REPRESENTATIVE_SCHEMA = pa.schema(
 LARGE = "large-parents.arrow"
 LARGE_SCHEMA = pa.schema([pa.field("parent_id", pa.int64()), pa.field("images", pa.int64())])
 LARGE_PARENT = 1024
-"""Lookup of the parents that have more ok images than this, ascending; it is there where there are any."""
+"""Lookup of the parents that have more representatives than this, ascending; it is there where there are any."""
 MAX_SPLITS = 63
 NO_SPLIT_BIT = 63
 SIGNATURE_LENGTH = 256
@@ -67,8 +67,8 @@ SIGNATURE_LENGTH = 256
 class ExactSummary:
     """What the rows add up to: images per status, representatives, and a digest of ids, statuses and hashes.
 
-    parents: files of which ok images are frames or boxes; files: ok images that are files or members themselves;
-    large: parents of more images than LARGE_PARENT. None of them where an earlier version grouped.
+    parents: files of which representatives are frames or boxes; files: representatives that are files or members
+    themselves; large: parents of more representatives than LARGE_PARENT. None of them where an earlier version grouped.
     """
 
     digest: str

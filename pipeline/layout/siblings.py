@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pipeline.kernels.sampling import one_of_each
 from pipeline.kernels.siblings import sibling_sample
 from pipeline.layout.exact import LARGE, LARGE_PARENT, LARGE_SCHEMA, ExactSummary, read_summary
+from pipeline.layout.groups import labels_of
 from pipeline.layout.inputs import READ_BLOCK, Inputs
 from pipeline.layout.lookups import open_lookup
 from pipeline.layout.parts import cut
@@ -19,9 +20,26 @@ LEAST_PARENTS = 10
 one camera) the frames of a video tell which of them is odd, and of under ten things none is the odd one."""
 
 
-def are_apart(summary: ExactSummary) -> bool:
-    """Whether the semantic neighbours of an image are those of other parents alone."""
-    return bool(summary.parents) and summary.parents + summary.files >= LEAST_PARENTS
+def are_apart(inputs: Inputs, groups: str) -> bool:
+    """Whether the semantic neighbours of an image are those of other parents alone.
+
+    Counted are those of which the first image of a group is one: only these are found. Twelve copies of one video would
+    have no neighbours at all.
+    """
+    store = inputs.root.open()
+    summary = read_summary(store, inputs.exact)
+    if not summary.parents or summary.parents + summary.files < LEAST_PARENTS:
+        return False
+    files, known, population = 0, np.empty(0, np.int64), inputs.population()
+    for lo, hi in cut(0, inputs.opened_snapshot().total, READ_BLOCK):
+        ids = population.ids(lo, hi)
+        heads = ids[labels_of(store, groups, ids) == ids]
+        parents = inputs.parents(lo, hi)[heads - lo]
+        files += int((parents < 0).sum())
+        known = np.union1d(known, parents[parents >= 0])
+        if files + len(known) >= LEAST_PARENTS:
+            return True
+    return False
 
 
 def of_few_siblings(inputs: Inputs, ids: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -38,10 +56,9 @@ def of_few_siblings(inputs: Inputs, ids: NDArray[np.int64], parents: NDArray[np.
     return sibling_sample(ids, parents, (known, size), LARGE_PARENT)
 
 
-def without_many_siblings(inputs: Inputs, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+def without_many_siblings(inputs: Inputs, ids: NDArray[np.int64], groups: str) -> NDArray[np.int64]:
     """Those of some ids, ascending, that `of_few_siblings` leaves."""
-    summary = read_summary(inputs.root.open(), inputs.exact)
-    if not (summary.large and are_apart(summary)):
+    if not (read_summary(inputs.root.open(), inputs.exact).large and are_apart(inputs, groups)):
         return ids
     pieces = [ids[:0]]
     for lo, hi in cut(0, inputs.opened_snapshot().total, READ_BLOCK):

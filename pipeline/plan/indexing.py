@@ -80,7 +80,7 @@ def _require_lists(session: Session, searched: Searched, nlist: int) -> ListsSpe
         return ListsSpec(searched.inputs, space, known["groups"], nlist, known["folder"])
     of: dict[str, Any] = {"space": searched.record.folder, "groups": searched.groups, "content": searched.content}
     summary = read_summary(store, searched.inputs.exact)
-    if searched.groups and are_apart(summary) and summary.large:
+    if searched.groups and summary.large and are_apart(searched.inputs, searched.groups):
         of["siblings"] = LARGE_PARENT
     folder = "indexes/" + fingerprint("index", train_lists.VERSION, lists=nlist, **of)
     spec = ListsSpec(searched.inputs, space, searched.groups, nlist, folder)

@@ -172,7 +172,7 @@ def _join_semantic(
     """Folders of the neighbours, of the measured recall and of the outlier tail; "" where the search is exact."""
     config = session.config.neighbours
     summary = summary_of(session, inputs)
-    meant, apart = OutlierRule().neighbours_among(summary.representatives), are_apart(summary)
+    meant, apart = OutlierRule().neighbours_among(summary.representatives), are_apart(inputs, groups)
     joining = SpaceJoin(
         session, snapshot, inputs, "semantic", semantic, groups, assign.assign_semantic, inputs.dimension,
         JoinParams(k=config.semantic_k + 1, k_cross=0), summary.representatives, config.recall_sample,

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import UsageError
 from pipeline.sources.box_columns import KINDS
 from pipeline.sources.fragments import table_name
-from pipeline.sources.list_kinds import HEAD_BYTES, Kind, kind_of, read_list
+from pipeline.sources.list_kinds import HEAD_BYTES, Kind, kind_of, read_annotations
 from pipeline.sources.list_warnings import list_warnings
 from pipeline.sources.listed import LISTED, Tally
 from pipeline.sources.repeats import Repeats
@@ -29,7 +29,7 @@ def normal_table(data: bytes, address: str, base: str, said: list[str]) -> bytes
     if not _is_annotated(data, address):
         return data
     tally = Tally()
-    table, repeats = plain_table(read_list(io.BytesIO(data), address, base, tally), address)
+    table, repeats = plain_table(read_annotations(io.BytesIO(data), address, base, tally), address)
     said += list_warnings(address, tally, repeats)
     return table
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import Enum
 from typing import BinaryIO
 
@@ -82,12 +83,21 @@ def read_list(stream: BinaryIO, address: str, base: str, tally: Tally) -> Iterat
     base: canonical uri of the folder that relative addresses lie in. Raises UsageError for what is none of these, and
     as their readers do.
     """
+    return _read(stream, Origin(address, base), tally)
+
+
+def read_annotations(stream: BinaryIO, address: str, base: str, tally: Tally) -> Iterator[pa.RecordBatch]:
+    """The same of annotations: whole paths stay whole, for the images may be of a source anywhere below the base."""
+    return _read(stream, Origin(address, base, keeps_whole=True), tally)
+
+
+def _read(stream: BinaryIO, origin: Origin, tally: Tally) -> Iterator[pa.RecordBatch]:
     stream.seek(0)
-    kind = kind_of(address, stream.read(HEAD_BYTES))
+    kind = kind_of(origin.address, stream.read(HEAD_BYTES))
     stream.seek(0)
     if kind not in _UNITS:
-        raise UsageError(f"{address} is of kind {kind.value}; wanted text, CSV, Parquet or COCO")
-    origin = Origin(address, base, _UNITS[kind])
+        raise UsageError(f"{origin.address} is of kind {kind.value}; wanted text, CSV, Parquet or COCO")
+    origin = replace(origin, unit=_UNITS[kind])
     if kind is Kind.COCO:
         rows = coco_rows(read_coco(stream, origin), origin, tally)
         yield from resolved(with_problems_told(rows, origin, tally), origin)

@@ -42,12 +42,13 @@ _REST = tuple(name for name in LISTED.names if name not in ("address", "raw_addr
 @dataclass(frozen=True)
 class Origin:
     """Where rows come from. address: of the file, for messages; base: canonical uri of the folder that relative
-    addresses lie in; unit: what `row` counts.
+    addresses lie in; unit: what `row` counts; keeps_whole: a whole path or URL below the base stays what it is.
     """
 
     address: str
     base: str
     unit: str = "line"
+    keeps_whole: bool = False
 
     def at(self, row: int) -> str:
         """`labels.csv line 3`."""

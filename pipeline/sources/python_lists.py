@@ -25,15 +25,15 @@ def listed_from(value: Any, base: str, tally: Tally, address: str = "annotations
 
     value: a DataFrame of pandas, polars or another library that speaks Arrow (or the DataFrame interchange protocol),
     an Arrow table, batch or reader, a dict of columns, a list of dicts, or a COCO dict. NaN and None of pandas are
-    missing values. base: as in `list_kinds.read_list`; address: what messages call it. Raises UsageError for anything
-    else, at the first batch.
+    missing values. base: as in `list_kinds.read_annotations`; address: what messages call it. Raises UsageError for
+    anything else, at the first batch.
     """
     if isinstance(value, Mapping) and not _is_columns(value):
-        origin = Origin(address, base, "annotation")
+        origin = Origin(address, base, "annotation", keeps_whole=True)
         rows = coco_rows(coco_of_dict(value, origin), origin, tally)
         yield from resolved(with_problems_told(rows, origin, tally), origin)
         return
-    origin = Origin(address, base, "row")
+    origin = Origin(address, base, "row", keeps_whole=True)
     try:
         reader = _reader(value, address)
         columns = checked_columns(reader.schema, origin)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import TypeAlias
 
 import numpy as np
@@ -23,13 +24,13 @@ from pipeline.layout.snapshots import Snapshot, SourceRecord, catalog_rows, read
 from pipeline.layout.tables import json_bytes, read_table, write_table
 from pipeline.runner import Counters
 from pipeline.sources.addresses import is_absolute
-from pipeline.sources.fragments import fragment_uri, list_name, rule_path, table_name
+from pipeline.sources.fragments import fragment_uri, list_name, rule_path, shown_name, table_name
 from pipeline.sources.labels import Columns, RuleParams, Told, assign, matched
 from pipeline.sources.sorted_list import Given
 from pipeline.sources.splits import split_of_name, split_of_place
 from pipeline.sources.tabular import LabelTable, asked_names, known_names
 
-VERSION = 7
+VERSION = 8
 Name: TypeAlias = tuple[str, "bytes | None", "str | None"]
 """uri, raw_key and fragment of a catalog row."""
 
@@ -79,7 +80,7 @@ def annotate(spec: AnnotateSpec) -> Counters:
         of_source = [named[row] for row in at]
         given = load_given(store, spec.given[index]) if any(spec.given[index : index + 1]) else None
         paths = _paths(of_source, given)
-        asked = _asked(of_source, paths, record, table) if table else paths
+        asked = _asked(of_source, record, given, table) if table else paths
         rule = source_rule(spec.rule, record, snapshot)
         own = _own_splits(of_source, record, given)
         told = Told(own, _listed(of_source, record, given), samples[at].tolist() if samples.any() else None)
@@ -103,10 +104,11 @@ def _paths(named: Sequence[Name], given: Given | None) -> list[str]:
     """The paths that give catalog rows their splits and labels; whole ones of a list begin below the folder that all of
     these lie in.
     """
-    paths = [rule_path(*name) for name in named]
-    if given and given.folder:
-        paths = [path.removeprefix(f"{given.folder}/") for path in paths]
-    return paths
+    return [_below(rule_path(*name), given) for name in named]
+
+
+def _below(path: str, given: Given | None) -> str:
+    return path.removeprefix(f"{given.folder}/") if given and given.folder else path
 
 
 def _own_splits(named: Sequence[Name], record: SourceRecord, given: Given | None) -> list[str | None]:
@@ -129,20 +131,31 @@ def _listed(named: Sequence[Name], record: SourceRecord, given: Given | None) ->
     return splits, labels
 
 
-def _asked(named: Sequence[Name], paths: Sequence[str], record: SourceRecord, table: LabelTable) -> list[str]:
-    """What a table is asked for: the paths, whole ones where it has these; a box by its own name where it has boxes. A
-    name that is escaped in its uri may stand in the table either way.
+def _asked(named: Sequence[Name], record: SourceRecord, given: Given | None, table: LabelTable) -> list[str]:
+    """What a table is asked for: the paths, whole ones where it has these; a box by its own name where it has boxes.
+
+    A frame and the second member of a name may stand in the table by themselves, and are then asked for before their
+    video and the first one; a name that is escaped in its uri may stand there either way.
     """
-    whole = [whole_path(record, rule_path(*name)) for name in named]
-    if table.has_boxes:
-        boxes = [list_name(*name)[1] for name in named]
-        paths, whole = ([fragment_uri(*pair) for pair in zip(some, boxes, strict=True)] for some in (paths, whole))
-        return asked_names(paths, whole, table)
-    paths, whole = ([table_name(path) for path in some] for some in (paths, whole))
-    uris = [table_name(uri) if "%" in uri else path for (uri, _, _), path in zip(named, paths, strict=True)]
-    if uris != paths:
-        paths = known_names(known_names(paths, uris, table), paths, table)
-    return asked_names(paths, whole, table)
+    boxes = [list_name(*name)[1] if table.has_boxes else "" for name in named]
+    texts = [shown_name(*name) for name in named], [uri for uri, _, _ in named]
+    ends = [f"#{box}" if box else "" for box in boxes]
+    shown, uris = ([table_name(text.removesuffix(end)) for text, end in zip(some, ends, strict=True)] for some in texts)
+    usual = shown if table.has_boxes else [table_name(rule_path(*name)) for name in named]
+    columns = [usual, *(some for some in (uris, usual, shown) if uris != usual or shown != usual)]
+    relative = [[_below(name, given) for name in some] for some in columns]
+    whole = [[whole_path(record, name) for name in some] for some in columns] if table.has_whole else relative
+    names, paths = (_known([_boxed(some, boxes) for some in every], table) for every in (relative, whole))
+    return asked_names(names, paths, table)
+
+
+def _known(columns: Sequence[list[str]], table: LabelTable) -> list[str]:
+    """Of each row the name of the last column that the table has, else that of the first one."""
+    return reduce(lambda names, others: known_names(names, others, table), columns[1:], columns[0])
+
+
+def _boxed(names: Sequence[str], boxes: Sequence[str]) -> list[str]:
+    return [fragment_uri(name, box) for name, box in zip(names, boxes, strict=True)]
 
 
 def names_key(folder: str, lo: int, hi: int) -> str:

@@ -34,7 +34,7 @@ from pipeline.layout.snapshots import (
 from pipeline.layout.tables import json_bytes, parquet_bytes
 from pipeline.sources.folder import LeftOut
 from pipeline.sources.selection import SelectParams
-from pipeline.stages.listing import Listed, Listing, Taken
+from pipeline.stages.listing import UNBOXED, Listed, Listing, Taken
 from pipeline.stages.rows_by_place import END, KnownRow, Row, known_rows, row_of, rows_table, state_of
 from pipeline.storage import Store
 
@@ -270,7 +270,7 @@ def _refuse_emptied(
     """A mount that is away reads as an empty folder, or as a list of files that are not there."""
     for index, source in enumerate(sources):
         found = left_out[index]
-        if lost[index] and found.images <= found.missing and not found.unselected:
+        if lost[index] and not _is_any_there(found):
             beside = f", whose list names {found.missing:,} that are not there" if found.missing else ""
             raise NotFound(
                 f"{source.uri}: no image is left of the {lost[index]:,} that the root {root.uri} knows of it{beside}. "
@@ -282,12 +282,17 @@ def _refuse_emptied(
 def _refuse_unfound(sources: Sequence[SourceRecord], left_out: Sequence[LeftOut]) -> None:
     """A new list of whose files none is there was written for another folder than its own."""
     for source, found in zip(sources, left_out, strict=True):
-        if source.kind == LIST and found.missing and found.images == found.missing:
+        if source.kind == LIST and found.missing and not _is_any_there(found):
             raise NotFound(
                 f"{source.uri}: none of the {found.missing:,} files that it names is there. Names are relative to the "
                 "folder of the list. Where the images lie elsewhere, name that folder as the source and the list as "
                 "--labels (annotations); or say --accept-empty (accept_empty)."
             )
+
+
+def _is_any_there(found: LeftOut) -> bool:
+    """Whether a source has a file that is there, be it one that is not selected, or that no box is listed of."""
+    return found.images + found.unselected + found.suffixes[UNBOXED] > found.missing
 
 
 def _flush(store: Store, changes: _Changes, run: int) -> None:

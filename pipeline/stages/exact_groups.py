@@ -53,7 +53,7 @@ from pipeline.runner import Counters
 from pipeline.schemas import Status
 from pipeline.storage import Store
 
-VERSION = 4
+VERSION = 5
 RANGE = 262_144
 """Offsets per range; sets that have no more are one task."""
 BUCKET_IMAGES = 1_048_576  # 48 bytes each, and three times that to sort them
@@ -267,18 +267,22 @@ def _commit(
         "ok": ok,
         "representatives": ok - len(forest.child),
         "statuses": dict(sorted(statuses.items())),
-        **_parent_facts(store, spec.folder),
+        **_parent_facts(store, spec.folder, forest.child),
     }
     store.put(f"{spec.folder}/{SUMMARY}", json_bytes(summary))
     return {"images": ok, "copies": len(forest.child)}
 
 
-def _parent_facts(store: Store, folder: str) -> dict[str, int]:
-    """What is said of parents in the summary; commits those of many images."""
+def _parent_facts(store: Store, folder: str, copies: NDArray[np.int64]) -> dict[str, int]:
+    """What is said of parents in the summary, but for `copies`, which nothing is searched in; commits those of many
+    images.
+    """
     parents, images, files = np.empty(0, np.int64), np.empty(0, np.int64), 0
     for part in list_parts(store, folder, SIZES, FORM):
         rows = read_between(store, folder, SIZES, part.lo, part.hi, ["is_usable", PARENT_ID])
-        found = rows[PARENT_ID].to_numpy()[rows["is_usable"].to_numpy()]
+        is_one = rows["is_usable"].to_numpy().copy()
+        is_one[copies[(copies >= part.lo) & (copies < part.hi)] - part.lo] = False
+        found = rows[PARENT_ID].to_numpy()[is_one]
         files += int((found < 0).sum())
         if len(own := np.sort(found[found >= 0])):
             parents, place = np.unique(np.concatenate([parents, own]), return_inverse=True)

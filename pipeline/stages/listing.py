@@ -150,7 +150,7 @@ class Listing:
     def _counted(self, images: Iterator[Listed]) -> Iterator[Listed]:
         for listed in images:
             self._boxes += listed.is_box
-            self._whole += not listed.is_box
+            self._whole += not (listed.is_box or (listed.fragment and listed.fragment.problem))
             yield listed
 
     def _selected(self, known: int, every: Iterator[Listed]) -> Iterator[Listed]:
@@ -200,12 +200,17 @@ class Listing:
             if image.is_box or (image.fragment and image.fragment.problem):
                 yield image
                 continue
-            name = image.shown
-            names = boxes.of(name, whole_path(self._sources[image.source], name))
+            names = next(filter(None, (boxes.of(*named) for named in self._names_of(image))), ())
             self.left_out[image.source].images += len(names) - 1
             if not names:
                 self.left_out[image.source].count(UNBOXED)
             yield from (image.boxed(name) for name in names)
+
+    def _names_of(self, image: Listed) -> Iterator[tuple[str, str]]:
+        """Names by which a table may have an image, each with the whole path: its own, and its uri."""
+        uri = fragment_uri(encode_key(image.info.key)[0], "" if image.fragment is None else image.fragment.name)
+        for name in dict.fromkeys((image.shown, uri)):
+            yield name, whole_path(self._sources[image.source], name)
 
     def _looked_at(self, images: Iterator[Listed], found: FindBoxes) -> Iterator[Listed]:
         """The boxes that a detector finds in each image; one that it cannot look at stays what it is."""

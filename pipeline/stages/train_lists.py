@@ -203,7 +203,7 @@ def _sample_ids(spec: ListsSpec) -> NDArray[np.int64]:
     if not spec.groups:
         return sample_ids(spec.inputs, ROWS_PER_LIST * spec.nlist, 1)
     every = head_ids(spec.inputs, read_forest(spec.inputs.root.open(), spec.groups))
-    every = without_many_siblings(spec.inputs, every)
+    every = without_many_siblings(spec.inputs, every, spec.groups)
     return np.asarray(every[stable_sample_limit(every, ROWS_PER_LIST * spec.nlist, 1)])
 
 
