@@ -45,6 +45,16 @@ def test_another_selection_and_back(tmp_path: Path) -> None:
     assert again.published.audit_id == first.published.audit_id
 
 
+def test_images_that_come_back_have_the_space_that_they_trained(tmp_path: Path) -> None:
+    """Whatever was trained in between, the tables are those that they had."""
+    folder, root = write_files(tmp_path / "photos", PHOTOS), tmp_path / "audit"
+    first = run(folder, root=root)
+    few = run(folder, root=root, select={"num_images": 4}, neighbours={"space": "new"})
+    again = run(folder, root=root)
+    assert few.summary()["space"] != first.summary()["space"]
+    assert again.published.audit_id == first.published.audit_id
+
+
 def test_boxes_and_back(tmp_path: Path) -> None:
     folder, root = write_files(tmp_path / "photos", PHOTOS), tmp_path / "audit"
     first = run(folder, root=root)

@@ -84,7 +84,7 @@ def choose_space(session: Session, inputs: Inputs, summary: ExactSummary, model:
 
 def _kept(session: Session, inputs: Inputs, moments: str, summary: ExactSummary) -> tuple[SpaceRecord | None, str]:
     """The space of the root that still fits, or None and why a new one is trained."""
-    newest, why = _newest(session, inputs, summary)
+    newest, why = _newest(session, inputs, moments, summary)
     if newest is None:
         return None, why
     if newest.moments == moments:
@@ -102,15 +102,19 @@ def _kept(session: Session, inputs: Inputs, moments: str, summary: ExactSummary)
     return newest, f"kept: trained on {trained:,} images that look like these"
 
 
-def _newest(session: Session, inputs: Inputs, summary: ExactSummary) -> tuple[SpaceRecord | None, str]:
-    """The newest space of the root that may be asked whether it fits, or None and why there is none."""
+def _newest(
+    session: Session, inputs: Inputs, moments: str, summary: ExactSummary
+) -> tuple[SpaceRecord | None, str]:
+    """The space that these very images trained, else the newest of the root, which may be asked whether it fits; or
+    None and why there is none.
+    """
     if session.config.neighbours.space == "new":
         return None, "a new one, as asked"
     of_model = [record for record in list_spaces(session.store) if record.features == inputs.features]
     alike = [record for record in of_model if record.params == plain(session.config.space)]
     known = [record for record in alike if record.unrelated or not summary.parents]
     if known:
-        return max(known, key=lambda record: (record.snapshot, record.folder)), ""
+        return max(known, key=lambda record: (record.moments == moments, record.snapshot, record.folder)), ""
     if alike:
         return None, "a new one: others may have been trained on frames and boxes as if they were unrelated images"
     why = "a new one: others were trained with other parameters" if of_model else "the first of this root and model"
