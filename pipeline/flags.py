@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -56,6 +57,18 @@ class Once(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
+_BYTES = re.compile(r"(\d+(?:\.\d+)?) ?(?:([kmgt]?)(i?)b?)?", re.IGNORECASE)
+
+
+def byte_count(text: str) -> int:
+    """The bytes that a flag says: `1000`, `10kB`, `1.5 GB`, `2GiB`. Raises ArgumentTypeError for anything else."""
+    found = _BYTES.fullmatch(text.strip())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes; wanted one such as 1000, 10kB or 1.5GB")
+    number, unit, is_binary = found.groups(default="")
+    return int(float(number) * (1024 if is_binary else 1000) ** " kmgt".index(unit.lower() or " "))
+
+
 def add_runner(parser: argparse.ArgumentParser) -> None:
     """Where a command that does work runs."""
     group = parser.add_argument_group("where it runs")
@@ -81,7 +94,9 @@ def add_root(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--endpoint-url", help="endpoint of s3://")
     group.add_argument("--region", help="AWS region")
     group.add_argument("--sync-to-local", metavar="FOLDER", help="keep copies of remote images and archives there")
-    group.add_argument("--sync-budget", type=int, metavar="BYTES", help="that the copies may take (default: 100 GB)")
+    group.add_argument(
+        "--sync-budget", type=byte_count, metavar="BYTES", help="that the copies may take (default: 100GB)"
+    )
 
 
 def storage_values(options: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pipeline import api
 from pipeline.config import read_toml
-from pipeline.flags import add_command, add_root, add_runner, storage_values
+from pipeline.flags import add_command, add_root, add_runner, byte_count, storage_values
 from pipeline.models import parse_description
 from pipeline.models.named import HIGH_ACCURACY, NAMED
 from pipeline.sources.selection import ORDERS
@@ -19,7 +19,11 @@ MODEL_INPUT = """JSON file that describes its input where its graph does not: wi
 def add_run(commands: Any) -> argparse.ArgumentParser:
     """The parser of `run`."""
     run = add_command(commands, "run", "audit a folder or bucket of images")
-    run.add_argument("sources", nargs="*", help="folders, archives, lists; or in s3:// and minio://server/")
+    run.add_argument(
+        "sources",
+        nargs="*",
+        help="folders, archives, videos, lists, COCO, YOLO YAML, images; or in s3:// and minio://server/",
+    )
     run.add_argument(
         "--test", action="append", metavar="SOURCE", help="one more source, whose split is test; may be repeated"
     )
@@ -34,6 +38,20 @@ def add_run(commands: Any) -> argparse.ArgumentParser:
     rule.add_argument("--pattern", help="regular expression on the path with the groups label, split or both")
     _add_boxes(run)
     _add_selection(run)
+    _add_model(run)
+    search = run.add_argument_group("search")
+    search.add_argument("--space", choices=("keep", "new"), help="keep the trained space while it fits, or train anew")
+    search.add_argument("--threshold", type=float, help="fixed copy similarity of candidates instead of the rule")
+    _add_part(run)
+    add_runner(run)
+    add_root(run)
+    run.add_argument("--delete-img", action="store_true", help="once done, remove all images of the sync folder")
+    run.add_argument("--delete-tar", action="store_true", help="once done, remove all archives of the sync folder")
+    run.add_argument("--json", action="store_true", help="print the summary as JSON")
+    return run
+
+
+def _add_model(run: argparse.ArgumentParser) -> None:
     model = run.add_argument_group("model")
     which = model.add_mutually_exclusive_group()
     which.add_argument("--model", help=f"ONNX or ORT file, or one of {', '.join(NAMED)}, instead of the default model")
@@ -43,9 +61,9 @@ def add_run(commands: Any) -> argparse.ArgumentParser:
     model.add_argument(
         "--embeddings", help=".npy (n, d) in the order of the listing, or Parquet with names, instead of a model"
     )
-    search = run.add_argument_group("search")
-    search.add_argument("--space", choices=("keep", "new"), help="keep the trained space while it fits, or train anew")
-    search.add_argument("--threshold", type=float, help="fixed copy similarity of candidates instead of the rule")
+
+
+def _add_part(run: argparse.ArgumentParser) -> None:
     part = run.add_argument_group("a part of the work: --until and offsets [min, max) extract and publish nothing")
     part.add_argument("--until", choices=("features", "tables"), help="features: list and extract, no more")
     part.add_argument(
@@ -54,15 +72,15 @@ def add_run(commands: Any) -> argparse.ArgumentParser:
         choices=("sources", "features"),
         help="features: audit what is extracted, list nothing; the sources may be away",
     )
-    part.add_argument("--min-offset", type=int)
-    part.add_argument("--max-offset", type=int)
+    part.add_argument("--min-offset", type=int, help="first offset in the catalog (default: 0)")
+    part.add_argument("--max-offset", type=int, help="offset behind the last one (default: the end)")
     part.add_argument("--shard-size", type=int, help="images per shard (default: by the size of the snapshot)")
-    add_runner(run)
-    add_root(run)
-    run.add_argument("--delete-img", action="store_true", help="once done, remove all images of the sync folder")
-    run.add_argument("--delete-tar", action="store_true", help="once done, remove all archives of the sync folder")
-    run.add_argument("--json", action="store_true", help="print the summary as JSON")
-    return run
+    part.add_argument(
+        "--max-failed-share",
+        type=float,
+        metavar="SHARE",
+        help="of images that may be missing, denied or the like in an audit that is published (default: 0.01)",
+    )
 
 
 def _add_boxes(run: argparse.ArgumentParser) -> None:
@@ -81,7 +99,9 @@ def _add_selection(run: argparse.ArgumentParser) -> None:
     select.add_argument("--order", choices=ORDERS, help="the first of the sorted listing, or a sample that stays")
     select.add_argument("--find-regex", help="regular expression searched in each name")
     select.add_argument("--subset", metavar="FILE", help="text file of names or whole paths, one per line")
-    select.add_argument("--min-file-size", type=int, metavar="BYTES", help="of a file or the member of an archive")
+    select.add_argument(
+        "--min-file-size", type=byte_count, metavar="BYTES", help="of a file or the member of an archive: 10000 or 10kB"
+    )
     select.add_argument("--tar-only", action="store_true", help="images in archives alone")
     select.add_argument("--fps", type=float, help="frames of videos, so many a second (default: keyframes)")
     select.add_argument("--max-frames", type=int, help="of each video at most so many, the first ones")
@@ -122,6 +142,7 @@ def config_values(options: argparse.Namespace) -> dict[str, Any]:
         ("min_offset",): options.min_offset,
         ("max_offset",): options.max_offset,
         ("shard_size",): options.shard_size,
+        ("max_failed_share",): options.max_failed_share,
         **{("storage", name): value for name, value in storage_values(options).items()},
     }
     for path, value in given.items():

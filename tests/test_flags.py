@@ -10,6 +10,7 @@ from audited import noise_jpeg, rows, write_files
 import pipeline
 from pipeline.cli import build_parser, main
 from pipeline.errors import UsageError
+from pipeline.flags import byte_count
 
 CALL = ["--runner", "local", "--quiet"]
 
@@ -130,3 +131,27 @@ def test_a_model_that_is_no_file_names_those_that_there_are(tmp_path: Path, caps
     said = refused(capsys, "run", str(photos), "--model", "dinov2x", "--root", str(tmp_path / "root"), *CALL)
     assert "no model is named 'dinov2x'; known: dinov2s" in said
     assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("1000", 1000),
+        ("10kB", 10_000),
+        ("10 KB", 10_000),
+        ("1.5GB", 1_500_000_000),
+        ("2GiB", 2 * 2**30),
+        ("7t", 7 * 10**12),
+        ("3b", 3),
+    ],
+)
+def test_bytes_may_have_a_unit(text: str, count: int) -> None:
+    assert byte_count(text) == count
+
+
+@pytest.mark.parametrize("text", ["", "-1", "10 apples", "1e3", "kB", "1..5"])
+def test_what_is_no_number_of_bytes_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["run", "photos", f"--min-file-size={text}"])
+    assert ended.value.code == 2
+    assert "wanted one such as 1000, 10kB or 1.5GB" in capsys.readouterr().err

@@ -197,8 +197,8 @@ def require_enough(
             "that max_failed_share allows; everything else is kept and they are tried again by the next run:\n"
             + "".join(f"  {line}\n" for line in _first_failed(session, snapshot, features, lo, hi))
             + (f"  (+{failed - SHOWN_FAILURES} more)\n" if failed > SHOWN_FAILURES else "")
-            + "Mend what they name, such as the right to read them, or let more fail: max_failed_share in a file for "
-            f"--config (docs/config.toml), here at least {math.ceil(1000 * failed / live) / 1000}.\n"
+            + "Mend what they name, such as the right to read them, or let more fail: --max-failed-share "
+            f"(max_failed_share) of at least {math.ceil(1000 * failed / live) / 1000}.\n"
             f"Resume with: {session.resume_command}"
         )
 

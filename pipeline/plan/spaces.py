@@ -102,9 +102,7 @@ def _kept(session: Session, inputs: Inputs, moments: str, summary: ExactSummary)
     return newest, f"kept: trained on {trained:,} images that look like these"
 
 
-def _newest(
-    session: Session, inputs: Inputs, moments: str, summary: ExactSummary
-) -> tuple[SpaceRecord | None, str]:
+def _newest(session: Session, inputs: Inputs, moments: str, summary: ExactSummary) -> tuple[SpaceRecord | None, str]:
     """The space that these very images trained, else the newest of the root, which may be asked whether it fits; or
     None and why there is none.
     """

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from pipeline.storage.interface import TEMPORARY_PREFIX, ObjectInfo
 
+LOST_FOUND = "lost+found/"
+"""On the top of a mounted disk, for its administrator alone: no reason to refuse the rest of it."""
+
 Typed = Callable[[str, str], AbstractContextManager[None]]
 _log = logging.getLogger(__name__)
 
@@ -53,6 +56,9 @@ def walk(root: Path, prefix: str, typed: Typed) -> Iterator[ObjectInfo]:
 
 def _entries(base: str, real_root: Path, folder: _Folder, typed: Typed, skipped: Counter[str]) -> list[_Folder | str]:
     path = base + folder.key
+    if folder.key.endswith(LOST_FOUND) and not os.access(path, os.R_OK | os.X_OK):
+        skipped["lost+found of a file system"] += 1
+        return []
     found: list[tuple[bytes, _Folder | str]] = []
     with typed("list", path), os.scandir(path) as entries:
         for entry in entries:
