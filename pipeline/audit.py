@@ -246,7 +246,7 @@ def summary_lines(facts: dict[str, Any]) -> list[str]:
     beside = f"; {counted} left out" if counted else ""
     lines = [f"images      {images['live']:,} ({images['ok']:,} ok, {invalid}){beside}"]
     if unselected := facts.get("unselected"):
-        lines.append(f"selection   {images['live']:,} of {images['live'] + unselected:,} images selected")
+        lines.append(f"selection   {unselected:,} images are not selected and have no row")
     without = images["live"] - sum(images["splits"].values())
     if images["splits"] and without:
         splits = ", ".join(f"{name} {count:,}" for name, count in images["splits"].items())

@@ -93,7 +93,7 @@ def many_parts(set_to: Callable[[Any, str, Any], None] = setattr, size: int = 51
 
 
 class Telling(SilentReporter):
-    """Tells the saboteur (stage, outcomes so far) as they come."""
+    """Tells the saboteur (stage, outcomes so far) as they come, and goes on when it is told to."""
 
     def __init__(self, told: Any) -> None:
         self._told, self._stage, self._parts = told, "", 0
@@ -101,12 +101,16 @@ class Telling(SilentReporter):
     def start(self, stage: str, total: int, done: int) -> None:
         """A stage begins."""
         self._stage, self._parts = stage, 0
-        self._told.send((stage, 0))
+        self._tell()
 
     def advance(self, items: int) -> None:
         """An outcome."""
         self._parts += 1
+        self._tell()
+
+    def _tell(self) -> None:
         self._told.send((self._stage, self._parts))
+        self._told.recv()
 
 
 def _live(root: str, address: str, told: Any) -> None:
@@ -218,13 +222,15 @@ def sabotage(nodes: Nodes, root: Path, drawn: list[Kill]) -> Account:
     for _ in range(MOST_LIVES):
         with _driver(nodes, root) as (process, told):
             latest = ""
-            with suppress(EOFError):
+            with suppress(EOFError, ConnectionError):
                 while True:
                     stage, parts = told.recv()
                     if stage != latest and latest in waiting and waiting[latest].what == "worker":
                         late.append(waiting.pop(latest))
                     latest, is_late = stage, stage not in waiting
                     kill = waiting.get(stage, replace(late[0], stage=stage, after=0) if late else None)
+                    if kill is None or kill.what != "driver" or parts < kill.after:
+                        told.send("go on")  # else it could be at its end before it is killed
                     if kill is not None and parts >= kill.after and _done(nodes, kill, process, told, account):
                         account.kills.append(kill)
                         late = late[is_late:]
@@ -238,7 +244,7 @@ def sabotage(nodes: Nodes, root: Path, drawn: list[Kill]) -> Account:
 
 @contextmanager
 def _driver(nodes: Nodes, root: Path) -> Iterator[tuple[Any, Connection]]:
-    told, tells = Pipe(duplex=False)
+    told, tells = Pipe()
     process = PROCESSES.Process(target=_live, args=(str(root), nodes.address, tells))
     process.start()
     tells.close()

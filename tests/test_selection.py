@@ -59,7 +59,7 @@ def test_what_is_selected_is_what_is_audited(
     stages = {stage["stage"]: stage["counters"] for stage in audit.published.session["stages"]}
     assert stages["catalog"]["unselected"] == len(SIZES) - len(wanted)
     assert audit.summary()["unselected"] == len(SIZES) - len(wanted)
-    said = f"selection   {len(wanted)} of {len(SIZES)} images selected"
+    said = f"selection   {len(SIZES) - len(wanted)} images are not selected and have no row"
     assert (said in summary_lines(audit.summary())) == (len(wanted) < len(SIZES))
     assert run(root=tmp_path / "audit", start="features").summary()["unselected"] == len(SIZES) - len(wanted)
     assert any("1 names of the subset are no image, such as 'x.jpg'" in line for line in caplog.messages) == (
