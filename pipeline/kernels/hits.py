@@ -157,7 +157,8 @@ def by_query(hits: Hits) -> Hits:
 
 def _mixed_matches(hits: Hits) -> UInt64:
     """Return 64 mixed bits of each query, split and match."""
-    mixed = mix(hits.query_id) + hits.match_id.astype(np.uint64) * np.uint64(MAX_SPLITS) + hits.split.astype(np.uint64)
+    match = hits.match_id.astype(np.uint64) * np.uint64(2 * MAX_SPLITS)
+    mixed = mix(hits.query_id) + match + hits.split.astype(np.uint64)
     return mix(mixed.view(np.int64))
 
 

@@ -52,7 +52,9 @@ class LocalStore:
         count_request("disk.list")
         with typed("list", self.folder):
             if not stat.S_ISDIR(self.folder.stat().st_mode):
-                raise StorageError(f"list {self.folder}: it is a file; wanted a folder")
+                raise StorageError(
+                    f"list {self.folder}: it is a file; wanted a folder, or an image, archive, video or list by its name"
+                )
         yield from walk(self.folder, prefix, typed)
 
     def read(self, key: str, *, expect: ObjectInfo | None = None) -> bytes:
