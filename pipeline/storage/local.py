@@ -53,7 +53,7 @@ class LocalStore:
         with typed("list", self.folder):
             if not stat.S_ISDIR(self.folder.stat().st_mode):
                 raise StorageError(
-                    f"list {self.folder}: it is a file; wanted a folder, or the name of an image, archive, video or list"
+                    f"list {self.folder}: it is a file; wanted a folder, or an image, archive, video or list"
                 )
         yield from walk(self.folder, prefix, typed)
 
