@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from archives_made import tar_of
 from audited import by_uri, noise_jpeg, run, write_files
+from lists_made import csv_of, parquet_of
 
 from pipeline.audit import Audit
 
@@ -61,3 +63,17 @@ def test_a_cell_without_a_value_is_no_label_and_a_column_of_them_no_column(tmp_p
         listed = run(folder / name, root=tmp_path / f"listed-{name}")
         table = run(folder, root=tmp_path / f"table-{name}", rule={"table": str(folder / name), "default_split": None})
         assert [*labels(listed).values()] == [*labels(table).values()] == said
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+@pytest.mark.parametrize("given", ["source", "table", "python"])
+def test_white_space_around_a_split_or_label_is_no_part_of_it(form: str, given: str, tmp_path: Path) -> None:
+    """In lists, tables and annotations; a file name keeps its own."""
+    names = ["0.jpg", " 1.jpg", "2.jpg"]
+    columns = {"filename": names, "label": ["cat", " cat\t", "\u00a0"], "split": ["train ", " train", " Testing "]}
+    folder = write_files(tmp_path / "set", {name: noise_jpeg(number) for number, name in enumerate(names)})
+    table = write_files(folder, {f"t.{form}": csv_of(columns) if form == "csv" else parquet_of(columns)}) / f"t.{form}"
+    more = {"source": {}, "table": {"rule": {"table": str(table)}}, "python": {"annotations": columns}}[given]
+    audit = run(table if given == "source" else folder, root=tmp_path / "audit", **more)
+    wanted = {"0.jpg": ("train", "cat"), " 1.jpg": ("train", "cat"), "2.jpg": ("test", None)}
+    assert labels(audit) == wanted

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import UsageError
 from pipeline.sources.box_columns import CORNERS, KINDS, XYWH, Numbers, boxes_of, numbers_of
-from pipeline.sources.listed import Origin, batch_of, no_nan, non_empty, text_column
+from pipeline.sources.listed import Origin, batch_of, no_nan, non_empty, text_column, trimmed
 from pipeline.sources.splits import canonical_split
 from pipeline.storage import is_remote
 
@@ -87,9 +87,10 @@ def rows_of(
     if columns.address == KEY:
         addresses = _of_bucket(addresses, values.get(BUCKET) if columns.bucket else None, origin.base)
     found: dict[str, pa.Array] = {}
-    for name in filter(None, (columns.split, columns.label, columns.etag)):
-        found[name] = _text(values[name], name, numbers, origin)
+    for name in filter(None, (columns.split, columns.label)):
+        found[name] = trimmed(_text(values[name], name, numbers, origin))
     if columns.etag:
+        found[ETAG] = _text(values[columns.etag], columns.etag, numbers, origin)
         found[ETAG] = non_empty(pc.utf8_trim(found[ETAG], '"'))  # some tools keep the quotes of the header
     if columns.split:
         found[SPLIT] = _canonical(found[SPLIT])

@@ -17,7 +17,7 @@ import pyarrow.parquet
 from pipeline.errors import UsageError
 from pipeline.sources.addresses import is_absolute
 from pipeline.sources.fragments import table_name
-from pipeline.sources.listed import no_nan, non_empty
+from pipeline.sources.listed import no_nan, trimmed
 from pipeline.sources.splits import canonical_split
 
 FILENAME, SPLIT, LABEL = "filename", "split", "label"
@@ -159,7 +159,7 @@ def _text(table: pa.Table, name: str) -> pa.Array:
 def _encode(table: pa.Table, name: str) -> Coded | None:
     if name not in table.column_names:
         return None
-    column = non_empty(_text(table, name))
+    column = trimmed(_text(table, name))
     if column.null_count == len(column):
         return None
     encoded = column.dictionary_encode()
