@@ -104,7 +104,7 @@ def run(
 
     Does only what is missing. Raises an AuditError whose message says what to do next.
     """
-    values, given = with_given(sources, {"root": os.fspath(root), **config})
+    values, given = with_given(sources, {"root": root, **config})
     reporter = visible_reporter() if progress else SilentReporter()
     resume_command = "pipeline.run(...) with the same arguments"
     return run_config(config_from(values), where or Where(), reporter, resume_command, given)

@@ -49,6 +49,8 @@ RENAMED = {
     "work_dir": "root",
 }
 """Words of fastdup and what they are called here."""
+CLOSE = 0.8
+"""Likeness of a name to one that is meant: that of `treshold` is 0.94, that of `foo` to `floor` 0.75."""
 
 
 def unknown_key(name: str, known: Iterable[str]) -> str:
@@ -58,7 +60,7 @@ def unknown_key(name: str, known: Iterable[str]) -> str:
     plain: dict[str, str] = {}
     for key in known:
         plain.setdefault(key.rpartition(".")[2], key)
-    guesses = "".join(f"did you mean {plain[near]}? " for near in get_close_matches(name, plain, 1))
+    guesses = "".join(f"did you mean {plain[near]}? " for near in get_close_matches(name, plain, 1, CLOSE))
     return f"{guesses}docs/config.toml has every key"
 
 

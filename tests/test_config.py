@@ -289,7 +289,7 @@ def test_extreme_values_run_together(last: bool, audited: dict[str, Any]) -> Non
     audits(values)
 
 
-@pytest.mark.parametrize("content", [None, b"name,label\na.jpg,cat\n", b"filename,label\na.jpg,cat\na.jpg,dog\n"])
+@pytest.mark.parametrize("content", [None, b"name,label\na.jpg,cat\n", b"filename,label\na.jpg,cat,x\n"])
 def test_table_of_labels_is_read_before_the_sources(content: bytes | None, tmp_path: Path) -> None:
     """One that is missing or cannot be used ends the run before anything is listed, and is not kept."""
     table = tmp_path / "labels.csv"

@@ -98,6 +98,11 @@ def test_flags_of_fastdup_are_answered(
         ("turi_param", "unknown key turi_param (it spoke to fastdup's own search"),
         ("lower_threshold", "no percentile is to be set"),
         ("batch_size", "(shard_size"),
+        ("foo", "unknown key foo (docs/config.toml has every key)"),
+        ("bar", "unknown key bar (docs/config.toml has every key)"),
+        ("labels", "unknown key labels (docs/config.toml has every key)"),
+        ("treshold", "unknown key treshold (did you mean threshold?"),
+        ("shardsize", "unknown key shardsize (did you mean shard_size?"),
         ("xyzzy", "unknown key xyzzy (docs/config.toml has every key)"),
     ],
 )

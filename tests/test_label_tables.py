@@ -10,11 +10,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from archives_made import tar_of
 from audited import by_uri, noise_jpeg, rows, run, write_files
+from lists_made import csv_of, parquet_of
 from videos_made import KINDS, encoded, picture
 
 from pipeline.audit import Audit
+from pipeline.errors import UsageError
+from pipeline.sources.annotated import normal_table
+from pipeline.sources.list_kinds import read_list
+from pipeline.sources.listed import Tally
+from pipeline.sources.tabular import read_label_table
 
 NAMES = ["arc.tar#m#0.jpg", "x #1.jpg", "y%20.jpg", "plain/2.jpg"]
 
@@ -109,3 +116,50 @@ def test_a_cell_without_a_value_is_no_label_and_a_column_of_them_no_column(tmp_p
         listed = run(folder / name, root=tmp_path / f"listed-{name}")
         table = run(folder, root=tmp_path / f"table-{name}", rule={"table": str(folder / name), "default_split": None})
         assert [*labels(listed).values()] == [*labels(table).values()] == said
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+@pytest.mark.parametrize("given", ["source", "table", "python"])
+def test_white_space_around_a_split_or_label_is_no_part_of_it(form: str, given: str, tmp_path: Path) -> None:
+    """In lists, tables and annotations; a file name keeps its own."""
+    names = ["0.jpg", " 1.jpg", "2.jpg"]
+    columns = {"filename": names, "label": ["cat", " cat\t", "\u00a0"], "split": ["train ", " train", " Testing "]}
+    folder = write_files(tmp_path / "set", {name: noise_jpeg(number) for number, name in enumerate(names)})
+    table = write_files(folder, {f"t.{form}": csv_of(columns) if form == "csv" else parquet_of(columns)}) / f"t.{form}"
+    more = {"source": {}, "table": {"rule": {"table": str(table)}}, "python": {"annotations": columns}}[given]
+    audit = run(table if given == "source" else folder, root=tmp_path / "audit", **more)
+    wanted = {"0.jpg": ("train", "cat"), " 1.jpg": ("train", "cat"), "2.jpg": ("test", None)}
+    assert labels(audit) == wanted
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+@pytest.mark.parametrize("given", ["source", "table", "python"])
+def test_lists_tables_and_annotations_take_the_same_columns_and_repeats(
+    form: str, given: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Columns go by their names in any case; of rows that name an image again the first stays, with a warning where
+    another says otherwise."""
+    names = ["x/0.jpg", "x/1.jpg", "x/0.jpg", "./x/1.jpg", "x/0.jpg"]
+    columns = {" File_Name": names, "LABEL ": ["cat", "dog", "cat", "cow", "cat"], "Split": ["train"] * 5}
+    folder = write_files(tmp_path / "set", {f"x/{number}.jpg": noise_jpeg(number) for number in range(2)})
+    table = write_files(folder, {f"t.{form}": csv_of(columns) if form == "csv" else parquet_of(columns)}) / f"t.{form}"
+    more = {"source": {}, "table": {"rule": {"table": str(table)}}, "python": {"annotations": columns}}[given]
+    audit = run(table if given == "source" else folder, root=tmp_path / "audit", **more)
+    assert labels(audit) == {"x/0.jpg": ("train", "cat"), "x/1.jpg": ("train", "dog")}
+    assert [line for line in caplog.messages if "1 rows give an image or box another label or split" in line]
+
+
+def test_of_two_spellings_of_a_column_the_plain_one_is_read() -> None:
+    table = b"Label,filename,label\n7,a.jpg,cat\n"
+    (batch,) = read_list(io.BytesIO(table), "t.csv", "/data", Tally())
+    assert batch["label"].to_pylist() == ["cat"]
+    with pytest.raises(UsageError, match="column label more than once"):
+        list(read_list(io.BytesIO(b"Label,filename,LABEL\n7,a.jpg,cat\n"), "t.csv", "/data", Tally()))
+
+
+@pytest.mark.parametrize("column", ["file_name", "path", "image_path", "image", "uri"])
+def test_a_table_of_labels_takes_every_name_of_the_column_of_files(column: str) -> None:
+    data = f"label,{column}\ncat,b.jpg\ndog,a.jpg\ncat,b.jpg\n".encode()
+    said: list[str] = []
+    table = read_label_table(normal_table(data, "t.csv", "/data", said), "t.csv")
+    assert (table.names.to_pylist(), said) == (["b.jpg", "a.jpg"], [])

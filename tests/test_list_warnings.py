@@ -67,3 +67,37 @@ def test_a_bad_line_of_a_label_file_is_named_and_keeps_its_class(
     said = next(line for line in caplog.messages if "bad boxes" in line)
     assert "3 bad boxes (first:" in said
     assert "labels/0.txt line 2: 1.2 is no share of the width or height" in said
+
+
+def test_a_class_beyond_the_names_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With the first place; its number is the label. Without any names numbers are the labels, and nothing is odd."""
+    labels = b"0 0.5 0.5 0.5 0.5\n9 0.5 0.5 0.6 0.5\n3 0.5 0.5 0.7 0.5\n"
+    write_files(tmp_path, {**FILES, "labels/0.txt": labels})
+    for name, names in (("bare", b""), ("named", b"names: [cat, dog, cow]\n")):
+        caplog.clear()
+        place = write_files(tmp_path, {f"{name}.yaml": b"train: images\n" + names}) / f"{name}.yaml"
+        audit = run(place, root=tmp_path / name, bounding_box="xywh_bbox")
+        found = {row["label"] for row in by_uri(audit, "images").values()}
+        assert found >= {"cat" if names else "0", "9", "3"}
+        said = [line for line in caplog.messages if "classes beyond the names" in line]
+        assert len(said) == bool(names)
+    assert "2 boxes of classes beyond the names (first: " in said[0]
+    assert "labels/0.txt line 2: class 9 of 3); their label is its number" in said[0]
+
+
+@pytest.mark.parametrize("given", ["source", "table", "python"])
+def test_images_of_several_categories_are_counted(given: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pairs = [(0, 1), (0, 1), (1, 1), (1, 2), (2, 2), (2, 1), (2, 1)]
+    coco = {
+        **COCO,
+        "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+        "annotations": [{"id": at, "image_id": image, "category_id": kind} for at, (image, kind) in enumerate(pairs)],
+    }
+    folder = write_files(tmp_path, {**FILES, "images/coco.json": json.dumps(coco).encode()}) / "images"
+    sources = [folder / "coco.json"] if given == "source" else [folder]
+    more: dict[str, Any] = {"table": {"rule": {"table": str(folder / "coco.json")}}, "python": {"annotations": coco}}
+    audit = run(*sources, root=tmp_path / "audit", **more.get(given, {}))
+    assert [row["label"] for _, row in sorted(by_uri(audit, "images").items())] == ["cat", None, None, None]
+    (said,) = [line for line in caplog.messages if "several categories" in line]
+    assert "2 images of several categories without a box (first: " in said
+    assert "images[1])" in said

@@ -63,7 +63,7 @@ def inventory(name: str, data: bytes) -> None:
 
 
 def labels(name: str, data: bytes) -> None:
-    batch = label_rows(name, parse_labels(data), ImageSize(640, 480), ["cat"])
+    batch = label_rows(name, parse_labels(data), ImageSize(640, 480), ["cat"], Origin(name, ""), Tally())
     assert batch.schema.equals(LISTED)
 
 

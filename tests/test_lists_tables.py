@@ -123,6 +123,11 @@ def test_what_python_holds(value: Any) -> None:
         ("a.csv", "annotations is str 'a.csv'"),
         (7, "annotations is int 7"),
         (None, "annotations is NoneType"),
+        ({"foo": 1}, "annotations: column foo is int 1; wanted a list with a value for each image"),
+        ({"filename": "x.jpg", "label": "a"}, "annotations: column filename is str 'x.jpg'; wanted a list"),
+        ({"filename": ["x.jpg"], "label": None}, "annotations: column label is NoneType None; wanted a list"),
+        ({7: ["x.jpg"]}, "annotations: 7 is no name of a column; wanted text"),
+        ([{7: "x.jpg"}], "annotations: 7 is no name of a column; wanted text"),
     ],
 )
 def test_what_python_must_not_hold(value: Any, said: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.kernels.yolo_labels import parse_labels, pixel_corners, pixel_sides
-from pipeline.sources.listed import LISTED, Origin
+from pipeline.sources.listed import LISTED, Origin, Tally
 from pipeline.sources.yolo_rows import ImageSize, label_rows
 from pipeline.sources.yolo_yaml import MAX_BYTES, label_address, read_yolo_yaml
 
@@ -140,7 +140,7 @@ def test_lines(line: bytes, label: str | None, fragment: str, problem: str | Non
     good = b"0 0.5 0.5 0.5 0.5"
     boxes = parse_labels(b"\xef\xbb\xbf" + good + b"\n\n" + line + b"\n" + good)
 
-    batch = label_rows("a.jpg", boxes, SIZE, ["cat", "dog"])
+    batch = label_rows("a.jpg", boxes, SIZE, ["cat", "dog"], HERE, Tally())
 
     assert batch.schema.equals(LISTED)
     first, row, last = batch.to_pylist()
@@ -154,7 +154,7 @@ def test_lines(line: bytes, label: str | None, fragment: str, problem: str | Non
 
 @pytest.mark.parametrize("data", [b"", b"\n \n", b"\xef\xbb\xbf"])
 def test_a_file_without_boxes_is_a_picture_of_none(data: bytes) -> None:
-    assert label_rows("a.jpg", parse_labels(data), SIZE, []).num_rows == 0
+    assert label_rows("a.jpg", parse_labels(data), SIZE, [], HERE, Tally()).num_rows == 0
 
 
 @settings(max_examples=100, deadline=None)

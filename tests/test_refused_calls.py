@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from audited import noise_jpeg, rows, run, write_files
 
+import pipeline
 from pipeline.cli import main
+from pipeline.errors import UsageError
 from pipeline.layout.root import FOLDERS, MARKER, Root, claim, is_own
 from pipeline.storage import StorageConfig
 
@@ -87,3 +90,14 @@ def test_own_keys() -> None:
     assert is_own(MARKER)
     assert all(is_own(f"{folder}/x") for folder in FOLDERS)
     assert not any(is_own(key) for key in ("features", "feature/x", "a/features/x", "a/root.json", "root.json/x", ""))
+
+
+@pytest.mark.parametrize("root", [None, 7])
+def test_a_root_that_is_no_path_is_one_clear_error(root: Any, tmp_path: Path) -> None:
+    """Of `run`, with annotations and lists too, and of `open`."""
+    photo = write_files(tmp_path, {"a.jpg": noise_jpeg(1)}) / "a.jpg"
+    for source in (tmp_path, [photo]):
+        with pytest.raises(UsageError, match=f"root is {root}, want text"):
+            pipeline.run(source, root=root, annotations={"filename": ["a.jpg"], "label": ["cat"]})
+    with pytest.raises(UsageError, match=f"{root} is no path; wanted a folder"):
+        pipeline.open(root)

@@ -95,7 +95,7 @@ def store_table(root: Root, address: str) -> str:
 
 
 def read_annotations(storage: StorageConfig, address: str, said: list[str]) -> bytes:
-    """A table of annotations as `read_label_table` takes it: CSV or Parquet with filename, or what stands for COCO.
+    """A table of annotations, CSV, Parquet or COCO, as `read_label_table` takes it.
 
     What is to be said of it is added to `said`.
     """

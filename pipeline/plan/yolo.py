@@ -149,8 +149,9 @@ def _set_rows(uri: str, storage: StorageConfig, tally: Tally) -> Iterator[pa.Rec
         record = SourceRecord(place.address, place.split, source_kind(place.address, storage))
         for labels in read_ahead(_images(record, storage), lambda image: _labels(image, storage), lambda _: HEAD_BYTES):
             if labels is not None:
-                rows = label_rows(labels.address, parse_labels(labels.data), labels.size, found.names)
-                yield from with_problems_told([rows], Origin(label_address(labels.address), ""), tally)
+                origin, boxes = Origin(label_address(labels.address), ""), parse_labels(labels.data)
+                rows = label_rows(labels.address, boxes, labels.size, found.names, origin, tally)
+                yield from with_problems_told([rows], origin, tally)
 
 
 def _images(record: SourceRecord, storage: StorageConfig) -> Iterator[str]:

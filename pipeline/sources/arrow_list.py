@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UsageError
 from pipeline.sources.listed import Origin, Tally
-from pipeline.sources.table_columns import Columns, find_columns, rows_of
+from pipeline.sources.table_columns import Columns, find_columns, plain_names, rows_of
 
 BATCH_ROWS = 65_536
 READ_BUFFER = 2**20
@@ -27,7 +27,9 @@ def read_parquet(stream: BinaryIO, origin: Origin, tally: Tally) -> Iterator[pa.
         # buffered column by column: a row group of a million rows is not held whole
         with pq.ParquetFile(stream, buffer_size=READ_BUFFER, pre_buffer=False) as file:
             columns = checked_columns(file.schema_arrow, origin)
-            batches = file.iter_batches(BATCH_ROWS, columns=columns.wanted, use_threads=False)
+            names = file.schema_arrow.names
+            wanted = [name for name, plain in zip(names, plain_names(names), strict=True) if plain in columns.wanted]
+            batches = file.iter_batches(BATCH_ROWS, columns=wanted, use_threads=False)
             yield from arrow_rows(batches, columns, origin)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UsageError(
@@ -37,10 +39,11 @@ def read_parquet(stream: BinaryIO, origin: Origin, tally: Tally) -> Iterator[pa.
 
 def checked_columns(schema: pa.Schema, origin: Origin) -> Columns:
     """The columns to read of a table. Raises UsageError for a missing one, and one with values of another kind."""
-    columns = find_columns(schema.names, origin)
+    names = plain_names(schema.names)
+    columns = find_columns(names, origin)
     texts = (columns.address, columns.bucket, columns.etag)
     for name in columns.wanted:
-        kind = schema.field(name).type
+        kind = schema.field(names.index(name)).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if name in texts:
             is_right, wanted = _is_text(kind), "text"
@@ -56,7 +59,8 @@ def checked_columns(schema: pa.Schema, origin: Origin) -> Columns:
 def arrow_rows(batches: Iterable[pa.RecordBatch], columns: Columns, origin: Origin) -> Iterator[pa.RecordBatch]:
     """Batches of LISTED from batches with the wanted columns. Raises UsageError for text that is not UTF-8."""
     at = 0
-    for whole in batches:
+    for found in batches:
+        whole = found.rename_columns(plain_names(found.schema.names))
         for start in range(0, whole.num_rows, BATCH_ROWS):
             batch = whole.slice(start, BATCH_ROWS)
             values = {name: _plain(batch, name, origin) for name in columns.wanted}

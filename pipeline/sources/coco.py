@@ -118,7 +118,7 @@ def _add_image(coco: Coco, element: Mapping[str, Any], where: str) -> None:
 
 def _add_category(coco: Coco, element: Mapping[str, Any], where: str) -> None:
     code, name = _id(coco, element, "id", where), element.get("name")
-    text = "" if name is None else str(name)
+    text = "" if name is None else str(name).strip()
     if text != escape_bytes_anyway(text):
         raise UsageError(f"{where} has the name {_seen(name)}, which is not UTF-8: save the file as UTF-8")
     if text:

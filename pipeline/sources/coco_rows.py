@@ -17,6 +17,7 @@ from pipeline.sources.listed import Origin, Tally, batch_of
 BATCH_ROWS = 65_536
 CROWDS, BOXLESS, ORPHANS = "crowds", "annotations without a box", "annotations of images that are not listed"
 EMPTY, NAMELESS = "images without a box", "annotations of categories without a name"
+SEVERAL = "images of several categories without a box"
 
 
 def box_rows(coco: Coco, origin: Origin, tally: Tally) -> Iterator[pa.RecordBatch]:
@@ -51,14 +52,17 @@ def coco_rows(coco: Coco, origin: Origin, tally: Tally) -> Iterator[pa.RecordBat
 
 def image_rows(coco: Coco, origin: Origin, tally: Tally) -> Iterator[pa.RecordBatch]:
     """Batches of LISTED, a row per image, `row` its place from 0: label = the category of all of its annotations, null
-    where they differ or there is none.
+    where they differ, which is counted, or there is none.
     """
     image, category = _images(coco, origin, tally), np.asarray(coco.of_category)
     is_used = (image >= 0) & (category != NO_ID)
     image, category = image[is_used], category[is_used]
     only = np.full(len(coco.file_names), NO_ID, np.int64)
     only[image] = category
-    only[image[category != only[image]]] = NO_ID
+    several = np.zeros(len(only), np.bool_)
+    several[image[category != only[image]]] = True
+    only[several] = NO_ID
+    _count(tally, SEVERAL, several, origin, "images")
     _count(tally, NAMELESS, _is_nameless(coco, only), origin, "images")
     for at in range(0, len(only), BATCH_ROWS):
         names = coco.file_names[at : at + BATCH_ROWS]

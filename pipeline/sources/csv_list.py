@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.errors import UsageError
 from pipeline.sources.line_blocks import Readable, line_blocks, unpacked
 from pipeline.sources.listed import BLANK, Origin, Tally
-from pipeline.sources.table_columns import find_columns, rows_of
+from pipeline.sources.table_columns import find_columns, plain_names, rows_of
 
 BATCH_ROWS, BATCH_BYTES = 16_384, 2**24
 
@@ -25,14 +25,16 @@ def read_csv(stream: BinaryIO, origin: Origin, tally: Tally) -> Iterator[pa.Reco
     and a quote that is not closed, with the line.
     """
     rows = CsvRows(unpacked(stream, origin), origin)
-    first = next(iter(rows), None)
-    if first is None:
-        raise UsageError(f"{origin.address} is empty; wanted a header, such as filename,label")
-    header = [name.strip() for name in first[1]]
+    header = _header(rows)
     columns = find_columns(header, origin)
     places = {name: header.index(name) for name in columns.wanted}
     for numbers, held in rows.batches(len(header), tally):
         yield rows_of(columns, {name: [row[at] for row in held] for name, at in places.items()}, numbers, origin)
+
+
+def csv_header(stream: BinaryIO, origin: Origin) -> list[str]:
+    """The columns of a CSV (`table_columns.plain_names`). Raises UsageError for an empty one."""
+    return _header(CsvRows(unpacked(stream, origin), origin))
 
 
 class CsvRows:
@@ -77,3 +79,10 @@ class CsvRows:
         for _, text in line_blocks(stream, self.origin):
             self.read += len(text)
             yield from io.StringIO(text, newline="\n")
+
+
+def _header(rows: CsvRows) -> list[str]:
+    first = next(iter(rows), None)
+    if first is None:
+        raise UsageError(f"{rows.origin.address} is empty; wanted a header, such as filename,label")
+    return plain_names([name.strip() for name in first[1]])

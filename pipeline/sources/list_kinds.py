@@ -18,7 +18,7 @@ from pipeline.sources.coco import read_coco
 from pipeline.sources.coco_rows import coco_rows
 from pipeline.sources.csv_list import read_csv
 from pipeline.sources.listed import Origin, Tally, escape_bytes_anyway, with_problems_told
-from pipeline.sources.table_columns import ADDRESSES
+from pipeline.sources.table_columns import ADDRESSES, plain_names
 from pipeline.sources.text_list import read_text
 
 HEAD_BYTES = 65_536
@@ -73,7 +73,7 @@ def kind_of(name: str, head: bytes) -> Kind:
             "line, CSV, Parquet, COCO JSON, the manifest.json of an S3 Inventory or a YOLO YAML"
         )
     first = start.partition(b"\n")[0].decode("utf-8", "replace")
-    header = [field.strip().strip('"') for field in first.split(",")]
+    header = plain_names([field.strip().strip('"') for field in first.split(",")])
     return Kind.CSV if len(header) > 1 and not set(ADDRESSES).isdisjoint(header) else Kind.TEXT
 
 

@@ -131,6 +131,11 @@ def non_empty(text: pa.Array) -> pa.Array:
     return pc.replace_with_mask(text, is_empty, pa.scalar(None, text.type))
 
 
+def trimmed(text: pa.Array) -> pa.Array:
+    """Strings without the white space around them, null for each that is empty then: `cat, train` means `train`."""
+    return non_empty(pc.utf8_trim_whitespace(text))
+
+
 def no_nan(column: pa.Array) -> pa.Array:
     """A column with null for each NaN, which is how pandas writes that a number is missing."""
     return pc.if_else(pc.is_nan(column), None, column) if pa.types.is_floating(column.type) else column

@@ -58,15 +58,15 @@ def _reader(value: Any, address: str) -> pa.RecordBatchReader:
         return pa.RecordBatchReader.from_batches(value.schema, [value])
     if not isinstance(value, pa.Table) and hasattr(value, "__arrow_c_stream__"):
         return pa.RecordBatchReader.from_stream(value)
-    table = value if isinstance(value, pa.Table) else _table(value)
+    table = value if isinstance(value, pa.Table) else _table(value, address)
     if table is None:
         raise UsageError(f"{address} is {type(value).__name__} {repr(value)[:40]}; {_WANTED}")
     return pa.RecordBatchReader.from_batches(table.schema, table.to_batches())
 
 
-def _table(value: Any) -> pa.Table | None:
+def _table(value: Any, address: str) -> pa.Table | None:
     if isinstance(value, Mapping):
-        return pa.table(dict(value))
+        return pa.table(_checked(value, address))
     if type(value).__module__.partition(".")[0] == "pandas":
         return pa.Table.from_pandas(value)
     if hasattr(value, "__dataframe__"):
@@ -76,5 +76,24 @@ def _table(value: Any) -> pa.Table | None:
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
         records = list(value)
         if records and all(isinstance(record, Mapping) for record in records):
-            return pa.Table.from_pylist([dict(record) for record in records])
+            return pa.Table.from_pylist([_named(record, address) for record in records])
     return None
+
+
+def _checked(columns: Mapping[Any, Any], address: str) -> dict[str, Any]:
+    """The columns of a dict. Raises UsageError for one that is no list of values."""
+    found = _named(columns, address)
+    for name, values in found.items():
+        if not isinstance(values, Iterable) or isinstance(values, (str, bytes, Mapping)):
+            raise UsageError(
+                f"{address}: column {name} is {type(values).__name__} {repr(values)[:40]}; wanted a list with a value "
+                "for each image"
+            )
+    return found
+
+
+def _named(values: Mapping[Any, Any], address: str) -> dict[str, Any]:
+    wrong = [name for name in values if not isinstance(name, str)]
+    if wrong:
+        raise UsageError(f"{address}: {wrong[0]!r} is no name of a column; wanted text")
+    return dict(values)

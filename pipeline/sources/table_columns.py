@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import UsageError
 from pipeline.sources.box_columns import CORNERS, KINDS, XYWH, Numbers, boxes_of, numbers_of
-from pipeline.sources.listed import Origin, batch_of, no_nan, non_empty, text_column
+from pipeline.sources.listed import Origin, batch_of, no_nan, non_empty, text_column, trimmed
 from pipeline.sources.splits import canonical_split
 from pipeline.storage import is_remote
 
@@ -20,6 +20,7 @@ ADDRESSES = ("filename", "file_name", "path", "image_path", "image", "uri", "key
 KEY, BUCKET, SPLIT, LABEL, ETAG, MTIME = "key", "bucket", "split", "label", "etag", "mtime_ns"
 SIZES = ("size_bytes", "size")
 SHOWN_COLUMNS = 40
+_KNOWN = frozenset({*ADDRESSES, BUCKET, SPLIT, LABEL, ETAG, MTIME, *SIZES, *XYWH, *CORNERS})
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,21 @@ class Columns:
         return [name for name in single if name] + [name for kind in self.boxes for name in KINDS[kind]]
 
 
+def plain_names(names: Sequence[str]) -> list[str]:
+    """The columns of a header; one that is read as it is spelled here, whatever its case and the white space around it.
+
+    Of `Label` and `label` in one header the second is read.
+    """
+    spelled = [name.strip().lower() for name in names]
+    exact = _KNOWN.intersection(names)
+    return [
+        plain if plain in _KNOWN and (name == plain or plain not in exact) else name
+        for name, plain in zip(names, spelled, strict=True)
+    ]
+
+
 def find_columns(names: Sequence[str], origin: Origin) -> Columns:
-    """The columns to read among those of a header.
+    """The columns to read among those of a header (`plain_names`).
 
     `bucket` counts beside `key` alone. `size` is the file's beside `etag` or `key`, else anything; `size_bytes` always.
     Raises UsageError for a table without a column of addresses, a box of which some columns are missing, and a name
@@ -52,7 +66,7 @@ def find_columns(names: Sequence[str], origin: Origin) -> Columns:
     address = next((name for name in ADDRESSES if name in names), "")
     if not address:
         raise UsageError(
-            f"{origin.address} has the columns {_several(names)}; wanted one of {', '.join(ADDRESSES)}, and as you "
+            f"{origin.address} has the columns {several(names)}; wanted one of {', '.join(ADDRESSES)}, and as you "
             f"like {LABEL}, {SPLIT}, a box ({', '.join(XYWH)} or {', '.join(CORNERS)}): rename them; in CSV, separate "
             "them by commas"
         )
@@ -87,9 +101,10 @@ def rows_of(
     if columns.address == KEY:
         addresses = _of_bucket(addresses, values.get(BUCKET) if columns.bucket else None, origin.base)
     found: dict[str, pa.Array] = {}
-    for name in filter(None, (columns.split, columns.label, columns.etag)):
-        found[name] = _text(values[name], name, numbers, origin)
+    for name in filter(None, (columns.split, columns.label)):
+        found[name] = trimmed(_text(values[name], name, numbers, origin))
     if columns.etag:
+        found[ETAG] = _text(values[columns.etag], columns.etag, numbers, origin)
         found[ETAG] = non_empty(pc.utf8_trim(found[ETAG], '"'))  # some tools keep the quotes of the header
     if columns.split:
         found[SPLIT] = _canonical(found[SPLIT])
@@ -111,7 +126,7 @@ def _boxes(names: Sequence[str], origin: Origin) -> tuple[str, ...]:
         if telling and len(has) < len(wanted):
             missing = ", ".join(name for name in wanted if name not in has)
             raise UsageError(
-                f"{origin.address} has the columns {_several(has)} of a box, but not {missing}: add or rename them"
+                f"{origin.address} has the columns {several(has)} of a box, but not {missing}: add or rename them"
             )
         if telling:
             found.append(kind)
@@ -191,6 +206,7 @@ def _of_bucket(
     return [f"{server}{bucket}/{key}" for bucket, key in zip(buckets, keys, strict=True)]
 
 
-def _several(names: Sequence[str]) -> str:
+def several(names: Sequence[str]) -> str:
+    """Columns, for a message."""
     shown = ", ".join(name[:SHOWN_COLUMNS] for name in names[:SHOWN_COLUMNS])
     return f"{shown} (+{len(names) - SHOWN_COLUMNS} more)" if len(names) > SHOWN_COLUMNS else shown or "(none)"

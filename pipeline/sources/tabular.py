@@ -1,4 +1,4 @@
-"""Splits and labels from a CSV or Parquet table, matched to paths by hash: memory stays near that of the table."""
+"""Splits and labels from a table, matched to paths by hash: memory stays near that of the table."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet
+import pyarrow.parquet as pq
 
 from pipeline.errors import UsageError
 from pipeline.sources.addresses import is_absolute
 from pipeline.sources.fragments import table_name
-from pipeline.sources.listed import no_nan, non_empty
-from pipeline.sources.splits import canonical_split
 
 FILENAME, SPLIT, LABEL = "filename", "split", "label"
 BOX = "#box"
@@ -54,23 +51,19 @@ class LabelTable:
 
 
 def read_label_table(data: bytes, address: str) -> LabelTable:
-    """The table in `data`: Parquet by its magic bytes, else CSV in UTF-8 with a header; `address` is for messages.
+    """A table as `annotated.normal_table` makes it, a row per image or box; `address` is for messages.
 
-    Every value is read as text, so that a label `007` stays itself; an empty one is none, and a column of these is left
-    out. An image in an archive may be named as its uri is. Raises UsageError for a file
-    that is neither, a missing column, an empty file name, or a file name in two rows.
+    An image in an archive may be named as its uri is. A column without any value is left out.
     """
-    table = _read_parquet(data, address) if data[:4] == b"PAR1" else _read_csv(data, address)
-    names = _text(table, FILENAME)
-    if names.null_count or pc.any(pc.equal(names, "")).as_py():
-        raise UsageError(f"table {address} has rows without a {FILENAME}: fill or remove them")
-    texts = [table_name(name.removeprefix("./")) for name in names.to_pylist()]
+    try:
+        table = pq.read_table(io.BytesIO(data))
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(f"table {address} cannot be read ({error}): write it anew") from error
+    texts = [table_name(name.removeprefix("./")) for name in table[FILENAME].to_pylist()]
     has_boxes = BOX in table.column_names
     if has_boxes:
         texts = [f"{name}#{box}" if box else name for name, box in zip(texts, table[BOX].to_pylist(), strict=True)]
-    found = name_table(texts)
-    _check_unique(texts, found.path_keys, found.path_rows, address)
-    return replace(found, splits=_encode(table, SPLIT), labels=_encode(table, LABEL), has_boxes=has_boxes)
+    return replace(name_table(texts), splits=_encode(table, SPLIT), labels=_encode(table, LABEL), has_boxes=has_boxes)
 
 
 def name_table(names: list[str]) -> LabelTable:
@@ -119,53 +112,12 @@ def values_at(column: Coded, rows: npt.NDArray[np.int64]) -> list[str | None]:
     return [values[code] for code in codes.tolist()]
 
 
-def _read_csv(data: bytes, address: str) -> pa.Table:
-    parse = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    types = {FILENAME: pa.string(), SPLIT: pa.string(), LABEL: pa.string()}
-    try:
-        with pyarrow.csv.open_csv(io.BytesIO(data), parse_options=parse) as reader:
-            wanted = _wanted(reader.schema.names, address)
-        convert = pyarrow.csv.ConvertOptions(column_types=types, include_columns=wanted, strings_can_be_null=False)
-        return pyarrow.csv.read_csv(io.BytesIO(data), parse_options=parse, convert_options=convert)
-    except pa.ArrowInvalid as error:
-        raise UsageError(f"table {address} is neither Parquet nor CSV in UTF-8 with a header: {error}") from error
-
-
-def _read_parquet(data: bytes, address: str) -> pa.Table:
-    try:
-        file = pyarrow.parquet.ParquetFile(io.BytesIO(data))
-        return file.read(columns=_wanted(file.schema_arrow.names, address))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UsageError(f"table {address} begins like Parquet and cannot be read: {error}") from error
-
-
-def _wanted(names: list[str], address: str) -> list[str]:
-    wanted = [name for name in (FILENAME, SPLIT, LABEL, BOX) if name in names]
-    if FILENAME not in wanted or len(wanted) < 2:
-        raise UsageError(
-            f"table {address} has the columns {', '.join(names)}; wanted {FILENAME} and at least one of {SPLIT} and "
-            f"{LABEL}, separated by commas: rename its columns or save it that way"
-        )
-    twice = sorted(name for name in wanted if names.count(name) > 1)
-    if twice:
-        raise UsageError(f"table {address} has the column {', '.join(twice)} more than once: keep one")
-    return wanted
-
-
-def _text(table: pa.Table, name: str) -> pa.Array:
-    return no_nan(table.column(name).combine_chunks()).cast(pa.large_string())
-
-
 def _encode(table: pa.Table, name: str) -> Coded | None:
-    if name not in table.column_names:
+    if name not in table.column_names or table[name].null_count == table.num_rows:
         return None
-    column = non_empty(_text(table, name))
-    if column.null_count == len(column):
-        return None
-    encoded = column.dictionary_encode()
-    values = encoded.dictionary.to_pylist()
+    encoded = table[name].combine_chunks().dictionary_encode()
     codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False).astype(np.int32)
-    return Coded([*(map(canonical_split, values) if name == SPLIT else values), None], codes)
+    return Coded([*encoded.dictionary.to_pylist(), None], codes)
 
 
 def _keys(names: Sequence[str]) -> npt.NDArray[np.uint64]:
@@ -185,15 +137,6 @@ def _only_single(
     same = keys[1:] == keys[:-1]
     single = ~(np.concatenate([[False], same]) | np.concatenate([same, [False]]))[: len(keys)]
     return keys[single], rows[single]
-
-
-def _check_unique(
-    names: Sequence[str], keys: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64], address: str
-) -> None:
-    repeated = np.flatnonzero(keys[1:] == keys[:-1]) + 1
-    if repeated.size:
-        shown = ", ".join(repr(names[row]) for row in sorted(rows[repeated])[:3])
-        raise UsageError(f"table {address} names {repeated.size} files again, first {shown}: keep one row per file")
 
 
 def _look_up(

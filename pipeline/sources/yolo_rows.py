@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.kernels.yolo_labels import YoloBoxes, pixel_corners, pixel_sides
 from pipeline.sources.box_columns import CORNERS, XYWH, Numbers, boxes_of
-from pipeline.sources.listed import batch_of
+from pipeline.sources.listed import Origin, Tally, batch_of
 
 
 class ImageSize(NamedTuple):
@@ -21,8 +21,21 @@ class ImageSize(NamedTuple):
     height: int
 
 
-def label_rows(address: str, boxes: YoloBoxes, size: ImageSize, names: Sequence[str]) -> pa.RecordBatch:
-    """A batch of LISTED, a row per box: label = the name of its class, else its number; `row` is the line."""
+BEYOND = "boxes of classes beyond the names"
+
+
+def label_rows(
+    address: str, boxes: YoloBoxes, size: ImageSize, names: Sequence[str], origin: Origin, tally: Tally
+) -> pa.RecordBatch:
+    """A batch of LISTED, a row per box: label = the name of its class, else its number; `row` is the line.
+
+    Where there are names, those of classes beyond them are counted. origin: of the label file.
+    """
+    beyond = np.flatnonzero(boxes.classes >= len(names))
+    if names and beyond.size:
+        first = int(beyond[0])
+        where = f"{origin.at(int(boxes.lines[first]))}: class {boxes.classes[first]} of {len(names)}"
+        tally.add(BEYOND, len(beyond), where)
     labels = [_name(number, names) for number in boxes.classes.tolist()]
     none = ~boxes.is_corners
     corners = _columns(CORNERS, pixel_corners(boxes, *size), none)

@@ -41,6 +41,8 @@ def canonical_uri(uri: str | os.PathLike[str], config: StorageConfig) -> str:
 
     Symbolic links stay as they are named. Raises UsageError for anything that is no store or holds a credential.
     """
+    if not isinstance(uri, (str, os.PathLike)):
+        raise UsageError(f"{uri!r} is no path; wanted a folder, s3://bucket/prefix or minio://server/bucket/prefix")
     return parse_bucket(uri, config).uri if is_remote(uri) else str(parse_path(uri))
 
 
