@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def photos_of(audit: Audit) -> Path:
 
 
 def stopped_by(number: signal.Signals, runner: str, photos: Path, folder: Path) -> Stopped:
-    """Starts a run, waits until the second shard is in a worker, and sends the signal to the group, as Ctrl-C does.
+    """Starts a run, waits until the second shard is in a worker and another one is committed, and sends the signal to the group, as Ctrl-C does.
 
     The shard waits at the other end of a pipe, so nothing depends on how fast either side is.
     """
@@ -46,6 +47,9 @@ def stopped_by(number: signal.Signals, runner: str, photos: Path, folder: Path) 
     options = ["run", str(photos), "--root", str(root), "--runner", runner, "--shard-size", "5"]
     process = start_held([*options, *(["--workers", "2"] if runner == "ray" else [])], crashing.POISON)
     held = writer_of(pipe, process)
+    while not [*root.glob("features/*/rows-*")]:  # of two workers the other one may still be at the first shard
+        assert process.poll() is None
+        time.sleep(0.05)
     if number is signal.SIGINT:
         os.killpg(process.pid, number)
     else:
