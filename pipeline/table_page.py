@@ -18,9 +18,9 @@ A column can be null only where its meaning says so. Rows are sorted by the colu
 
 `image-audit show` lists the worst first, what is flagged before the rest (leaks of severity 1 and 2 are listed and are
 no leaks), and counts both in its last line. As text it has some columns, `quality` the issues by name; other formats
-have all, and without `--top` every row in the order of the table. In `--csv` a text that begins with `=`, `+`, `-`, `@`,
-a tab or a line break gets a leading `'`: a spreadsheet would run it as a formula. Take `--json` or `--parquet` where a
-program reads the names.
+have all, and without `--top` every row in the order of the table. In `--csv` a text that begins with `=`, `+`, `-`,
+`@`, a tab or a line break gets a leading `'`: a spreadsheet would run it as a formula. Take `--json` or `--parquet`
+where a program reads the names.
 """
 
 STATUSES = {
