@@ -38,8 +38,8 @@ def photos_of(audit: Audit) -> Path:
 
 
 def stopped_by(number: signal.Signals, runner: str, photos: Path, folder: Path) -> Stopped:
-    """Starts a run, waits until the second shard is in a worker and another one is committed, and sends the signal to the
-    group, as Ctrl-C does.
+    """Starts a run, waits until the second shard is in a worker and another one is committed, and sends the signal to
+    the group, as Ctrl-C does.
 
     The shard waits at the other end of a pipe, so nothing depends on how fast either side is.
     """
