@@ -95,6 +95,7 @@ def test_poison(undisturbed: Audit, root: Path, ray: None, monkeypatch: pytest.M
     assert_equal_tables(run_all(root, LocalRunner, SilentReporter()), undisturbed)
 
 
+@pytest.mark.slow  # cutting is test_runner_unit's
 def test_poisoned_queries_are_cut_down_to_their_range(
     undisturbed: Audit, root: Path, ray: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

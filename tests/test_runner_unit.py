@@ -281,8 +281,8 @@ def test_image_that_kills_its_process_is_quarantined(
     """Its shard goes on; over 1% ends the run as incomplete; the next run tries it again and is like any other."""
     monkeypatch.setattr(preparing.extract, "extract", crashing.poisoned_extract)
     with pytest.raises(IncompleteError, match=r"1 of 27 images could not be read \(1 crashed\)(.|\n)*Resume with"):
-        audit_with(ray_runner, photos, tmp_path / "audit")
-    audit_with(ray_runner, photos, tmp_path / "audit", max_failed_share=0.1)
+        audit_with(ray_runner, photos, tmp_path / "audit", shard_size=2)
+    audit_with(ray_runner, photos, tmp_path / "audit", shard_size=2, max_failed_share=0.1)
     (row,) = pipeline.open(tmp_path / "audit").invalid(filter=pipeline_status("crashed")).to_pylist()
     monkeypatch.undo()
     undisturbed = run(photos, root=tmp_path / "other")

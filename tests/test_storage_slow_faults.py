@@ -18,7 +18,7 @@ PASSING = ["status:503:SlowDown", "status:500:InternalError", "reset", "err200",
 FOLDERS = ["", "a/", "a-", "b/c/", "b/日本/", "per%20cent+&?#/", "z/z/"]
 KEYS = sorted((f"{folder}{number:03d}" for folder in FOLDERS for number in range(30)), key=str.encode)
 
-pytestmark = pytest.mark.usefixtures("senders")
+of_objects = pytest.mark.usefixtures("senders")
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +84,7 @@ def test_a_pinned_range_survives_two_faults(
     assert proxy.requests() == 3
 
 
+@of_objects
 def test_what_no_retry_mends_takes_one_request(store: Store, direct: Store, proxy: FaultProxy) -> None:
     """Replaced, deleted, expired: a whole read, a pinned range and the next chunk of a stream say so at once."""
     info = direct.stat(KEY)
@@ -107,6 +108,7 @@ def test_what_no_retry_mends_takes_one_request(store: Store, direct: Store, prox
     refused(NotFound)
 
 
+@of_objects
 @pytest.mark.parametrize(
     ("change", "error"),
     [("replace", ObjectChanged), ("delete", NotFound), ("expire", BadCredentials), ("throttle", StorageUnavailable)],
