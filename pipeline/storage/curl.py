@@ -1,4 +1,4 @@
-"""GETs over libcurl: 0.17 ms of a core beside threads that compute, where http.client and urllib3 take 0.57.
+"""GETs over libcurl: a read takes 0.27 ms of a core beside threads that compute; over http.client and urllib3 0.57.
 
 Not for the main thread: a signal would wait until the answer is there.
 """
