@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+import weakref
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from s3_servers import moto_port, new_store, quick, use_credentials
 
 from pipeline.errors import NotFound
 from pipeline.storage import open_store, redact
+from pipeline.storage.curl import CurlGets, CurlParams
 from pipeline.storage.s3_client import forget_clients
 from pipeline.storage.s3_sign import signed_headers
 
@@ -141,3 +144,12 @@ def record_heads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(fault_proxy, "_read_request", recorded)
     return heads
+
+
+def test_connections_go_with_their_client() -> None:
+    """Nothing else holds on to what sends the GETs of a client that is forgotten."""
+    gets = CurlGets(CurlParams(1.0, 1.0, ""))
+    known = weakref.ref(gets)
+    del gets
+    gc.collect()
+    assert known() is None

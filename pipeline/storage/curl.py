@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import pycurl
 from botocore.exceptions import SSLError
@@ -66,7 +67,7 @@ class CurlGets:
     def __init__(self, params: CurlParams) -> None:
         self._params = params
         self._idle = list[_Handle]()
-        _MADE.append(self._idle)
+        _MADE.add(self)
 
     def get(self, url: str, headers: Mapping[str, str]) -> tuple[int, dict[str, str], bytes]:
         """Status, headers (names in lower case) and body. Raises ConnectionError, SSLError of botocore."""
@@ -80,6 +81,11 @@ class CurlGets:
             handle.lines.clear()
             handle.pieces.clear()
             self._idle.append(handle)
+
+    def leave_to_parent(self) -> None:
+        """Lets go of the handles of the process that this one was forked from."""
+        _INHERITED.extend(self._idle)
+        self._idle.clear()
 
 
 def _asked(handle: _Handle, url: str, headers: Mapping[str, str]) -> tuple[int, dict[str, str], bytes]:
@@ -110,15 +116,14 @@ def _told(lines: list[bytes]) -> dict[str, str]:
     return told
 
 
-_MADE = list[list[_Handle]]()
+_MADE = WeakSet[CurlGets]()
 _INHERITED = list[_Handle]()
 """Handles of the process that this one was forked from: never closed here, which would end its TLS connections."""
 
 
 def _leave_to_parent() -> None:
-    for idle in _MADE:
-        _INHERITED.extend(idle)
-        idle.clear()
+    for gets in _MADE:
+        gets.leave_to_parent()
 
 
 os.register_at_fork(after_in_child=_leave_to_parent)
