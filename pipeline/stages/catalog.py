@@ -236,8 +236,10 @@ def _settle(changes: _Changes, compare: Compare) -> None:
     """Books the touched files. One that was never read keeps its id, and its old time: once its bytes are known the
     next listing compares them, so that an audit that reads it at this moment cannot be believed to have read these.
     """
+    if not changes.touched:
+        return
     before = changes.changed
-    for now, content in zip(changes.touched, compare(changes.touched) if changes.touched else (), strict=True):
+    for now, content in zip(changes.touched, compare(changes.touched), strict=True):
         if content is Content.SAME:
             _stamp(changes, now)
         elif content is Content.OTHER:
