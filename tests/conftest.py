@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+
+from pipeline.layout import pixels
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -50,3 +54,17 @@ def senders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """
     monkeypatch.setattr("pipeline.storage.s3_get.is_main_thread", lambda: request.param == "session")
     return str(request.param)
+
+
+@pytest.fixture
+def decodes(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """Decodes of the images that boxes are cut out of, by a hash of their bytes."""
+    counted: Counter[int] = Counter()
+    decode = pixels.decode
+
+    def counting(data: bytes, limits: Any) -> Any:
+        counted[hash(data)] += 1
+        return decode(data, limits)
+
+    monkeypatch.setattr(pixels, "decode", counting)
+    return counted

@@ -20,9 +20,7 @@ import pipeline
 from pipeline.audit import Audit
 from pipeline.cli import main
 from pipeline.errors import ModelError, NotFound, UsageError
-from pipeline.kernels import decode as decoding
 from pipeline.kernels.boxes import BoxesFrom
-from pipeline.layout import pixels
 from pipeline.models import detectors
 from pipeline.stages import detect
 
@@ -224,28 +222,18 @@ def test_equal_boxes_of_one_image_in_two_splits_are_no_leak(tmp_path: Path) -> N
     }  # fmt: skip
 
 
-def test_an_image_is_decoded_once_for_all_of_its_boxes(
-    tmp_path: Path, finder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_is_decoded_once_for_all_of_its_boxes(tmp_path: Path, finder: Path, decodes: Counter[int]) -> None:
     """Once by the detector, once by extraction; a second run looks at the new image alone."""
-    decoded: Counter[int] = Counter()
-    decode = decoding.decode
-
-    def counted(data: bytes, limits: Any) -> Any:
-        decoded[hash(data)] += 1
-        return decode(data, limits)
-
-    monkeypatch.setattr(pixels, "decode", counted)
     files = {f"{at}.jpg": squares(at) for at in range(3)}
     arguments: dict[str, Any] = {"bounding_box": "object", "box_model": str(finder), "until": "features"}
     folder, root = write_files(tmp_path / "photos", files), tmp_path / "audit"
     assert pipeline.run(folder, root=root, where=LOCAL, **arguments) is None
-    assert set(decoded.values()) == {2}
-    assert len(decoded) == 3
+    assert set(decodes.values()) == {2}
+    assert len(decodes) == 3
     write_files(folder, {"new.jpg": squares(9)})
-    decoded.clear()
+    decodes.clear()
     assert pipeline.run(folder, root=root, where=LOCAL, **arguments) is None
-    assert decoded == {hash(squares(9)): 2}
+    assert decodes == {hash(squares(9)): 2}
 
 
 def test_what_kills_the_detector_is_audited_whole_and_left_alone(

@@ -19,7 +19,6 @@ from pipeline.kernels.decode import thumbnail_of
 from pipeline.kernels.measure import MeasureParams
 from pipeline.kernels.verify import prepare
 from pipeline.kernels.verify_params import VerifyParams
-from pipeline.layout import pixels
 from pipeline.layout.images import image_objects_of
 from pipeline.layout.pixels import Cutting, load
 from pipeline.layout.served import read_recipe
@@ -29,20 +28,6 @@ PARENTS, EACH = 8, 6
 CUTTING = Cutting(MeasureParams(), BoxParams(0.0, 0.0))
 STORAGE: dict[str, Any] = {"region": "us-east-1", "backoff": 0.0, "read_timeout": 5.0}
 FILES = {f"{at}.jpg": noise_jpeg(at) for at in range(PARENTS)}
-
-
-@pytest.fixture
-def decodes(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
-    """Decodes of the images that boxes are cut out of."""
-    counted: Counter[int] = Counter()
-    decode = pixels.decode
-
-    def counting(data: bytes, limits: Any) -> Any:
-        counted[hash(data)] += 1
-        return decode(data, limits)
-
-    monkeypatch.setattr(pixels, "decode", counting)
-    return counted
 
 
 def boxed(folder: str, tmp_path: Path, prefix: str = "") -> Audit:
