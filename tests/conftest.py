@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from pipeline.layout import pixels
+from pipeline.storage.s3_get import PlainGets
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
@@ -46,13 +47,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
-@pytest.fixture(params=["session", "curl"])
+@pytest.fixture(params=["session", "curl", "begun"])
 def senders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """GETs of a bucket that is known as the main thread sends them, and as the others do.
+    """GETs of a bucket that is known as the main thread sends them, as the others do, and as they are begun.
 
     libcurl asks once more, uncounted, where a kept connection dies before an answer; it takes 6 s to give one up.
     """
     monkeypatch.setattr("pipeline.storage.s3_get.is_main_thread", lambda: request.param == "session")
+    if request.param == "begun":
+        get = PlainGets.get
+
+        def begun(gets: PlainGets, wanted: dict[str, Any]) -> dict[str, Any]:
+            if sent := gets.begin(wanted):
+                sent.wait()
+            return get(gets, wanted)
+
+        monkeypatch.setattr(PlainGets, "get", begun)
     return str(request.param)
 
 

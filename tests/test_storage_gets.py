@@ -24,7 +24,8 @@ from s3_servers import moto_port, new_store, quick, use_credentials
 
 from pipeline.errors import NotFound
 from pipeline.storage import open_store, redact
-from pipeline.storage.curl import CurlGets, CurlParams
+from pipeline.storage.curl import CurlGets
+from pipeline.storage.curl_handle import CurlParams
 from pipeline.storage.s3_client import forget_clients
 from pipeline.storage.s3_sign import signed_headers
 

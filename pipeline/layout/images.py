@@ -20,7 +20,7 @@ from pipeline.layout.snapshots import LIST, Snapshot, SourceRecord
 from pipeline.schemas import Status
 from pipeline.sources.folder import decode_key, escape_key
 from pipeline.sources.fragments import VIDEO, Fragment, fragment_uri
-from pipeline.storage import ObjectInfo
+from pipeline.storage import Begun, ObjectInfo
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,10 @@ class ImageObject:
             raise problem_error(self.fragment)
         span = read_span(root, self.parent, self.fragment.position, self.fragment.length, expect)
         return member_content(self.kind, span, self.fragment)
+
+    def begin(self, root: Root) -> Begun | None:
+        """Ask for the bytes that `read` is going to return, of one that is a file of its own."""
+        return opened_source(self.source, root.storage).begin(self.info.key, expect=self.expected)
 
 
 def problem_error(fragment: Fragment) -> ImageError:

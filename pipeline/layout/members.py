@@ -10,7 +10,7 @@ from pipeline.layout.root import Root, kept, opened_source
 from pipeline.schemas import Status
 from pipeline.sources.fragments import Fragment
 from pipeline.sources.gzip_stream import GzipStream
-from pipeline.storage import ObjectInfo
+from pipeline.storage import Begun, ObjectInfo
 
 
 def read_span(root: Root, parent: Parent, start: int, length: int, expect: ObjectInfo) -> bytes:
@@ -26,6 +26,11 @@ def read_span(root: Root, parent: Parent, start: int, length: int, expect: Objec
         return _unpacked(root, parent).read_at(start, length)
     except EOFError as error:
         raise ImageError(Status.TRUNCATED, str(error)) from error
+
+
+def begin_span(root: Root, parent: Parent, start: int, length: int, expect: ObjectInfo) -> Begun | None:
+    """Ask for the bytes that `read_span` is going to return of a tar or zip."""
+    return opened_source(parent.place, root.storage).begin(parent.info.key, start, length, expect=expect)
 
 
 def member_content(kind: str, span: bytes, fragment: Fragment) -> bytes:

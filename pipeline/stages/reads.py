@@ -14,14 +14,14 @@ from pipeline.kernels.header import ImageError
 from pipeline.kernels.measure import Measured
 from pipeline.kernels.pillow_decode import Decoded
 from pipeline.layout.images import ImageObject, problem_error
-from pipeline.layout.members import member_content, read_span
+from pipeline.layout.members import begin_span, member_content, read_span
 from pipeline.layout.pixels import Content, Cutting, cut_out, decoded, read_frames
 from pipeline.layout.root import Root
 from pipeline.runner import FATAL
 from pipeline.schemas import Status
 from pipeline.sources.folder import escape_bytes
 from pipeline.sources.fragments import IMAGE
-from pipeline.storage import is_remote, read_ahead
+from pipeline.storage import Begun, is_remote, read_ahead
 
 SPAN_BYTES = 2**23
 SPAN_GAP = 2**16  # less costs less to read than another request
@@ -72,7 +72,7 @@ def read_images(root: Root, wanted: Sequence[ImageObject | None], max_bytes: int
     spans = _spans(wanted, max_bytes)
     load = partial(_load, root)
     if any(image is not None and is_remote(image.source) for image in wanted):
-        loaded = read_ahead(spans, load, lambda span: span.end - span.start)
+        loaded = read_ahead(spans, load, lambda span: span.end - span.start, partial(_begin, root))
     else:
         loaded = map(load, spans)
     for span, early in loaded:
@@ -133,8 +133,21 @@ def _load(root: Root, span: _Span) -> tuple[_Span, bytes | Measured | None]:
     """The bytes of a span; None for a tar.gz and a video, whose turn must come: in order they cost least."""
     if span.failed is not None:
         return span, span.failed
-    first = span.images[0]
-    return span, None if first.kind == "tar.gz" or first.is_frame else _fetch(root, span)
+    return span, None if _is_stream(span) else _fetch(root, span)
+
+
+def _is_stream(span: _Span) -> bool:
+    return span.images[0].kind == "tar.gz" or span.images[0].is_frame
+
+
+def _begin(root: Root, span: _Span) -> Begun | None:
+    """Asks for what `_load` is going to read."""
+    if span.failed is not None or _is_stream(span):
+        return None
+    first = span.images[0].whole
+    if first.fragment is None:
+        return first.begin(root)
+    return begin_span(root, first.parent, span.start, span.end - span.start, first.expected)
 
 
 def _fetch(root: Root, span: _Span) -> bytes | Measured:

@@ -8,7 +8,7 @@ from pipeline.storage.ahead import read_ahead
 from pipeline.storage.copies import remove_copies
 from pipeline.storage.copy_folder import ARCHIVES, FILES, SyncParams, begin_run, require_usable
 from pipeline.storage.counts import RequestCounts, request_counts
-from pipeline.storage.interface import TEMPORARY_PREFIX, ObjectInfo, StorageConfig, Store
+from pipeline.storage.interface import TEMPORARY_PREFIX, Begun, ObjectInfo, StorageConfig, Store
 from pipeline.storage.leftovers import remove_leftovers
 from pipeline.storage.local import LocalStore
 from pipeline.storage.redact import RedactingFilter, redact
@@ -19,6 +19,7 @@ __all__ = [
     "ARCHIVES",
     "FILES",
     "TEMPORARY_PREFIX",
+    "Begun",
     "ObjectInfo",
     "RedactingFilter",
     "RequestCounts",

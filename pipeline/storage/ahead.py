@@ -8,9 +8,12 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 from threading import Lock
 from time import perf_counter
 from typing import Generic, TypeVar
+
+from pipeline.storage.interface import Begun
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -21,22 +24,31 @@ BYTES_AHEAD = 32 * 2**20
 _SPARE = 1.5
 _PATIENCE_SECONDS = 0.02
 """Somebody waits that long for a result, and more reads are begun."""
+_PACE_USES = READS_IN_FLIGHT
+_SHORT_USE_SECONDS = 0.02
+"""Of results that are used for longer, what threads take is below 2 %."""
+_LONGEST_USE_SECONDS = 1.0
+"""Nobody looks at a connection meanwhile: it stands still once its buffers are full, and servers drop it in the end."""
 
 
-def read_ahead(items: Iterable[S], read: Callable[[S], T], size: Callable[[S], int]) -> Iterator[T]:
+def read_ahead(
+    items: Iterable[S],
+    read: Callable[[S], T],
+    size: Callable[[S], int],
+    begin: Callable[[S], Begun | None] = lambda _: None,
+) -> Iterator[T]:
     """What `read` gives for each item, in order; raises what it raises.
 
     Reads begin in bursts, when half of what is ahead is used up: one at a time, between two images, each wakes all
     threads in its way. `size`: bytes of an item; what does not fit in BYTES_AHEAD is read when all before it is done.
+    begin: asks for what `read` is going to return; used where results are used up so soon that threads cost too much.
     """
     ahead: deque[tuple[int, Future[T]]] = deque()
     held = 0
-    with _Readers(read) as readers:
+    with _Readers(read, begin) as readers:
         for item in items:
             count = size(item)
             few = READS_IN_FLIGHT if len(ahead) == 2 * READS_IN_FLIGHT else len(ahead)
-            if len(ahead) > few:
-                readers.pace()
             while ahead and (len(ahead) > few or held + count > BYTES_AHEAD):
                 held -= ahead[0][0]
                 yield from readers.used(ahead.popleft()[1])
@@ -47,27 +59,32 @@ def read_ahead(items: Iterable[S], read: Callable[[S], T], size: Callable[[S], i
 
 
 class _Readers(Generic[S, T]):
-    """Threads that read what was added, in order; `most` of them at once.
+    """Threads that read what was added, in order; `most` of them at once. What is begun instead needs none of them,
+    unless it fails: then one of them reads it, and waits between its attempts.
 
     By Little's law a store that answers in r seconds keeps up with who uses a result in u where r / u reads are in
     flight. More of them stand in the way, each takes the interpreter's lock from who computes: images of 2.3 ms, from a
     store that answers in .5, took 3.0 to 3.5 with 32 in flight and take 2.5 to 2.7 with what is reckoned.
     """
 
-    def __init__(self, read: Callable[[S], T]) -> None:
-        self._read = read
+    def __init__(self, read: Callable[[S], T], begin: Callable[[S], Begun | None]) -> None:
+        self._read, self._begin = read, begin
+        self._begun: dict[Future[T], tuple[S, Begun]] = {}
+        self._begins = True
         self._lock = Lock()
         self._waiting: deque[tuple[S, Future[T]]] = deque()
         self._busy = 0
         self._most = READS_IN_FLIGHT
         self._reading, self._reads = 0.0, 0
-        self._using, self._uses = 0.0, 0
+        self._using, self._uses, self._longest = 0.0, 0, 0.0
         self._pool = ThreadPoolExecutor(READS_IN_FLIGHT)
 
     def __enter__(self) -> _Readers[S, T]:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for sent in self._begun.values():
+            sent[1].cancel()
         with self._lock:
             self._waiting.clear()
         self._pool.shutdown()
@@ -75,34 +92,49 @@ class _Readers(Generic[S, T]):
     def add(self, item: S) -> Future[T]:
         """The result of reading an item, some time."""
         result: Future[T] = Future()
-        with self._lock:
-            self._waiting.append((item, result))
-        self._begin()
+        begun = self._begin(item) if self._begins else None
+        if begun is None:
+            self._queue(item, result)
+        else:
+            self._begun[result] = item, begun
+            begun.when_failed(partial(self._queue, item, result))
         return result
 
     def used(self, result: Future[T]) -> Iterator[T]:
         """Yields a result once it is there; the time until its user comes back counts as use."""
-        while not result.done():  # whatever was reckoned: those in flight may be a few slow ones
-            self._most = min(2 * self._most, READS_IN_FLIGHT)
-            self._begin()
-            wait([result], _PATIENCE_SECONDS)
-        found = result.result()
+        sent = self._begun.pop(result, None)
+        found = self._read(sent[0]) if sent is not None and sent[1].wait() else self._awaited(result)
         started = perf_counter()
         yield found
-        self._using += perf_counter() - started
-        self._uses += 1
+        used = perf_counter() - started
+        self._using, self._uses, self._longest = self._using + used, self._uses + 1, max(self._longest, used)
+        if self._uses == _PACE_USES:
+            self._pace()
 
-    def pace(self) -> None:
-        """Reckon anew how many reads are to be in flight, from those since the last time."""
+    def _awaited(self, result: Future[T]) -> T:
+        while not result.done():  # whatever was reckoned: those in flight may be a few slow ones
+            self._most = min(2 * self._most, READS_IN_FLIGHT)
+            self._set_to_work()
+            wait([result], _PATIENCE_SECONDS)
+        return result.result()
+
+    def _pace(self) -> None:
+        """Reckon anew how many reads are to be in flight, or that they are begun, from those since the last time."""
         with self._lock:
             reading, reads = self._reading, self._reads
             self._reading, self._reads = 0.0, 0
         if reads and self._using:
             flight = _SPARE * (reading / reads) / (self._using / self._uses)
             self._most = max(1, math.ceil(min(flight, READS_IN_FLIGHT)))
-        self._using, self._uses = 0.0, 0
+        self._begins = self._using / self._uses <= _SHORT_USE_SECONDS and self._longest <= _LONGEST_USE_SECONDS
+        self._using, self._uses, self._longest = 0.0, 0, 0.0
 
-    def _begin(self) -> None:
+    def _queue(self, item: S, result: Future[T]) -> None:
+        with self._lock:
+            self._waiting.append((item, result))
+        self._set_to_work()
+
+    def _set_to_work(self) -> None:
         """Sets threads to work, as many as may and for which there is a read."""
         with self._lock:
             more = min(self._most, self._busy + len(self._waiting)) - self._busy

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -91,6 +91,19 @@ def check_range(key: str, start: int, length: int) -> None:
         raise UsageError(f"{key}: start {start} and length {length} must be at least 0")
 
 
+class Begun(Protocol):
+    """A read that was begun by `Store.begin`, for the thread that began it."""
+
+    def wait(self) -> bool:
+        """Wait for it, and tell whether the read itself returns at once; else it has to ask anew."""
+
+    def when_failed(self, act: Callable[[], None]) -> None:
+        """Have `act` called once, while this thread waits for any, when it is known that the read will ask anew."""
+
+    def cancel(self) -> None:
+        """Give it up: nobody reads it."""
+
+
 class Store(Protocol):
     """Bytes under one uri. Keys are relative to it, separated by `/`; safe to use from several threads, to pickle
     and to fork. Every method raises a StorageError of `pipeline.errors`, one type per cause, and UsageError for a
@@ -118,6 +131,14 @@ class Store(Protocol):
         """Return bytes [start, start + length), fewer at the end of the object, none past it; `expect` as in `read`.
 
         What a whole read compares of the bytes (MD5) cannot be compared of a part.
+        """
+
+    def begin(
+        self, key: str, start: int = 0, length: int | None = None, *, expect: ObjectInfo | None = None
+    ) -> Begun | None:
+        """Ask for what a `read`, or `read_range` where there is a length, is going to return to this thread.
+
+        None where that has to ask itself, and always on a disk. Raises nothing: the read will.
         """
 
     def put(self, key: str, data: bytes) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from threading import Event
 from typing import Any, BinaryIO, TypeVar, cast
 
-import smart_open.s3
 from botocore.exceptions import ClientError
 
 from pipeline.errors import AccessDenied, NotFound, ObjectChanged, StorageError, UsageError
@@ -35,6 +34,7 @@ from pipeline.storage.s3_answers import (
 from pipeline.storage.s3_client import ClientKey, client_for, gets_for, is_aws
 from pipeline.storage.s3_cuts import Ask
 from pipeline.storage.s3_errors import ConditionFailed, PastEnd, asked
+from pipeline.storage.s3_get import BegunGet
 from pipeline.storage.s3_listing import list_entries
 from pipeline.storage.s3_pages import Page
 from pipeline.storage.uri import Bucket
@@ -86,7 +86,7 @@ class S3Store:
             check_md5(body, answer)
             return body
 
-        arguments = {"Key": self._full(key), **_condition(expect)}
+        arguments = self._wanted(key, expect)
         return self._pinned(where, expect, attempt)
 
     def read_range(self, key: str, start: int, length: int, *, expect: ObjectInfo | None = None) -> bytes:
@@ -102,12 +102,25 @@ class S3Store:
             check_expected(where, answer, expect)
             return body
 
-        arguments = {"Key": self._full(key), "Range": f"bytes={start}-{start + length - 1}", **_condition(expect)}
+        arguments = self._wanted(key, expect, start, length)
         try:
             return self._pinned(where, expect, attempt)
         except PastEnd:
             self._check_still(key, expect)
             return b""
+
+    def begin(
+        self, key: str, start: int = 0, length: int | None = None, *, expect: ObjectInfo | None = None
+    ) -> BegunGet | None:
+        """Send the GET of a `read` or `read_range` to come, where the bucket is known and nothing stands between."""
+        if length is not None and (length <= 0 or start < 0 or (expect is not None and start >= expect.size)):
+            return None
+        where = self._where("read", key)
+        try:
+            request = {"Bucket": self.place.bucket, **self._wanted(key, expect, start, length)}
+            return asked(where, lambda: gets_for(self._client_key()).begin(request))
+        except (StorageError, UsageError, Transient):
+            return None  # the read meets it in its turn
 
     def put(self, key: str, data: bytes) -> None:
         """Write the object by one PUT with Content-MD5; the ETag that comes back is compared."""
@@ -164,6 +177,8 @@ class S3Store:
 
     def open(self, key: str) -> BinaryIO:
         """Open for reading in ranged GETs of 8 MB; ObjectChanged if it is replaced between two of them."""
+        import smart_open.s3  # 0.1 s of every worker, of which few open anything
+
         client = _StreamClient(self, key, self.stat(key))
         stream = smart_open.s3.open(
             self.place.bucket, self._full(key), "rb", client=client, defer_seek=True, range_chunk_size=STREAM_CHUNK
@@ -182,6 +197,12 @@ class S3Store:
         if not is_utf8(full):
             raise NotFound(f"{self.uri}: {key[:80]!r} is no UTF-8, as every S3 key is: there is no such object")
         return full
+
+    def _wanted(self, key: str, expect: ObjectInfo | None, start: int = 0, length: int | None = None) -> dict[str, Any]:
+        """The arguments of a GET, pinned to the version that was listed."""
+        part = {} if length is None else {"Range": f"bytes={start}-{start + length - 1}"}
+        pin = {"IfMatch": f'"{expect.etag}"'} if expect is not None and expect.etag else {}
+        return {"Key": self._full(key), **part, **pin}
 
     def _where(self, verb: str, key: str) -> str:
         return f"{verb} {self.uri}/{key}" if key else f"{verb} {self.uri}"
@@ -344,11 +365,6 @@ _COUNTED = {
     "head_object": "s3.head",
     "delete_object": "s3.delete",
 }
-
-
-def _condition(expect: ObjectInfo | None) -> dict[str, str]:
-    """What pins a GET to the version that was listed."""
-    return {"IfMatch": f'"{expect.etag}"'} if expect is not None and expect.etag else {}
 
 
 @contextmanager

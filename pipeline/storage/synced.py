@@ -63,6 +63,9 @@ class SyncedStore:
             return self.remote.open(key)
         return stream_of(copy_names(self.copies, self.uri, info)[-1].path, descriptor)
 
+    def begin(self, key: str, start: int = 0, length: int | None = None, *, expect: ObjectInfo | None = None) -> None:
+        """Return None: a read makes a copy first, or has one."""
+
     def put(self, key: str, data: bytes) -> None:
         """Write to the remote store."""
         self.remote.put(key, data)
