@@ -28,7 +28,9 @@ _PACE_USES = READS_IN_FLIGHT
 _SHORT_USE_SECONDS = 0.02
 """Of results that are used for longer, what threads take is below 2 %."""
 _LONGEST_USE_SECONDS = 1.0
-"""Nobody looks at a connection meanwhile: it stands still once its buffers are full, and servers drop it in the end."""
+"""Of any result so far. Nobody looks at a connection meanwhile: it stands still once its buffers are full, and servers
+drop it in the end.
+"""
 
 
 def read_ahead(
@@ -127,7 +129,7 @@ class _Readers(Generic[S, T]):
             flight = _SPARE * (reading / reads) / (self._using / self._uses)
             self._most = max(1, math.ceil(min(flight, READS_IN_FLIGHT)))
         self._begins = self._using / self._uses <= _SHORT_USE_SECONDS and self._longest <= _LONGEST_USE_SECONDS
-        self._using, self._uses, self._longest = 0.0, 0, 0.0
+        self._using, self._uses = 0.0, 0
 
     def _queue(self, item: S, result: Future[T]) -> None:
         with self._lock:
