@@ -45,7 +45,7 @@ def as_nobody(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_no_permission(world: Path) -> None:
-    """A root that may not be written: 3. A folder that may not be listed: 3. A file: a status, 4 over 1%."""
+    """A root that may not be written: 3. A folder that may not be listed any more: 3. A file: a status, 4 over 1%."""
     photos = write_files(world / "photos", {"open/a.jpg": noise_jpeg(1), "open/b.jpg": noise_jpeg(2)})
     for path in (world, photos, photos / "open"):
         path.chmod(0o755)
@@ -70,13 +70,62 @@ def test_no_permission(world: Path) -> None:
     (photos / "open").chmod(0)
     unlisted = as_nobody(str(photos), "--root", root)
     assert unlisted.returncode == 3
-    assert str(photos / "open") in unlisted.stderr
+    assert f"list {photos}/open/: Permission denied. Give this user (uid " in unlisted.stderr
+    assert "knows of 2 images below 1 such folders: they would count as removed" in unlisted.stderr
+    assert "--accept-empty" in unlisted.stderr
     (photos / "open").chmod(0o755)
     (photos / "open/b.jpg").chmod(0o644)
     finished = as_nobody(str(photos), "--root", root)
     assert finished.returncode == 0, finished.stderr
     assert_consistent(pipeline.open(root), 2, 2)
     assert [row["failed_images"] for row in status(root, {}) if row["stage"] == "extract"] == [0]
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])
+def test_a_folder_that_may_not_be_listed_is_a_row(world: Path, mode: int) -> None:
+    """The run goes on; once it may be listed its images are there, and none of them is ever taken for removed."""
+    named = ["a/1.jpg", "a-/1.jpg", "closed/1.jpg", "closed/more/2.jpg", "closed-/1.jpg", ".hidden/1.jpg", "z.jpg"]
+    photos = write_files(world / "photos", {name: noise_jpeg(i) for i, name in enumerate(named)})
+    for path in (world, photos, *(path for path in photos.rglob("*") if path.is_dir())):
+        path.chmod(0o755)
+    (world / "roots").mkdir()
+    (world / "roots").chmod(0o777)
+    root = str(world / "roots/audit")
+    closed = [photos / "closed", photos / ".hidden"]
+    try:
+        for path in closed:
+            path.chmod(mode)
+        refused_share = as_nobody(str(photos), "--root", root)
+        assert refused_share.returncode == 4, refused_share.stderr
+        assert "1 of 5 images could not be read (1 denied)" in refused_share.stderr
+        assert f"\n  {photos}/closed/: denied (list it: Permission denied. Give" in refused_share.stderr
+        passed = as_nobody(
+            str(photos), "--root", root, "--max-failed-share", "0.5", "--find-regex", r"[^z]\.jpg"
+        )
+        assert passed.returncode == 0, passed.stderr
+        rows = pipeline.open(root).table("images").to_pylist()
+        assert {row["uri"]: row["status"] for row in rows} == {
+            "a-/1.jpg": "ok", "a/1.jpg": "ok", "closed-/1.jpg": "ok", "closed/": "denied",
+        }  # fmt: skip
+        (invalid,) = pipeline.open(root).table("invalid").to_pylist()
+        assert (invalid["uri"], invalid["status"]) == ("closed/", "denied")
+    finally:
+        for path in closed:
+            path.chmod(0o755)
+    whole = as_nobody(str(photos), "--root", root)
+    assert whole.returncode == 0, whole.stderr
+    live = [row["uri"] for row in pipeline.open(root).table("images").to_pylist()]
+    assert sorted(live) == sorted(name for name in named if not name.startswith("."))
+    (photos / "closed").chmod(mode)
+    try:
+        gone = as_nobody(str(photos), "--root", root)
+        assert gone.returncode == 3
+        assert "knows of 2 images below 1 such folders" in gone.stderr
+        accepted = as_nobody(str(photos), "--root", root, "--accept-empty", "--max-failed-share", "0.5")
+        assert accepted.returncode == 0, accepted.stderr
+        assert "closed/" in [row["uri"] for row in pipeline.open(root).table("invalid").to_pylist()]
+    finally:
+        (photos / "closed").chmod(0o755)
 
 
 def test_few_of_many_unreadable_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +155,4 @@ def test_few_of_many_unreadable_files_are_named(tmp_path: Path, capsys: pytest.C
 def world() -> Path:
     """A folder that every user may reach, unlike pytest's own."""
     scratch().chmod(0o755)
-    folder = scratch() / "world"
-    folder.mkdir()
-    return folder
+    return Path(tempfile.mkdtemp(prefix="world-", dir=scratch()))

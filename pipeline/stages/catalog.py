@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.errors import NotFound, StorageUnavailable, UsageError
+from pipeline.errors import AccessDenied, NotFound, StorageUnavailable, UsageError
 from pipeline.layout.fragments import KnownFragments, Parent
 from pipeline.layout.images import ImageObject, listed_object
 from pipeline.layout.lists import source_name
@@ -82,6 +82,8 @@ class _Changes:
     lost: Counter[int] = field(default_factory=Counter)  # images of each source that it does not list any more
     stamped: array[int] = field(default_factory=lambda: array("q"))  # ids, whose new times stand beside them
     times: array[int] = field(default_factory=lambda: array("q"))
+    closed: Listed | None = None  # the last folder so far that may not be listed
+    behind: Counter[Listed] = field(default_factory=Counter)  # images known below each of these
     total: int = 0
     added: int = 0
     changed: int = 0
@@ -136,6 +138,7 @@ def update_catalog(root: Root, wanted: Wanted, compare: Compare, expand: Expand)
         left_out = listing.left_out
         listing.refuse(wanted.accept_empty)
         if not wanted.accept_empty:
+            _refuse_closed(root, changes.behind)
             _refuse_emptied(root, merged, changes.lost, left_out)
             _refuse_unfound(merged[len(previous.sources) :], left_out[len(previous.sources) :])
         counts = (changes.added, changes.changed, len(changes.removed) - changes.changed)
@@ -189,6 +192,7 @@ def _compare(store: Store, previous: Snapshot, listing: Iterable[Listed], compar
             row = next(rows, END)
         if live is None or live.state != state_of(listed):
             _meet(changes, listed, (live, before), previous.sources)
+        changes.closed = listed if listed.is_closed else changes.closed
         if len(changes.touched) >= TOUCHED_ROWS or len(changes.appended) >= PART_ROWS:
             _settle(changes, compare)
         if len(changes.appended) >= PART_ROWS:
@@ -264,6 +268,20 @@ def _lose(changes: _Changes, known: KnownRow) -> None:
     if known.is_live:
         changes.removed.append(known.image_id)
         changes.lost[known.place[0]] += 1
+        closed = changes.closed
+        if closed and known.place[0] == closed.source and known.place[1].startswith(closed.place[1]):
+            changes.behind[closed] += 1
+
+
+def _refuse_closed(root: Root, behind: Counter[Listed]) -> None:
+    """A folder that could be listed before: what is in it would count as removed."""
+    if behind:
+        first, images = next(iter(behind.items()))[0], sum(behind.values())
+        problem = first.fragment.problem.partition(": ")[2] if first.fragment else ""
+        raise AccessDenied(
+            f"{problem}. The root {root.uri} knows of {images:,} images below {len(behind):,} such folders: they would "
+            "count as removed. Say --accept-empty (accept_empty) where they are to."
+        )
 
 
 def _refuse_emptied(

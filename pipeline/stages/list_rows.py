@@ -38,10 +38,10 @@ class ListRow(NamedTuple):
     box: str
     problem: str = ""
 
-    @property
-    def unseen(self) -> Fragment:
-        """What stands for it where its file cannot be looked at."""
-        return Fragment(self.box, UNSEEN, 0, 0, self.problem)
+
+def unseen(problem: str, box: str = "") -> Fragment:
+    """What stands for an image, or a box of one, whose file cannot be looked at."""
+    return Fragment(box, UNSEEN, 0, 0, problem)
 
 
 def list_rows(

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import NamedTuple
 
-from pipeline.errors import NotFound, UsageError
+from pipeline.errors import AccessDenied, NotFound, UsageError
 from pipeline.layout.fragments import Found, KnownFragments, Parent
 from pipeline.layout.images import ImageObject, listed_object
 from pipeline.layout.lists import KnownLists
 from pipeline.layout.root import Root, is_own, opened
 from pipeline.layout.snapshots import LIST, SourceRecord, whole_path
+from pipeline.schemas import Status
 from pipeline.sources.archives import nested_archives
 from pipeline.sources.boxed import Boxes
-from pipeline.sources.folder import LeftOut, encode_key, is_image_key
+from pipeline.sources.folder import LeftOut, encode_key, is_hidden, is_image_key
 from pipeline.sources.fragments import (
     ARCHIVES,
     IMAGE,
@@ -32,10 +33,11 @@ from pipeline.sources.listed import Tally
 from pipeline.sources.selection import Selection, SelectParams, sample_limit
 from pipeline.sources.vectors import holds_vectors, open_vectors
 from pipeline.sources.videos import VideoParams, sampling_text
-from pipeline.stages.list_rows import ListRow, list_rows
+from pipeline.stages.list_rows import ListRow, list_rows, unseen
 from pipeline.stages.prepare_list import list_batches
-from pipeline.storage import ObjectInfo, StorageConfig, is_remote
+from pipeline.storage import LocalStore, ObjectInfo, StorageConfig, is_remote
 from pipeline.storage.uri import parse_bucket
+from pipeline.storage.walk import Closed
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +87,11 @@ class Listed(NamedTuple):
     def is_box(self) -> bool:
         """Whether it is a box already, as a list names it."""
         return self.fragment is not None and bool(self.fragment.box)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it is a folder that may not be listed."""
+        return self.fragment is not None and bool(self.fragment.problem) and self.info.key.endswith("/")
 
     @property
     def told(self) -> tuple[str, int, bool]:
@@ -157,11 +164,14 @@ class Listing:
         params, limit = self._wanted.select, None
         if params.order == "sample":
             candidates = Selection(params)
-            told_of = map(self._told, self._every(known))
+            told_of = map(self._told, (listed for listed in self._every(known) if not listed.is_closed))
             limit = sample_limit((told[0] for told in told_of if candidates.is_candidate(*told)), params.num_images)
             self.left_out = tuple(LeftOut() for _ in self._sources)
         selection = Selection(params, limit)
         for listed in every:
+            if listed.is_closed:  # what it holds may have been selected
+                yield listed
+                continue
             told = self._told(listed)
             self._first = self._first or f"{told[0]!r} ({told[3]})"
             if selection.takes(*told):
@@ -250,9 +260,13 @@ class Listing:
     def _files(self, index: int, source: SourceRecord) -> Iterator[Listed]:
         """The images and parents of a source."""
         left_out = self.left_out[index]
-        for info in _without_root(self._root, source, source_objects(source, self._root.storage)):
+        problems: dict[str, str] = {}
+        for info in _without_root(self._root, source, _with_closed(source, self._root.storage, problems)):
             key = info.key
-            if is_image_key(key):
+            if key in problems and not is_hidden(key):
+                left_out.images += 1
+                yield Listed((index, _raw(key), -1, ""), info).inside(unseen(problems[key]), IMAGE)
+            elif is_image_key(key):
                 left_out.images += 1
                 yield Listed((index, _raw(key), -1, ""), info)
             elif kind := parent_kind(key):
@@ -282,7 +296,7 @@ class Listing:
                 left_out.images += 1
             if row.problem:
                 left_out.missing += 1
-                yield listed.inside(row.unseen, IMAGE)
+                yield listed.inside(unseen(row.problem, row.box), IMAGE)
             else:
                 yield listed.boxed(row.box) if row.box else listed
 
@@ -320,10 +334,31 @@ class Listing:
             yield entry.inside(fragment, found.kind)
 
 
-def source_objects(source: SourceRecord, storage: StorageConfig) -> Iterable[ObjectInfo]:
-    """What lies in a source: all of a folder or prefix, or the one file (or list) that it is."""
+def source_objects(
+    source: SourceRecord, storage: StorageConfig, closed: Closed = lambda *_: None
+) -> Iterable[ObjectInfo]:
+    """What lies in a source: all of a folder or prefix, or the one file (or list) that it is. `closed` is told of the
+    folders on a disk that may not be listed.
+    """
     store = opened(source.place, storage)
-    return store.list() if source.kind == "folder" else [store.stat(source.uri.rpartition("/")[2])]
+    if source.kind != "folder":
+        return [store.stat(source.uri.rpartition("/")[2])]
+    return store.list_open(closed) if isinstance(store, LocalStore) else store.list()
+
+
+def _with_closed(source: SourceRecord, storage: StorageConfig, problems: dict[str, str]) -> Iterator[ObjectInfo]:
+    """What lies in a source; in place of each folder that may not be listed its key, whose problem is noted."""
+    waiting = list[ObjectInfo]()
+
+    def closed(key: str, error: AccessDenied) -> None:
+        problems[key] = f"{Status.DENIED.value}: {error}"
+        waiting.append(ObjectInfo(key, 0, "", 0))
+
+    for info in source_objects(source, storage, closed):
+        yield from waiting
+        waiting.clear()
+        yield info
+    yield from waiting
 
 
 def _raw(key: str) -> bytes:

@@ -20,6 +20,7 @@ __all__ = [
     "FILES",
     "TEMPORARY_PREFIX",
     "Begun",
+    "LocalStore",
     "ObjectInfo",
     "RedactingFilter",
     "RequestCounts",

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from pipeline.errors import AccessDenied, NotFound, ObjectChanged, StorageError, StorageFull, UsageError
 from pipeline.storage.counts import count_request
 from pipeline.storage.interface import TEMPORARY_PREFIX, ObjectInfo, check_range
-from pipeline.storage.walk import walk
+from pipeline.storage.walk import Closed, walk
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -43,19 +43,17 @@ class LocalStore:
         return str(self.folder)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Yield regular files, folder by folder, in the order of whole keys.
+        """Yield regular files, folder by folder, in the order of whole keys; AccessDenied where one may not be listed.
 
         Links to files count as files. A link to a folder is followed if it leads out of this store and is not
         itself reached through such a link; so no cycle is walked and no file inside is listed twice. FIFOs, sockets,
         devices and dangling links are left out, and their number is logged.
         """
-        count_request("disk.list")
-        with typed("list", self.folder):
-            if not stat.S_ISDIR(self.folder.stat().st_mode):
-                raise StorageError(
-                    f"list {self.folder}: it is a file; wanted a folder, or an image, archive, video or list"
-                )
-        yield from walk(self.folder, prefix, typed)
+        return self._walk(prefix, _refuse)
+
+    def list_open(self, closed: Closed) -> Iterator[ObjectInfo]:
+        """Yield as `list`, without the folders below that may not be listed: `closed` is told of each in its turn."""
+        return self._walk("", closed)
 
     def read(self, key: str, *, expect: ObjectInfo | None = None) -> bytes:
         """Return the file; ObjectChanged if size or time are not `expect`'s (time 0 = any) or it grew meanwhile."""
@@ -146,6 +144,15 @@ class LocalStore:
         """Return the file's path."""
         return self._path(key)
 
+    def _walk(self, prefix: str, closed: Closed) -> Iterator[ObjectInfo]:
+        count_request("disk.list")
+        with typed("list", self.folder):
+            if not stat.S_ISDIR(self.folder.stat().st_mode):
+                raise StorageError(
+                    f"list {self.folder}: it is a file; wanted a folder, or an image, archive, video or list"
+                )
+        yield from walk(self.folder, prefix, typed, closed)
+
     def _path(self, key: str) -> Path:
         return Path(self._name(key))
 
@@ -157,6 +164,10 @@ class LocalStore:
                 "them empty, `.` or `..`"
             )
         return f"{self.folder}/{key}" if self.folder.name else f"/{key}"
+
+
+def _refuse(_: str, error: AccessDenied) -> None:
+    raise error
 
 
 def _read_whole(path: str, expect: ObjectInfo | None) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
@@ -11,12 +12,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import AccessDenied
 from pipeline.storage.interface import TEMPORARY_PREFIX, ObjectInfo
 
 LOST_FOUND = "lost+found/"
 """On the top of a mounted disk, for its administrator alone: no reason to refuse the rest of it."""
 
+_EFFECTIVE = os.access in os.supports_effective_ids
 Typed = Callable[[str, str], AbstractContextManager[None]]
+Closed = Callable[[str, AccessDenied], None]
+"""Told of a folder that may not be listed: its key, which ends in a slash, and why."""
 _log = logging.getLogger(__name__)
 
 
@@ -28,12 +33,12 @@ class _Folder:
     is_beyond: bool
 
 
-def walk(root: Path, prefix: str, typed: Typed) -> Iterator[ObjectInfo]:
+def walk(root: Path, prefix: str, typed: Typed, closed: Closed) -> Iterator[ObjectInfo]:
     """Yield the regular files below `root` whose key starts with `prefix`, sorted by the key's raw bytes.
 
     A folder sorts by its name with a slash behind it, so visiting entries in order gives the order of whole keys.
     `typed(verb, path)` is entered around every system call that may fail for good; what vanishes between listing
-    and stat is left out.
+    and stat is left out. `closed` is told of a folder below `root` in its turn; where it returns the walk goes on.
     """
     skipped: Counter[str] = Counter()
     real_root, base = root.resolve(), str(root).rstrip("/") + "/"
@@ -44,7 +49,12 @@ def walk(root: Path, prefix: str, typed: Typed) -> Iterator[ObjectInfo]:
             stack.pop()
         elif isinstance(entry, _Folder):
             if prefix.startswith(entry.key) or entry.key.startswith(prefix):
-                stack.append(iter(_entries(base, real_root, entry, typed, skipped)))
+                try:
+                    stack.append(iter(_entries(base, real_root, entry, typed, skipped)))
+                except AccessDenied as error:
+                    if not entry.key:
+                        raise
+                    closed(entry.key, error)
         elif entry.startswith(prefix):
             info = _info(base, entry, typed, skipped)
             if info is not None:
@@ -61,6 +71,8 @@ def _entries(base: str, real_root: Path, folder: _Folder, typed: Typed, skipped:
         return []
     found: list[tuple[bytes, _Folder | str]] = []
     with typed("list", path), os.scandir(path) as entries:
+        if not os.access(path, os.X_OK, effective_ids=_EFFECTIVE):  # names may be read, and no file behind them
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         for entry in entries:
             if entry.name.startswith(TEMPORARY_PREFIX):
                 continue
