@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from archives_made import tar_of
 from audited import write_files
@@ -26,6 +27,7 @@ from pipeline.sources.boxed import ListedBoxes
 from pipeline.sources.folder import LeftOut, encode_key, encode_keys
 from pipeline.sources.fragments import Fragment
 from pipeline.sources.selection import SelectParams
+from pipeline.sources.tabular import BOX, FILENAME
 from pipeline.stages import catalog, prepare_list, rows_by_place
 from pipeline.stages.catalog import Content, Update, Wanted, update_catalog
 from pipeline.stages.expand import ExpandSpec, expand
@@ -232,7 +234,7 @@ def test_boxes_of_names_that_are_no_utf_8(tmp_path: Path) -> None:
     (tmp_path / "photos" / os.fsdecode(b"\xff.jpg")).write_bytes(b"1")
     root = Root(str(tmp_path / "root"), StorageConfig())
     claim(root)
-    boxes = ListedBoxes(["a#1.jpg", "%FF.jpg"], ["xywh=1,2,3,4", "xywh=5,6,7,8"])
+    boxes = ListedBoxes(pa.table({FILENAME: ["a#1.jpg", "%FF.jpg"], BOX: ["xywh=1,2,3,4", "xywh=5,6,7,8"]}))
     wanted = Wanted((SourceRecord(str(tmp_path / "photos"), ""),), Taken(SelectParams(), boxes))
     snapshot = update_catalog(root, wanted, lambda _: [], lambda _: None).snapshot
     uris = catalog_rows(root.open(), snapshot, 0, 2)["uri"].to_pylist()

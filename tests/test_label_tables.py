@@ -50,6 +50,28 @@ def test_the_uris_of_an_audit_are_names_of_a_table(tmp_path: Path) -> None:
     assert {row[1] for uri, row in labels(audit).items() if "m%" in uri or "x %" in uri} == {"own"}
 
 
+def test_a_table_is_made_out_once_and_anew_once_it_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the check, the stored copy and the boxes of a first run; what is to be said of it is said by each run."""
+    folder, table = set_of(tmp_path), tmp_path / "labels.csv"
+    made = list[str]()
+
+    def counted(data: bytes, address: str, base: str, said: list[str]) -> bytes:
+        made.append(address)
+        return normal_table(data, address, base, said)
+
+    monkeypatch.setattr("pipeline.layout.annotations.normal_table", counted)
+    for label in ("cat", "dog"):
+        table.write_text(f"filename,label\nplain/2.jpg,{label}\nplain/2.jpg,other\n")
+        caplog.clear()
+        audit = run(folder, root=tmp_path / label, rule={"table": str(table)})
+        assert labels(audit)["plain/2.jpg"] == (None, label)
+        assert made == [str(table)]
+        assert sum("labels.csv" in line for line in caplog.messages) == 1
+        made.clear()
+
+
 def test_whole_paths_behind_a_relative_name(tmp_path: Path) -> None:
     folder = set_of(tmp_path)
     table = f"filename,label\nplain/2.jpg,relative\n{folder}/x #1.jpg,whole\n{folder}/y%20.jpg,whole\n"

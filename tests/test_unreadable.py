@@ -99,9 +99,7 @@ def test_a_folder_that_may_not_be_listed_is_a_row(world: Path, mode: int) -> Non
         assert refused_share.returncode == 4, refused_share.stderr
         assert "1 of 5 images could not be read (1 denied)" in refused_share.stderr
         assert f"\n  {photos}/closed/: denied (list it: Permission denied. Give" in refused_share.stderr
-        passed = as_nobody(
-            str(photos), "--root", root, "--max-failed-share", "0.5", "--find-regex", r"[^z]\.jpg"
-        )
+        passed = as_nobody(str(photos), "--root", root, "--max-failed-share", "0.5", "--find-regex", r"[^z]\.jpg")
         assert passed.returncode == 0, passed.stderr
         rows = pipeline.open(root).table("images").to_pylist()
         assert {row["uri"]: row["status"] for row in rows} == {

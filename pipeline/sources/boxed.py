@@ -7,9 +7,10 @@ from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.sources.fragments import table_name
-from pipeline.sources.tabular import asked_names, match_rows, name_table
+from pipeline.sources.tabular import BOX, FILENAME, asked_names, match_rows, name_table
 
 
 class Boxes(Protocol):
@@ -37,14 +38,14 @@ class SameBox:
 class ListedBoxes:
     """Boxes of a table of annotations, found by the name of their image as labels are (`tabular.match_rows`)."""
 
-    def __init__(self, images: Sequence[str], boxes: Sequence[str | None]) -> None:
-        """Of each row, in any order, the image and its box; a row without one has none."""
-        rows = [(image, box) for image, box in zip(images, boxes, strict=True) if box]
-        coded = pa.array([image for image, _ in rows], pa.large_string()).dictionary_encode()
+    def __init__(self, table: pa.Table) -> None:
+        """Of each row, in any order, FILENAME and BOX; a row without one has none."""
+        listed = table.filter(pc.fill_null(pc.not_equal(table[BOX], ""), False))
+        coded = listed[FILENAME].cast(pa.large_string()).combine_chunks().dictionary_encode()
         codes = coded.indices.to_numpy()
         order = np.argsort(codes, kind="stable")
-        self._names = name_table(coded.dictionary.to_pylist())
-        self._boxes = pa.array([box for _, box in rows], pa.large_string()).take(pa.array(order))
+        self._names = name_table(coded.dictionary)
+        self._boxes = listed[BOX].cast(pa.large_string()).combine_chunks().take(pa.array(order))
         self._starts = np.searchsorted(codes[order], np.arange(len(coded.dictionary) + 1))
 
     def of(self, name: str, path: str) -> Sequence[str]:

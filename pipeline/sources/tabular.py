@@ -21,6 +21,9 @@ FILENAME, SPLIT, LABEL = "filename", "split", "label"
 BOX = "#box"
 """The column of boxes in what `annotated.normal_table` makes of annotations."""
 
+_BLOCK = 65_536
+"""Names that are Python's at a time: as such they take 110 bytes each."""
+
 
 @dataclass(frozen=True)
 class Coded:
@@ -59,20 +62,32 @@ def read_label_table(data: bytes, address: str) -> LabelTable:
         table = pq.read_table(io.BytesIO(data))
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"table {address} cannot be read ({error}): write it anew") from error
-    texts = [table_name(name.removeprefix("./")) for name in table[FILENAME].to_pylist()]
-    has_boxes = BOX in table.column_names
-    if has_boxes:
-        texts = [f"{name}#{box}" if box else name for name, box in zip(texts, table[BOX].to_pylist(), strict=True)]
-    return replace(name_table(texts), splits=_encode(table, SPLIT), labels=_encode(table, LABEL), has_boxes=has_boxes)
+    names, splits, labels = _row_names(table), _encode(table, SPLIT), _encode(table, LABEL)
+    return replace(name_table(names), splits=splits, labels=labels, has_boxes=BOX in table.column_names)
 
 
-def name_table(names: list[str]) -> LabelTable:
-    """A table of names alone."""
-    path_keys, path_rows = _sorted_keys(names)
-    base_keys, base_rows = _only_single(*_sorted_keys([name.rpartition("/")[2] for name in names]))
-    has_whole = any(map(is_absolute, names))
-    texts = pa.array(names, pa.large_string())
-    return LabelTable(texts, None, None, path_keys, path_rows, base_keys, base_rows, has_whole)
+def name_table(names: pa.Array) -> LabelTable:
+    """A table of names alone, large_string (n,)."""
+    paths, bases, has_whole = [_keys([])], [_keys([])], False
+    for at in range(0, len(names), _BLOCK):
+        block = names[at : at + _BLOCK].to_pylist()
+        paths.append(_keys(block))
+        bases.append(_keys([name.rpartition("/")[2] for name in block]))
+        has_whole = has_whole or any(map(is_absolute, block))
+    path_keys, path_rows = _sorted(np.concatenate(paths))
+    base_keys, base_rows = _only_single(*_sorted(np.concatenate(bases)))
+    return LabelTable(names, None, None, path_keys, path_rows, base_keys, base_rows, has_whole)
+
+
+def _row_names(table: pa.Table) -> pa.Array:
+    """What each row names, an image or a box of one."""
+    named = list[pa.Array]()
+    for block in table.select([name for name in (FILENAME, BOX) if name in table.column_names]).to_batches(_BLOCK):
+        names = [table_name(name.removeprefix("./")) for name in block[FILENAME].to_pylist()]
+        boxes = block[BOX].to_pylist() if BOX in block.schema.names else [None] * len(names)
+        texts = [f"{name}#{box}" if box else name for name, box in zip(names, boxes, strict=True)]
+        named.append(pa.array(texts, pa.large_string()))
+    return pa.chunked_array(named, pa.large_string()).combine_chunks()
 
 
 def match_rows(paths: Sequence[str], table: LabelTable) -> npt.NDArray[np.int64]:
@@ -125,8 +140,7 @@ def _keys(names: Sequence[str]) -> npt.NDArray[np.uint64]:
     return np.frombuffer(digests, dtype="<u8")
 
 
-def _sorted_keys(names: Sequence[str]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-    keys = _keys(names)
+def _sorted(keys: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
     rows = np.argsort(keys, kind="stable").astype(np.int64)
     return keys[rows], rows
 
