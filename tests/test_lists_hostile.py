@@ -19,7 +19,7 @@ from pipeline.sources.inventory import read_inventory, read_manifest
 from pipeline.sources.list_kinds import HEAD_BYTES, kind_of, read_list
 from pipeline.sources.listed import LISTED, Origin, Tally
 from pipeline.sources.python_lists import listed_from
-from pipeline.sources.yolo_rows import ImageSize, label_rows
+from pipeline.sources.yolo_rows import ImageSize, LabelledImage, label_rows
 from pipeline.sources.yolo_yaml import read_yolo_yaml
 
 FRAME = pd.DataFrame(
@@ -63,7 +63,9 @@ def inventory(name: str, data: bytes) -> None:
 
 
 def labels(name: str, data: bytes) -> None:
-    batch = label_rows(name, parse_labels(data), ImageSize(640, 480), ["cat"], Origin(name, ""), Tally())
+    batch = label_rows(
+        [LabelledImage(name, parse_labels(data), ImageSize(640, 480), Origin(name, ""))], ["cat"], Tally()
+    )
     assert batch.schema.equals(LISTED)
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
 from pipeline.kernels.yolo_labels import parse_labels, pixel_corners, pixel_sides
-from pipeline.sources.listed import LISTED, Origin, Tally
-from pipeline.sources.yolo_rows import ImageSize, label_rows
+from pipeline.sources.listed import BAD, LISTED, Origin, Tally
+from pipeline.sources.yolo_rows import BEYOND, ImageSize, LabelledImage, label_rows
 from pipeline.sources.yolo_yaml import MAX_BYTES, label_address, read_yolo_yaml
 
 HERE = Origin("data.yaml", "/sets/coco")
@@ -140,7 +140,7 @@ def test_lines(line: bytes, label: str | None, fragment: str, problem: str | Non
     good = b"0 0.5 0.5 0.5 0.5"
     boxes = parse_labels(b"\xef\xbb\xbf" + good + b"\n\n" + line + b"\n" + good)
 
-    batch = label_rows("a.jpg", boxes, SIZE, ["cat", "dog"], HERE, Tally())
+    batch = label_rows([LabelledImage("a.jpg", boxes, SIZE, HERE)], ["cat", "dog"], Tally())
 
     assert batch.schema.equals(LISTED)
     first, row, last = batch.to_pylist()
@@ -154,7 +154,27 @@ def test_lines(line: bytes, label: str | None, fragment: str, problem: str | Non
 
 @pytest.mark.parametrize("data", [b"", b"\n \n", b"\xef\xbb\xbf"])
 def test_a_file_without_boxes_is_a_picture_of_none(data: bytes) -> None:
-    assert label_rows("a.jpg", parse_labels(data), SIZE, [], HERE, Tally()).num_rows == 0
+    assert label_rows([LabelledImage("a.jpg", parse_labels(data), SIZE, HERE)], [], Tally()).num_rows == 0
+
+
+def test_rows_of_many_are_those_of_each() -> None:
+    """Empty files among them; the first bad line and the first class beyond the names are told by their own files."""
+    files = [b"", b"1 .5 .5 .5 .5\n0 0 0 1 0 1 1 0 1", b"0 .5 .5 .5 .5\n0 nan .5 .5 .5\n7 .5 .5 .2 .2", b"", b"x y"]
+    images = [
+        LabelledImage(f"{at}.jpg", parse_labels(data), ImageSize(100 + at, 50), Origin(f"{at}.txt", ""))
+        for at, data in enumerate(files)
+    ]
+    tally, alone = Tally(), Tally()
+    together = label_rows(images, ["cat", "dog"], tally).to_pylist()
+    assert together == [row for image in images for row in label_rows([image], ["cat", "dog"], alone).to_pylist()]
+    assert [(row["address"], row["row"], row["problem"] is None) for row in together] == [
+        ("1.jpg", 1, True), ("1.jpg", 2, True), ("2.jpg", 1, True), ("2.jpg", 2, False), ("2.jpg", 3, True),
+        ("4.jpg", 1, False),
+    ]  # fmt: skip
+    assert str(tally) == str(alone)
+    assert "2.txt" in tally.first[BEYOND]
+    assert "2.txt" in tally.first[BAD]
+    assert label_rows([], ["cat"], Tally()).num_rows == 0
 
 
 @settings(max_examples=100, deadline=None)
