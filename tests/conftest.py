@@ -58,9 +58,11 @@ def senders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         get = PlainGets.get
 
         def begun(gets: PlainGets, wanted: dict[str, Any]) -> dict[str, Any]:
-            if sent := gets.begin(wanted):
-                sent.wait()
-            return get(gets, wanted)
+            sent = gets.begin(wanted)
+            if sent is None:
+                return get(gets, wanted)
+            sent.wait()
+            return sent.answering(lambda: get(gets, wanted))
 
         monkeypatch.setattr(PlainGets, "get", begun)
     return str(request.param)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
 
 import pytest
 from fault_proxy import FaultProxy, Rule
 from s3_servers import moto_port, new_store, quick, use_credentials
 
 import pipeline.storage.ahead
-from pipeline.errors import NotFound, ObjectChanged, StorageUnavailable
+from pipeline.errors import BadCredentials, NotFound, ObjectChanged, StorageUnavailable
 from pipeline.storage import Begun, LocalStore, ObjectInfo, Store, open_store, read_ahead, request_counts
 from pipeline.storage.ahead import READS_IN_FLIGHT
 from pipeline.storage.s3_client import forget_clients
+from pipeline.storage.transfers import Transfers
 
 COUNT = 5 * READS_IN_FLIGHT
 FAULTS = ["status:503:SlowDown", "status:500:InternalError", "err200", "reset", "drop_after", "truncate:60", "flip:10"]
@@ -172,11 +176,83 @@ def test_what_nobody_reads_is_given_up_and_counted(store: Store) -> None:
     assert (request_counts() - before).requests == {"s3.get": begun + COUNT, "s3.list": 1}
 
 
-def test_two_readers_of_the_same_in_one_thread(store: Store) -> None:
-    """What one of them began the other one asks for itself."""
+def test_two_readers_of_the_same_in_one_thread(store: Store, proxy: FaultProxy) -> None:
+    """Each takes what it asked for, also where one reader has an object twice."""
     readers = Reader(store), Reader(store)
+    readers[0].infos = readers[1].infos = [info for info in readers[0].infos for _ in range(2)]
+    proxy.inject()
+    before = request_counts()
     for number, (one, other) in enumerate(zip(*readers, strict=True)):
-        assert one == other == content(number)
+        assert one == other == content(number // 2)
+    assert proxy.requests() == 4 * COUNT
+    assert (request_counts() - before).requests == {"s3.get": 4 * COUNT}
+    assert readers[0].elsewhere() == readers[1].elsewhere() == []
+
+
+def test_many_silent_ones_are_given_up_at_once(
+    filled: Store, store: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that drops connections drops many: one time without a byte is waited for, not one for each."""
+    silent = through(proxy, filled, read_timeout=0.5)
+    silent.read("00000")
+    reader, before = Reader(silent), request_counts()
+    rounds = list[int]()
+    end_silent = Transfers._end_silent
+
+    def counted(transfers: Transfers) -> None:
+        rounds.append(len(transfers._under_way))
+        end_silent(transfers)
+
+    monkeypatch.setattr(Transfers, "_end_silent", counted)
+    proxy.inject(*(Rule("stall", "GET", f"/{number:05d}$") for number in range(64)))
+    assert [*reader] == [content(number) for number in range(COUNT)]
+    assert rounds == [64]
+    assert sum((request_counts() - before).retries.values()) == 64
+
+
+def test_an_interrupt_leaves_nothing_under_way(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever it comes, the next reader of the process finds nothing of the interrupted one."""
+    for step in ("_look", "_run", "_end"):
+        for count in (1, 3, 20):
+            reader, met = Reader(store), [0]
+
+            def interrupted(*given: Any, step: str = step, count: int = count, met: list[int] = met) -> Any:
+                met[0] += 1
+                if met[0] == count:
+                    raise KeyboardInterrupt
+                return STEPS[step](*given)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Transfers, step, interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    [*reader, *Reader(store), *Reader(store)]
+            again, before = Reader(store), request_counts()
+            assert [*again] == [content(number) for number in range(COUNT)]
+            assert (request_counts() - before).requests == {"s3.get": COUNT}
+            assert again.elsewhere() == []
+
+
+STEPS = {name: getattr(Transfers, name) for name in ("_look", "_run", "_end")}
+
+
+def test_a_process_that_was_stopped_signs_anew(
+    store: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server takes a signature for a quarter of an hour; what it refuses at once is refused."""
+    now = time.time()
+    monkeypatch.setattr("pipeline.storage.s3_get.time.time", lambda: now)
+    for slept in (0, 1200):
+        proxy.inject(Rule("status:403:RequestTimeTooSkewed", "GET"))
+        before, begun = request_counts(), store.begin("00003")
+        assert begun is not None
+        assert not begun.wait()
+        now += slept
+        if slept:
+            assert begun.answering(lambda: store.read("00003")) == content(3)
+        else:
+            with pytest.raises(BadCredentials):
+                begun.answering(lambda: store.read("00003"))
+        assert (request_counts() - before).requests == {"s3.get": proxy.requests()} == {"s3.get": 2 if slept else 1}
 
 
 @pytest.mark.parametrize("seconds", [0.021, 1.1])
@@ -218,14 +294,15 @@ def test_ranges_are_begun_as_they_are_read(store: Store, proxy: FaultProxy) -> N
         begun = store.begin("00007", start, length, expect=info)
         assert begun is not None
         assert begun.wait()
-        assert store.read_range("00007", start, length, expect=info) == content(7)[start : start + length]
+        read = partial(store.read_range, "00007", start, length, expect=info)
+        assert begun.answering(read) == content(7)[start : start + length]
     assert proxy.requests() == 3
     assert store.begin("00007", 0, 0, expect=info) is None
     assert store.begin("00007", info.size, 5, expect=info) is None
     behind = store.begin("00007", info.size, 5)
     assert behind is not None
     assert not behind.wait()
-    assert store.read_range("00007", info.size, 5) == b""
+    assert behind.answering(lambda: store.read_range("00007", info.size, 5)) == b""
 
 
 def test_where_nothing_can_be_begun(filled: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:

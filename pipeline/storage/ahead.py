@@ -71,10 +71,10 @@ class _Readers(Generic[S, T]):
 
     def __init__(self, read: Callable[[S], T], begin: Callable[[S], Begun | None]) -> None:
         self._read, self._begin = read, begin
-        self._begun: dict[Future[T], tuple[S, Begun]] = {}
-        self._begins = True
+        self._asked: dict[Future[T], tuple[Callable[[], T], Begun]] = {}
+        self._is_quick = True
         self._lock = Lock()
-        self._waiting: deque[tuple[S, Future[T]]] = deque()
+        self._waiting: deque[tuple[Callable[[], T], Future[T]]] = deque()
         self._busy = 0
         self._most = READS_IN_FLIGHT
         self._reading, self._reads = 0.0, 0
@@ -85,27 +85,32 @@ class _Readers(Generic[S, T]):
         return self
 
     def __exit__(self, *_: object) -> None:
-        for sent in self._begun.values():
-            sent[1].cancel()
-        with self._lock:
-            self._waiting.clear()
-        self._pool.shutdown()
+        try:
+            for _read, sent in self._asked.values():
+                sent.cancel()
+        finally:
+            with self._lock:
+                self._waiting.clear()
+            self._pool.shutdown()
 
     def add(self, item: S) -> Future[T]:
         """The result of reading an item, some time."""
         result: Future[T] = Future()
-        begun = self._begin(item) if self._begins else None
-        if begun is None:
-            self._queue(item, result)
+        asked = self._begin(item) if self._is_quick else None
+        if asked is None:
+            self._queue(partial(self._read, item), result)
         else:
-            self._begun[result] = item, begun
-            begun.when_failed(partial(self._queue, item, result))
+            read = partial(asked.answering, partial(self._read, item))
+            self._asked[result] = read, asked
+            asked.when_failed(partial(self._queue, read, result))
         return result
 
     def used(self, result: Future[T]) -> Iterator[T]:
         """Yields a result once it is there; the time until its user comes back counts as use."""
-        sent = self._begun.pop(result, None)
-        found = self._read(sent[0]) if sent is not None and sent[1].wait() else self._awaited(result)
+        read, asked = self._asked.get(result, (None, None))  # there until it is done: an interrupt cancels it
+        is_here = asked is not None and asked.wait()
+        self._asked.pop(result, None)
+        found = read() if read is not None and is_here else self._awaited(result)
         started = perf_counter()
         yield found
         used = perf_counter() - started
@@ -128,12 +133,12 @@ class _Readers(Generic[S, T]):
         if reads and self._using:
             flight = _SPARE * (reading / reads) / (self._using / self._uses)
             self._most = max(1, math.ceil(min(flight, READS_IN_FLIGHT)))
-        self._begins = self._using / self._uses <= _SHORT_USE_SECONDS and self._longest <= _LONGEST_USE_SECONDS
+        self._is_quick = self._using / self._uses <= _SHORT_USE_SECONDS and self._longest <= _LONGEST_USE_SECONDS
         self._using, self._uses = 0.0, 0
 
-    def _queue(self, item: S, result: Future[T]) -> None:
+    def _queue(self, read: Callable[[], T], result: Future[T]) -> None:
         with self._lock:
-            self._waiting.append((item, result))
+            self._waiting.append((read, result))
         self._set_to_work()
 
     def _set_to_work(self) -> None:
@@ -150,10 +155,10 @@ class _Readers(Generic[S, T]):
                 if not self._waiting or self._busy > self._most:
                     self._busy -= 1
                     return
-                item, result = self._waiting.popleft()
+                read, result = self._waiting.popleft()
             started = perf_counter()
             try:
-                result.set_result(self._read(item))
+                result.set_result(read())
             except BaseException as error:  # noqa: BLE001 - the one who asked for it gets it
                 result.set_exception(error)
             with self._lock:

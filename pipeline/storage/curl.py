@@ -40,12 +40,17 @@ class CurlGets:
             handle.clear()
             self._idle.append(handle)
 
-    def begin(self, url: str, headers: Mapping[str, str]) -> Transfer:
-        """Sends a GET from this thread, which is to wait for it."""
+    def begin(self, url: str, headers: Mapping[str, str]) -> Transfer | None:
+        """A GET of this thread, which is to wait for it; None where libcurl cannot take it on."""
         thread = threading.get_ident()  # that of a thread that has ended comes again, and its connections are of use
-        if thread not in self._transfers:
-            self._transfers[thread] = Transfers(self._params)
-        return self._transfers[thread].begin(url, headers)
+        try:
+            if thread not in self._transfers:
+                self._transfers[thread] = Transfers(self._params)
+            return self._transfers[thread].begin(url, headers)
+        except pycurl.error as error:
+            if broken := self._transfers.pop(thread, None):
+                broken.fail(ConnectionError(f"libcurl error {error}"))
+            return None
 
     def leave_to_parent(self) -> None:
         """Lets go of the handles of the process that this one was forked from."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from pipeline.errors import UsageError
 from pipeline.storage.redact import redact
 
+T = TypeVar("T")
 TEMPORARY_PREFIX = ".image-audit-tmp-"
 """Last path segment of everything that is not committed yet; no listing shows such a key."""
 
@@ -92,13 +93,16 @@ def check_range(key: str, start: int, length: int) -> None:
 
 
 class Begun(Protocol):
-    """A read that was begun by `Store.begin`, for the thread that began it."""
+    """What was asked for by `Store.begin`, for the thread that did."""
 
     def wait(self) -> bool:
-        """Wait for it, and tell whether the read itself returns at once; else it has to ask anew."""
+        """Wait for the answer, and tell whether it brings the object: else a read of it asks again, with pauses."""
 
     def when_failed(self, act: Callable[[], None]) -> None:
-        """Have `act` called once, while this thread waits for any, when it is known that the read will ask anew."""
+        """Have `act` called once, while this thread waits for any, when it is known that it brings something else."""
+
+    def answering(self, read: Callable[[], T]) -> T:
+        """Return what `read` does, whose first request is answered by it; in any thread, once it is done."""
 
     def cancel(self) -> None:
         """Give it up: nobody reads it."""
@@ -136,7 +140,7 @@ class Store(Protocol):
     def begin(
         self, key: str, start: int = 0, length: int | None = None, *, expect: ObjectInfo | None = None
     ) -> Begun | None:
-        """Ask for what a `read`, or `read_range` where there is a length, is going to return to this thread.
+        """Ask for what a `read`, or `read_range` where there is a length, is going to return (`Begun.answering`).
 
         None where that has to ask itself, and always on a disk. Raises nothing: the read will.
         """

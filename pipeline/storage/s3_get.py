@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import io
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import botocore.httpchecksum
@@ -29,6 +29,8 @@ from pipeline.storage.redact import remember
 from pipeline.storage.s3_sign import signed_headers
 from pipeline.storage.transfers import Transfer
 
+T = TypeVar("T")
+_FRESH_SECONDS = 60.0
 _SIGNATURES = ("s3v4", "v4")
 _KEPT_HEADERS = ("User-Agent", "x-amz-checksum-mode")
 _ELSEWHERE = {"PermanentRedirect", "TemporaryRedirect", "AuthorizationHeaderMalformed", "301", "307"}
@@ -56,7 +58,6 @@ class PlainGets:
     def __init__(self, client: Any, credentials: Any) -> None:
         self._client, self._credentials = client, credentials
         self._ways: dict[str, _Way] = {}
-        self._begun: dict[tuple[Any, ...], Transfer] = {}
         self._asking = threading.local()
         self._shape = client.meta.service_model.operation_model("GetObject").output_shape
         client.meta.events.register_last("before-sign.s3.GetObject", self._learn)
@@ -64,27 +65,38 @@ class PlainGets:
     def get(self, request: dict[str, Any]) -> dict[str, Any]:
         """Do get_object(Bucket, Key, Range, IfMatch); the answer holds those of its fields that are looked at here.
 
-        Takes the answer of one that was begun and is done. Raises what the client itself would.
+        Within `BegunGet.answering` it takes that answer. Raises what the client itself would.
         """
-        begun = self._begun.pop(_named(request), None)
-        way = self._ways.get(request["Bucket"])
-        if begun is not None and begun.is_done:
+        begun, way = self._taken(request), self._ways.get(request["Bucket"])
+        if begun is not None:
             answer = self._answered(request, *begun.answer())
         else:
             answer = None if way is None else self._answered(request, *self._sent(way, *self._signed(way, request)))
         return self._long_way(request) if answer is None else answer
 
     def begin(self, request: dict[str, Any]) -> BegunGet | None:
-        """Send what a `get` of this thread is going to ask for; None where that has to ask itself.
-
-        So it is for the first of a bucket, through a proxy, and for what is under way already.
+        """Ask what a `get` of this thread is going to ask for; None where that has to ask itself: for the first of a
+        bucket, and through a proxy.
         """
-        way, name = self._ways.get(request["Bucket"]), _named(request)
-        if way is None or way.curl is None or name in self._begun:
+        way = self._ways.get(request["Bucket"])
+        if way is None or way.curl is None:
             return None
         path, headers = self._signed(way, request)
-        transfer = self._begun[name] = way.curl.begin(way.host + path, headers)
-        return BegunGet(transfer, partial(self._begun.pop, name, None))
+        transfer = way.curl.begin(way.host + path, headers)
+        return None if transfer is None else BegunGet(transfer, request, self._asking)
+
+    def _taken(self, request: dict[str, Any]) -> Transfer | None:
+        """The GET that was begun for a request, once. One that was refused a while after it was signed is asked for
+        anew: a process that was stopped, or slept, sends what it signed before.
+        """
+        begun: BegunGet | None = getattr(self._asking, "begun", None)
+        self._asking.begun = None
+        if begun is None or begun.request != request:
+            return None
+        if begun.transfer.is_refused and time.time() - begun.signed > _FRESH_SECONDS:
+            count_request("s3.get")
+            return None
+        return begun.transfer
 
     def _long_way(self, request: dict[str, Any]) -> dict[str, Any]:
         self._asking.request, self._asking.way = request, None
@@ -153,27 +165,32 @@ class PlainGets:
 class BegunGet:
     """A GET that was begun, for the thread that began it."""
 
-    def __init__(self, transfer: Transfer, forget: Callable[[], object]) -> None:
-        self._transfer, self._forget = transfer, forget
+    def __init__(self, transfer: Transfer, request: dict[str, Any], asking: threading.local) -> None:
+        self.transfer, self.request, self.signed = transfer, request, time.time()
+        self._asking, self._is_taken = asking, False
 
     def wait(self) -> bool:
-        """Until it is done; whether it brought the object, so that a `get` returns at once."""
-        self._transfer.wait()
-        return self._transfer.is_ok
+        """Until it is done; whether it brought the object."""
+        self.transfer.wait()
+        return self.transfer.is_ok
 
     def when_failed(self, act: Callable[[], None]) -> None:
         """`act` is called once, while this thread waits for any, when it is seen that it brought something else."""
-        self._transfer.when_failed(act)
+        self.transfer.when_failed(act)
+
+    def answering(self, read: Callable[[], T]) -> T:
+        """What `read` returns, whose first `get` takes what this one brought; in any thread, once it is done."""
+        self._asking.begun, self._is_taken = self, True
+        try:
+            return read()
+        finally:
+            self._asking.begun = None
 
     def cancel(self) -> None:
-        """Nobody is going to `get` it."""
-        self._transfer.cancel()
-        if self._forget() is not None:
+        """Nobody is going to read it."""
+        self.transfer.cancel()
+        if not self._is_taken:
             count_request("s3.get")
-
-
-def _named(request: dict[str, Any]) -> tuple[Any, ...]:
-    return request["Bucket"], request["Key"], request.get("Range"), request.get("IfMatch")
 
 
 def is_main_thread() -> bool:
