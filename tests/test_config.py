@@ -264,7 +264,8 @@ def audits(values: dict[str, Any]) -> None:
 
 MEASURED_OUT = {("max_pixels", 1), ("max_bytes", 1), ("max_memory", 1), ("min_width", 2**62), ("min_height", 2**62)}
 FILES = ("root", "sources", "test", "rule.table", "model.path", "embeddings")
-RUNNABLE = [key for key in KEYS if key not in FILES]
+SELECTING = [key for key in KEYS if key.startswith("select.")]
+RUNNABLE = [key for key in KEYS if key not in (*FILES, *SELECTING)]
 
 
 @pytest.mark.slow
@@ -273,6 +274,22 @@ def test_extreme_values_that_are_taken_run(key: str, audited: dict[str, Any]) ->
     """Each value that the configuration takes makes an audit of all images."""
     for value in accepted(key):
         audits(with_value(key, value, **audited))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("key", SELECTING)
+def test_extreme_selections_that_are_taken_run(key: str, audited: dict[str, Any]) -> None:
+    """Each takes the number of images that it says, or it is said that it takes none."""
+    for value in accepted(key):
+        values = with_value(key, value, **audited)
+        try:
+            audit = pipeline.run(*values.pop("sources"), **values, where=LOCAL)
+        except UsageError as error:
+            assert f"select takes none of 15 images ({key.partition('.')[2]}" in str(error)
+            assert value in ("x", True, 2**62)
+        else:
+            assert audit is not None
+            assert audit.table("images").num_rows == (value if key == "select.num_images" and 0 < value < 15 else 15)
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,7 +28,7 @@ from pipeline.plan.preparing import take_snapshot
 from pipeline.plan.session import RunnerStart, Session
 
 AS_NOBODY = """
-import os, sys
+import encodings.utf_8_sig, os, sys
 from pipeline.cli import main
 assert main(["run", sys.argv[1], "--root", sys.argv[2], "--runner", "local", "--quiet"]) == 0  # imports everything
 if os.geteuid() == 0:
@@ -81,49 +83,96 @@ def test_no_permission(world: Path) -> None:
     assert [row["failed_images"] for row in status(root, {}) if row["stage"] == "extract"] == [0]
 
 
+NAMED = ["a/1.jpg", "a-/1.jpg", "closed/1.jpg", "closed/more/2.jpg", "closed-/1.jpg", ".hidden/1.jpg", "z.jpg"]
+
+
 @pytest.mark.parametrize("mode", [0o000, 0o444, 0o111])
 def test_a_folder_that_may_not_be_listed_is_a_row(world: Path, mode: int) -> None:
-    """The run goes on; once it may be listed its images are there, and none of them is ever taken for removed."""
-    named = ["a/1.jpg", "a-/1.jpg", "closed/1.jpg", "closed/more/2.jpg", "closed-/1.jpg", ".hidden/1.jpg", "z.jpg"]
-    photos = write_files(world / "photos", {name: noise_jpeg(i) for i, name in enumerate(named)})
-    for path in (world, photos, *(path for path in photos.rglob("*") if path.is_dir())):
-        path.chmod(0o755)
-    (world / "roots").mkdir()
-    (world / "roots").chmod(0o777)
-    root = str(world / "roots/audit")
-    closed = [photos / "closed", photos / ".hidden"]
-    try:
-        for path in closed:
-            path.chmod(mode)
+    """The run goes on; once the folder may be listed its images are there."""
+    photos, root = reachable(world, NAMED)
+    with closed(photos / "closed", photos / ".hidden", mode=mode):
         refused_share = as_nobody(str(photos), "--root", root)
         assert refused_share.returncode == 4, refused_share.stderr
         assert "1 of 5 images could not be read (1 denied)" in refused_share.stderr
         assert f"\n  {photos}/closed/: denied (list it: Permission denied. Give" in refused_share.stderr
         passed = as_nobody(str(photos), "--root", root, "--max-failed-share", "0.5", "--find-regex", r"[^z]\.jpg")
         assert passed.returncode == 0, passed.stderr
-        rows = pipeline.open(root).table("images").to_pylist()
-        assert {row["uri"]: row["status"] for row in rows} == {
-            "a-/1.jpg": "ok", "a/1.jpg": "ok", "closed-/1.jpg": "ok", "closed/": "denied",
-        }  # fmt: skip
+        assert f"{photos}: nothing is known of what lies in 1 folders that may not be listed, such as 'closed/'" in (
+            passed.stderr
+        )
+        assert statuses(root) == {"a-/1.jpg": "ok", "a/1.jpg": "ok", "closed-/1.jpg": "ok", "closed/": "denied"}
         (invalid,) = pipeline.open(root).table("invalid").to_pylist()
         assert (invalid["uri"], invalid["status"]) == ("closed/", "denied")
-    finally:
-        for path in closed:
-            path.chmod(0o755)
     whole = as_nobody(str(photos), "--root", root)
     assert whole.returncode == 0, whole.stderr
-    live = [row["uri"] for row in pipeline.open(root).table("images").to_pylist()]
-    assert sorted(live) == sorted(name for name in named if not name.startswith("."))
-    (photos / "closed").chmod(mode)
-    try:
+    assert statuses(root) == {name: "ok" for name in NAMED if not name.startswith(".")}
+
+
+def test_known_images_in_a_closed_folder_are_not_taken_for_removed(world: Path) -> None:
+    photos, root = reachable(world, NAMED)
+    assert as_nobody(str(photos), "--root", root).returncode == 0
+    with closed(photos / "closed"):
         gone = as_nobody(str(photos), "--root", root)
         assert gone.returncode == 3
         assert "knows of 2 images below 1 such folders" in gone.stderr
         accepted = as_nobody(str(photos), "--root", root, "--accept-empty", "--max-failed-share", "0.5")
         assert accepted.returncode == 0, accepted.stderr
-        assert "closed/" in [row["uri"] for row in pipeline.open(root).table("invalid").to_pylist()]
+        assert statuses(root)["closed/"] == "denied"
+
+
+def test_a_closed_folder_is_no_sign_that_a_mount_is_there(world: Path) -> None:
+    """Its row is no image that is there: a disk that is away beside it is noticed."""
+    photos, root = reachable(world, ["disk/1.jpg", "disk/2.jpg", "private/x.jpg"])
+    with closed(photos / "private"):
+        assert as_nobody(str(photos), "--root", root, "--max-failed-share", "1").returncode == 0
+        for number in (1, 2):
+            (photos / f"disk/{number}.jpg").unlink()
+        away = as_nobody(str(photos), "--root", root, "--max-failed-share", "1")
+        assert away.returncode == 3, away.stderr
+        assert "no image is left of the 2" in away.stderr
+
+
+def test_closed_folders_and_selections(world: Path) -> None:
+    """One of no UTF-8; a subset tells by its names what it can take; where nothing is taken the folder is named."""
+    photos, root = reachable(world, ["open/1.jpg", "open/2.jpg", "caf\udce9/x.jpg"])
+    (world / "subset.txt").write_text("open/1.jpg\n")
+    with closed(photos / "caf\udce9"):
+        every = as_nobody(str(photos), "--root", root, "--max-failed-share", "1")
+        assert every.returncode == 0, every.stderr
+        assert statuses(root) == {"open/1.jpg": "ok", "open/2.jpg": "ok", "caf%E9/": "denied"}
+        named = as_nobody(str(photos), "--root", root, "--subset", str(world / "subset.txt"))
+        assert named.returncode == 0, named.stderr
+        assert statuses(root) == {"open/1.jpg": "ok"}
+        none = as_nobody(str(photos), "--root", root, "--tar-only")
+        assert none.returncode == 2, none.stderr
+        assert "and 1 folders may not be listed" in none.stderr
+
+
+def reachable(world: Path, names: list[str]) -> tuple[Path, str]:
+    """Photos that every user may read, and where every user may make a root."""
+    photos = write_files(world / "photos", {name: noise_jpeg(number) for number, name in enumerate(names)})
+    for path in (world, photos, *(path for path in photos.rglob("*") if path.is_dir())):
+        path.chmod(0o755)
+    (world / "roots").mkdir()
+    (world / "roots").chmod(0o777)
+    return photos, str(world / "roots/audit")
+
+
+@contextmanager
+def closed(*folders: Path, mode: int = 0) -> Iterator[None]:
+    """Folders of which nobody may list the names, read the files, or both."""
+    for folder in folders:
+        folder.chmod(mode)
+    try:
+        yield
     finally:
-        (photos / "closed").chmod(0o755)
+        for folder in folders:
+            folder.chmod(0o755)
+
+
+def statuses(root: str) -> dict[str, str]:
+    """Of every image of the latest audit."""
+    return {row["uri"]: row["status"] for row in pipeline.open(root).table("images").to_pylist()}
 
 
 def test_few_of_many_unreadable_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,7 +33,8 @@ def is_image_key(key: str) -> bool:
 
 @dataclass
 class LeftOut:
-    """What a listing holds beside its images: files by suffix, hidden ones, images that were not selected.
+    """What a listing holds beside its images: files by suffix, hidden ones, images that were not selected. Of what
+    counts as images, those of a list that are `missing`, and folders that may not be listed (`closed`).
 
     Memory is bounded by MAX_SUFFIXES.
     """
@@ -42,6 +43,7 @@ class LeftOut:
     hidden: int = 0
     unselected: int = 0
     missing: int = 0
+    closed: int = 0
     suffixes: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -68,6 +70,7 @@ class LeftOut:
         self.hidden += other.hidden
         self.unselected += other.unselected
         self.missing += other.missing
+        self.closed += other.closed
         self.suffixes.update(other.suffixes)
 
     def __str__(self) -> str:

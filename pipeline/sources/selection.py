@@ -95,6 +95,11 @@ class Selection:
             return False
         return is_named
 
+    def may_hold(self, folder: str, path: str) -> bool:
+        """Whether images may be taken of a folder that nobody can look into; names end in a slash, path is whole."""
+        inside = (table_name(folder), table_name(path))
+        return not self._subset or any(name.startswith(inside) for name in self._subset)
+
     def _is_named(self, name: str, path: str) -> bool:
         """Whether the subset has an image, by its name or its whole path, as a table of labels has it."""
         found = self._subset.keys() & {table_name(name), table_name(path)}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import AccessDenied, NotFound, StorageUnavailable, UsageError
 from pipeline.layout.fragments import KnownFragments, Parent
-from pipeline.layout.images import ImageObject, listed_object
+from pipeline.layout.images import ImageObject, listed_object, problem_error
 from pipeline.layout.lists import source_name
 from pipeline.layout.root import Root
 from pipeline.layout.snapshots import FOLDER as CATALOG
@@ -138,8 +138,7 @@ def update_catalog(root: Root, wanted: Wanted, compare: Compare, expand: Expand)
         left_out = listing.left_out
         listing.refuse(wanted.accept_empty)
         if not wanted.accept_empty:
-            _refuse_closed(root, changes.behind)
-            _refuse_emptied(root, merged, changes.lost, left_out)
+            _refuse_losses(root, merged, changes, left_out)
             _refuse_unfound(merged[len(previous.sources) :], left_out[len(previous.sources) :])
         counts = (changes.added, changes.changed, len(changes.removed) - changes.changed)
         _flush(store, changes, previous.number + 1)
@@ -273,27 +272,25 @@ def _lose(changes: _Changes, known: KnownRow) -> None:
             changes.behind[closed] += 1
 
 
-def _refuse_closed(root: Root, behind: Counter[Listed]) -> None:
-    """A folder that could be listed before: what is in it would count as removed."""
-    if behind:
-        first, images = next(iter(behind.items()))[0], sum(behind.values())
-        problem = first.fragment.problem.partition(": ")[2] if first.fragment else ""
-        raise AccessDenied(
-            f"{problem}. The root {root.uri} knows of {images:,} images below {len(behind):,} such folders: they would "
-            "count as removed. Say --accept-empty (accept_empty) where they are to."
-        )
-
-
-def _refuse_emptied(
-    root: Root, sources: tuple[SourceRecord, ...], lost: Counter[int], left_out: tuple[LeftOut, ...]
+def _refuse_losses(
+    root: Root, sources: tuple[SourceRecord, ...], changes: _Changes, left_out: tuple[LeftOut, ...]
 ) -> None:
-    """A mount that is away reads as an empty folder, or as a list of files that are not there."""
+    """A mount that is away reads as an empty folder, or as a list of files that are not there; a folder that may not be
+    listed any more as one without images.
+    """
+    if changes.behind:
+        first, images = next(iter(changes.behind)), sum(changes.behind.values())
+        why = problem_error(first.fragment) if first.fragment else ""
+        raise AccessDenied(
+            f"{why}. The root {root.uri} knows of {images:,} images below {len(changes.behind):,} such folders: they "
+            "would count as removed. Say --accept-empty (accept_empty) where they are to."
+        )
     for index, source in enumerate(sources):
-        found = left_out[index]
-        if lost[index] and not _is_any_there(found):
+        found, lost = left_out[index], changes.lost[index]
+        if lost and not _is_any_there(found):
             beside = f", whose list names {found.missing:,} that are not there" if found.missing else ""
             raise NotFound(
-                f"{source.uri}: no image is left of the {lost[index]:,} that the root {root.uri} knows of it{beside}. "
+                f"{source.uri}: no image is left of the {lost:,} that the root {root.uri} knows of it{beside}. "
                 "Check that it is mounted and complete, or say --accept-empty (accept_empty) where it was emptied on "
                 "purpose."
             )
@@ -312,7 +309,7 @@ def _refuse_unfound(sources: Sequence[SourceRecord], left_out: Sequence[LeftOut]
 
 def _is_any_there(found: LeftOut) -> bool:
     """Whether a source has a file that is there, be it one that is not selected, or that no box is listed of."""
-    return found.images + found.unselected + found.suffixes[UNBOXED] > found.missing
+    return found.images + found.unselected + found.suffixes[UNBOXED] > found.missing + found.closed
 
 
 def _flush(store: Store, changes: _Changes, run: int) -> None:

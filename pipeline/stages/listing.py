@@ -17,7 +17,7 @@ from pipeline.layout.snapshots import LIST, SourceRecord, whole_path
 from pipeline.schemas import Status
 from pipeline.sources.archives import nested_archives
 from pipeline.sources.boxed import Boxes
-from pipeline.sources.folder import LeftOut, encode_key, is_hidden, is_image_key
+from pipeline.sources.folder import LeftOut, encode_key, escape_bytes, is_hidden, is_image_key
 from pipeline.sources.fragments import (
     ARCHIVES,
     IMAGE,
@@ -169,10 +169,10 @@ class Listing:
             self.left_out = tuple(LeftOut() for _ in self._sources)
         selection = Selection(params, limit)
         for listed in every:
-            if listed.is_closed:  # what it holds may have been selected
+            told = self._told(listed)
+            if listed.is_closed and selection.may_hold(told[0], told[3]):
                 yield listed
                 continue
-            told = self._told(listed)
             self._first = self._first or f"{told[0]!r} ({told[3]})"
             if selection.takes(*told):
                 self.selected += 1
@@ -180,8 +180,8 @@ class Listing:
             else:
                 self.left_out[listed.source].images -= 1
                 self.left_out[listed.source].unselected += 1
-        if unseen := () if self._fragments.missing else selection.unseen():
-            log.warning("%d names of the subset are no image, such as %r", len(unseen), unseen[0])
+        if absent := () if self._fragments.missing else selection.unseen():
+            log.warning("%d names of the subset are no image, such as %r", len(absent), absent[0])
 
     def _told(self, listed: Listed) -> tuple[str, int, bool, str]:
         """What a selection asks of it."""
@@ -199,9 +199,11 @@ class Listing:
             )
         unselected = sum(found.unselected for found in self.left_out)
         if unselected and not self.selected and not accept_empty:
+            closed = sum(found.closed for found in self.left_out)
+            beside = f", and {closed:,} folders may not be listed" if closed else ""
             raise UsageError(
                 f"select takes none of {unselected:,} images ({self._wanted.select}): the first one is "
-                f"{self._first}. Correct it, or say --accept-empty (accept_empty) for an audit of nothing."
+                f"{self._first}{beside}. Correct it, or say --accept-empty (accept_empty) for an audit of nothing."
             )
 
     def _boxed(self, images: Iterator[Listed], boxes: Boxes) -> Iterator[Listed]:
@@ -260,11 +262,13 @@ class Listing:
     def _files(self, index: int, source: SourceRecord) -> Iterator[Listed]:
         """The images and parents of a source."""
         left_out = self.left_out[index]
-        problems: dict[str, str] = {}
+        problems, closed = dict[str, str](), ""
         for info in _without_root(self._root, source, _with_closed(source, self._root.storage, problems)):
             key = info.key
             if key in problems and not is_hidden(key):
                 left_out.images += 1
+                left_out.closed += 1
+                closed = closed or key
                 yield Listed((index, _raw(key), -1, ""), info).inside(unseen(problems[key]), IMAGE)
             elif is_image_key(key):
                 left_out.images += 1
@@ -273,6 +277,11 @@ class Listing:
                 yield Listed((index, _raw(key), -1, ""), info, None, kind)
             else:
                 left_out.add(key)
+        if closed and not self._fragments.missing:
+            log.warning(
+                "%s: nothing is known of what lies in %s folders that may not be listed, such as %r",
+                source.uri, f"{left_out.closed:,}", escape_bytes(closed),
+            )  # fmt: skip
 
     def _listed(self, index: int, source: SourceRecord) -> Iterator[Listed]:
         """The images and boxes that a list names, whatever they are called, and the images of the archives in it."""
@@ -351,7 +360,7 @@ def _with_closed(source: SourceRecord, storage: StorageConfig, problems: dict[st
     waiting = list[ObjectInfo]()
 
     def closed(key: str, error: AccessDenied) -> None:
-        problems[key] = f"{Status.DENIED.value}: {error}"
+        problems[key] = f"{Status.DENIED.value}: {escape_bytes(str(error))}"
         waiting.append(ObjectInfo(key, 0, "", 0))
 
     for info in source_objects(source, storage, closed):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import stat
@@ -18,7 +17,6 @@ from pipeline.storage.interface import TEMPORARY_PREFIX, ObjectInfo
 LOST_FOUND = "lost+found/"
 """On the top of a mounted disk, for its administrator alone: no reason to refuse the rest of it."""
 
-_EFFECTIVE = os.access in os.supports_effective_ids
 Typed = Callable[[str, str], AbstractContextManager[None]]
 Closed = Callable[[str, AccessDenied], None]
 """Told of a folder that may not be listed: its key, which ends in a slash, and why."""
@@ -71,8 +69,7 @@ def _entries(base: str, real_root: Path, folder: _Folder, typed: Typed, skipped:
         return []
     found: list[tuple[bytes, _Folder | str]] = []
     with typed("list", path), os.scandir(path) as entries:
-        if not os.access(path, os.X_OK, effective_ids=_EFFECTIVE):  # names may be read, and no file behind them
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        _require_search(path)
         for entry in entries:
             if entry.name.startswith(TEMPORARY_PREFIX):
                 continue
@@ -86,6 +83,15 @@ def _entries(base: str, real_root: Path, folder: _Folder, typed: Typed, skipped:
             else:
                 found.append((os.fsencode(entry.name) + b"/", _Folder(key + "/", True)))
     return [entry for _, entry in sorted(found, key=lambda pair: pair[0])]
+
+
+def _require_search(folder: str) -> None:
+    """Raises the PermissionError of a folder whose names may be read, and no file behind them."""
+    try:
+        os.stat(f"{folder}.")  # noqa: PTH116 - as below
+    except PermissionError as error:
+        error.filename = folder
+        raise
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
