@@ -282,14 +282,16 @@ def test_extreme_selections_that_are_taken_run(key: str, audited: dict[str, Any]
     """Each takes the number of images that it says, or it is said that it takes none."""
     for value in accepted(key):
         values = with_value(key, value, **audited)
-        try:
-            audit = pipeline.run(*values.pop("sources"), **values, where=LOCAL)
-        except UsageError as error:
-            assert f"select takes none of 15 images ({key.partition('.')[2]}" in str(error)
-            assert value in ("x", True, 2**62)
-        else:
-            assert audit is not None
-            assert audit.table("images").num_rows == (value if key == "select.num_images" and 0 < value < 15 else 15)
+        if (key, value) in TAKES_NONE:
+            with pytest.raises(UsageError, match=r"select takes none of 15 images \("):
+                pipeline.run(*values.pop("sources"), **values, where=LOCAL)
+            continue
+        audit = pipeline.run(*values.pop("sources"), **values, where=LOCAL)
+        assert audit is not None
+        assert audit.table("images").num_rows == (1 if (key, value) == ("select.num_images", 1) else 15)
+
+
+TAKES_NONE = {("select.find_regex", "x"), ("select.tar_only", True), ("select.min_file_size", 2**62)}
 
 
 @pytest.mark.parametrize("last", [False, True])
