@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import pycurl
 import pytest
 from fault_proxy import FaultProxy, Rule
 from s3_servers import moto_port, new_store, quick, use_credentials
@@ -18,6 +19,7 @@ import pipeline.storage.ahead
 from pipeline.errors import BadCredentials, NotFound, ObjectChanged, StorageUnavailable
 from pipeline.storage import Begun, LocalStore, ObjectInfo, Store, open_store, read_ahead, request_counts
 from pipeline.storage.ahead import READS_IN_FLIGHT
+from pipeline.storage.curl_handle import CurlParams
 from pipeline.storage.s3_client import forget_clients
 from pipeline.storage.transfers import Transfers
 
@@ -230,6 +232,45 @@ def test_an_interrupt_leaves_nothing_under_way(store: Store, monkeypatch: pytest
             assert [*again] == [content(number) for number in range(COUNT)]
             assert (request_counts() - before).requests == {"s3.get": COUNT}
             assert again.elsewhere() == []
+
+
+class Failing:
+    """A multi handle of which one call fails, the `count`-th of its name."""
+
+    def __init__(self, multi: Any, step: str, count: int) -> None:
+        self._multi, self._step, self.left = multi, step, count
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._step:
+            self.left -= 1
+            if not self.left:
+                raise pycurl.error(11, "refused")
+        return getattr(self._multi, name)
+
+
+@pytest.mark.parametrize(
+    ("step", "count"), [("add_handle", 1), ("add_handle", 40), ("perform", 1), ("perform", 2), ("fdset", 1)]
+)
+def test_what_libcurl_cannot_do_threads_do(
+    store: Store, monkeypatch: pytest.MonkeyPatch, step: str, count: int
+) -> None:
+    """Whatever it refuses, and whenever: all are read, and the next reader begins again."""
+    make, made = Transfers.__init__, list[Failing]()
+
+    def failing(transfers: Transfers, params: CurlParams) -> None:
+        make(transfers, params)
+        transfers._multi = Failing(transfers._multi, step, count)
+        made.append(transfers._multi)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Transfers, "__init__", failing)
+        reader = Reader(store)
+        assert [*reader] == [content(number) for number in range(COUNT)]
+        assert made[0].left <= 0
+        assert reader.elsewhere()
+    again = Reader(store)
+    assert [*again] == [content(number) for number in range(COUNT)]
+    assert again.elsewhere() == []
 
 
 STEPS = {name: getattr(Transfers, name) for name in ("_look", "_run", "_end")}

@@ -104,13 +104,16 @@ class Transfers:
 
     def wait(self, transfer: Transfer) -> None:
         """Until it is done. Those that bring nothing for `read_timeout` seconds of waiting fail."""
-        if self._is_new:  # a whole burst goes out at once, whether or not there is anything to wait for
-            self._is_new = False
-            self._run()
-        while not transfer.is_done:
-            self._look()
-            if not transfer.is_done and self.clock - transfer.heard[1] >= self._params.read_timeout:
-                self._end_silent()
+        try:
+            if self._is_new:  # a whole burst goes out at once, whether or not there is anything to wait for
+                self._is_new = False
+                self._run()
+            while not transfer.is_done:
+                self._look()
+                if not transfer.is_done and self.clock - transfer.heard[1] >= self._params.read_timeout:
+                    self._end_silent()
+        except pycurl.error as error:
+            self.fail(ConnectionError(f"libcurl error {error}"))
 
     def cancel(self, transfer: Transfer) -> None:
         """Drops its connection."""
@@ -145,17 +148,14 @@ class Transfers:
         self._run()
 
     def _run(self) -> None:
-        try:
-            self._multi.perform()
-            more = 1
-            while more:
-                more, done, failed = self._multi.info_read()
-                for curl in done:
-                    self._end(curl, None)
-                for curl, code, message in failed:
-                    self._end(curl, (code, message))
-        except pycurl.error as error:
-            self.fail(ConnectionError(f"libcurl error {error}"))
+        self._multi.perform()
+        more = 1
+        while more:
+            more, done, failed = self._multi.info_read()
+            for curl in done:
+                self._end(curl, None)
+            for curl, code, message in failed:
+                self._end(curl, (code, message))
 
     def _end_silent(self) -> None:
         """Has all fail that brought nothing for too long: a network that drops connections drops many."""
