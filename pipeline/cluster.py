@@ -28,7 +28,7 @@ from pipeline.layout.snapshots import SourceRecord
 from pipeline.runner import ATTEMPTS, Execution, Outcome, Task, TaskError, execute, may_retry
 from pipeline.sources.folder import is_image_key
 from pipeline.sources.fragments import parent_kind
-from pipeline.stages.listing import source_kind, source_objects
+from pipeline.stages.source_files import source_kind, source_objects
 from pipeline.storage import StorageConfig, open_store
 
 log = logging.getLogger(__name__)

@@ -31,8 +31,9 @@ from pipeline.sources.tabular import BOX, FILENAME
 from pipeline.stages import catalog, prepare_list, rows_by_place
 from pipeline.stages.catalog import Content, Update, Wanted, update_catalog
 from pipeline.stages.expand import ExpandSpec, expand
-from pipeline.stages.listing import Listed, Taken, source_kind
+from pipeline.stages.listing import Listed, Taken
 from pipeline.stages.rows_by_place import known_rows, row_of, rows_table, state_of
+from pipeline.stages.source_files import source_kind
 from pipeline.storage import ObjectInfo, StorageConfig, Store, open_store, request_counts
 from pipeline.storage.ahead import READS_IN_FLIGHT
 

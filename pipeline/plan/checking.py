@@ -18,7 +18,7 @@ from pipeline.layout.snapshots import LIST, SourceRecord
 from pipeline.plan.detecting import require_detecting
 from pipeline.plan.yolo import is_yaml, read_set, require_places, warn_of_places
 from pipeline.sources.tabular import LabelTable, read_label_table
-from pipeline.stages.listing import require_source, source_kind
+from pipeline.stages.source_files import require_source, source_kind
 from pipeline.storage import StorageConfig, SyncParams, canonical_uri, is_remote, require_usable
 
 

@@ -11,7 +11,7 @@ from pipeline.layout.snapshots import Snapshot, SourceRecord, first_alike, lates
 from pipeline.plan.preparing import extract_range, features_folder
 from pipeline.plan.session import Session
 from pipeline.runner import FATAL
-from pipeline.stages.listing import source_objects
+from pipeline.stages.source_files import source_objects
 
 SHOWN = 5
 

@@ -29,8 +29,8 @@ from pipeline.sources.list_warnings import list_warnings
 from pipeline.sources.listed import Origin, Tally, addresses_of
 from pipeline.sources.yolo_rows import ImageSize, LabelledImage, label_rows
 from pipeline.sources.yolo_yaml import SplitPlace, YoloSet, label_address, read_yolo_yaml
-from pipeline.stages.listing import source_kind, source_objects
 from pipeline.stages.prepare_list import list_batches
+from pipeline.stages.source_files import source_kind, source_objects
 from pipeline.storage import StorageConfig, canonical_uri, read_ahead
 
 log = logging.getLogger(__name__)

@@ -27,8 +27,8 @@ from pipeline.layout.root import Root
 from pipeline.layout.snapshots import Snapshot, catalog_rows, catalog_rows_of, read_snapshot, removed_ids
 from pipeline.runner import Counters
 from pipeline.schemas import FEATURE_ROWS, TRANSIENT, Status
-from pipeline.stages.listing import source_objects
 from pipeline.stages.reads import Read, failed, read_images
+from pipeline.stages.source_files import source_objects
 
 VERSION = 3  # 3: floats, deep AVIF, HEIF, boxes, frames; 2: a raster that does not depend on the model
 BATCH = 8  # int8 output is bitwise equal for 1 to 16; larger batches leave the second-level cache
