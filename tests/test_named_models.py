@@ -15,7 +15,7 @@ from types import MappingProxyType
 import numpy as np
 import onnx
 import pytest
-from audited import projection_model
+from audited import noise_jpeg, projection_model, rows, run, write_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_server import Served, resolve_in_child, serving
@@ -28,7 +28,7 @@ from pipeline.kernels.embed import load_embedder
 from pipeline.kernels.graph_output import with_output
 from pipeline.kernels.moments import Moments
 from pipeline.models import MOMENTS_KEY, moments_to_metadata, named, open_model
-from pipeline.models.cache import CACHE_VARIABLE, HIGH_ACCURACY_FILE, cache_folder, resolve_model
+from pipeline.models.cache import CACHE_VARIABLE, HIGH_ACCURACY_FILE, cache_folder, resolve_model, say_once
 from pipeline.models.download import Patience
 from pipeline.models.named import NAMED, NamedModel, is_model_name
 
@@ -108,6 +108,34 @@ def test_no_network(tmp_path: Path, use: Use, refused_url: str) -> None:
     for part in (refused_url, f"{tmp_path}/cache/tiny.onnx", tiny().sha256, f"{len(DATA)} bytes", CACHE_VARIABLE):
         assert part in str(error.value)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_what_a_root_has_is_not_looked_for(
+    tmp_path: Path, use: Use, refused_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rerun on another machine: no network, an empty cache. The licence is said, and known images stay extracted."""
+    use(tiny(refused_url))
+    cache, photos = write_files(tmp_path / "cache", {"tiny.onnx": DATA}), tmp_path / "photos"
+    write_files(photos, {f"{seed}.jpg": noise_jpeg(seed) for seed in range(4)})
+    options = {"root": tmp_path / "audit", "model": {"path": NAME, "cache": str(cache)}}
+    first = run(photos, **options)
+    (cache / "tiny.onnx").unlink()
+    write_files(photos, {"9.jpg": noise_jpeg(9)})
+    say_once.cache_clear()
+    with caplog.at_level("INFO"):
+        again = run(photos, **options)
+    assert tiny().note in caplog.text
+    assert [len(rows(audit, "images")) for audit in (first, again)] == [4, 5]
+    assert {row["status"] for row in rows(again, "images")} == {"ok"}
+    assert len([*(tmp_path / "audit/features").iterdir()]) == 1  # of one model: known images stay extracted
+    use(tiny(refused_url, tensor="flat"))  # another embedding of the same file
+    with pytest.raises(ModelError, match="Connection refused"):
+        run(photos, **options)
+    use(tiny(refused_url))
+    (model,) = (tmp_path / "audit/models").glob("*.onnx")
+    model.unlink()
+    with pytest.raises(ModelError, match="Connection refused"):
+        run(photos, **options)
 
 
 def test_another_file_in_the_cache(tmp_path: Path, use: Use, refused_url: str) -> None:

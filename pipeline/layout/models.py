@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from pipeline.errors import ModelError, NotFound
 from pipeline.kernels.embed import Embedder, ModelInput, canary_embeddings, compare_canary
+from pipeline.layout.fingerprint import fingerprint, plain
 from pipeline.layout.root import Root, kept, read_address
-from pipeline.layout.tables import read_array, write_array
-from pipeline.models import Model, default_model, open_model
-from pipeline.models.cache import ResolvedModel, resolve_model
-from pipeline.models.named import is_model_name, named_model
+from pipeline.layout.tables import read_array, read_json, write_array, write_json
+from pipeline.models import Model, default_model, open_model, parse_input
+from pipeline.models.cache import ResolvedModel, resolve_model, say_once
+from pipeline.models.named import HIGH_ACCURACY, NamedModel, is_model_name, named_model
 from pipeline.storage import StorageConfig, Store
 
 FOLDER = "models"
@@ -59,16 +60,41 @@ def open_chosen(path: str, description: Mapping[str, Any], cache: str, storage: 
 
 
 def store_model(root: Root, path: str, description: Mapping[str, Any], cache: str = "") -> ModelRef:
-    """The default model, or the one of a name or a path, checked and copied into the root once."""
+    """The default model, or the one of a name or a path, checked and copied into the root once.
+
+    One of a name that the root has is not looked for elsewhere: a later run may have no network and an empty cache.
+    """
     if not path:
         model = default_model()
         return ModelRef(model.name, model.sha256, model.input, model.dimension)
-    model = open_chosen(path, description, cache, root.storage).model
     store = root.open()
+    record = _record_key(named_model(path)) if is_model_name(path) and path != HIGH_ACCURACY else ""
+    if record and (known := _recorded(store, record)):
+        say_once(named_model(path).note)
+        return known
+    model = open_chosen(path, description, cache, root.storage).model
     key = f"{FOLDER}/{model.sha256[:20]}.onnx"
     store.put_if_absent(key, model.data)
     canary = write_array(store, FOLDER, f"canary-{model.sha256[:20]}", canary_embeddings(model.load()))
-    return ModelRef(model.name, model.sha256, model.input, model.dimension, key, canary)
+    ref = ModelRef(model.name, model.sha256, model.input, model.dimension, key, canary)
+    if record:
+        write_json(store, record, plain(ref))
+    return ref
+
+
+def _record_key(named: NamedModel) -> str:
+    """Where a root notes which of its files a row of the table became; another one for any other row of that name."""
+    row = fingerprint("model", 1, sha256=named.sha256, tensor=named.tensor, token=named.token, input=named.input)
+    return f"{FOLDER}/{named.name}-{row}.json"
+
+
+def _recorded(store: Store, key: str) -> ModelRef | None:
+    """What is noted there; None where nothing is, or the model's own file is gone."""
+    if not store.exists(key):
+        return None
+    record = read_json(store, key)
+    ref = ModelRef(**{**record, "input": parse_input(record["input"])})
+    return ref if store.exists(ref.key) else None
 
 
 def read_model(store: Store, ref: ModelRef) -> Model:

@@ -52,12 +52,13 @@ def resolve_model(
     """
     store = open_store(cache_folder(cache), storage)
     found = _built(store) if name == HIGH_ACCURACY else _opened(named_model(name), store, patience)
-    _say_once(found.note)
+    say_once(found.note)
     return found
 
 
 @functools.cache
-def _say_once(note: str) -> None:
+def say_once(note: str) -> None:
+    """Logs the note of a model in use."""
     _log.info("%s", note)
 
 
