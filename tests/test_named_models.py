@@ -32,7 +32,7 @@ from pipeline.models.cache import CACHE_VARIABLE, HIGH_ACCURACY_FILE, cache_fold
 from pipeline.models.download import Patience
 from pipeline.models.named import NAMED, NamedModel, is_model_name
 
-QUICK = Patience(attempts=3, timeout=0.3, backoff=0.0)
+QUICK = Patience(attempts=3, backoff=0.0)
 Use = Callable[[NamedModel], None]
 IMAGES = np.random.default_rng(1).integers(0, 256, (11, SIDE, SIDE, 3), dtype=np.uint8)
 
@@ -225,7 +225,7 @@ def test_a_server_that_sends_nothing(tmp_path: Path, use: Use) -> None:
     with serving(Served(DATA, is_stuck=True)) as server:
         use(tiny(server.url))
         with pytest.raises(ModelError, match="timed out"):
-            resolve_model(NAME, str(tmp_path), patience=replace(QUICK, attempts=2, timeout=0.1))
+            resolve_model(NAME, str(tmp_path), patience=replace(QUICK, attempts=2, timeout=0.5))
     assert len(server.ranges) == 2
 
 
