@@ -109,3 +109,27 @@ def test_an_error_comes_in_its_turn() -> None:
     with pytest.raises(ValueError, match="40 cannot be read"):
         found.extend(read_ahead(range(100), read, lambda _: 1))
     assert found == [*range(40)]
+
+
+def test_whoever_stops_does_not_wait_for_reads_under_way() -> None:
+    """Dropped together with what holds it, as after an error, a reader is ended by the collector, at any moment: also
+    from within `threading` where a thread starts, whose locks the end of another thread needs.
+    """
+    release, begun = threading.Event(), threading.Semaphore(0)
+
+    def read(number: int) -> int:
+        if number:
+            begun.release()
+            release.wait(60)
+        return number
+
+    reading = read_ahead(range(100), read, lambda _: 1)
+    assert next(reading) == 0
+    begun.acquire()
+    ending = threading.Thread(target=reading.close)  # type: ignore[attr-defined]
+    ending.start()
+    ending.join(30)
+    try:
+        assert not ending.is_alive()
+    finally:
+        release.set()

@@ -230,7 +230,7 @@ def test_a_server_that_ignores_ranges_is_found_out(store: Store, proxy: FaultPro
 
 
 def test_a_stalled_server_times_out(direct: Store, proxy: FaultProxy) -> None:
-    store = through(proxy, direct, read_timeout=0.2, max_attempts=2)
+    store = through(proxy, direct, read_timeout=1, max_attempts=2)
     proxy.inject(Rule("stall", "GET"))
     assert store.read(KEY) == DATA
     proxy.inject(Rule("stall", "GET", count=9))

@@ -201,16 +201,19 @@ def test_folders_that_nobody_may_ask_for_only_cost_time() -> None:
 
 def test_nothing_is_asked_before_it_is_wanted_nor_after_it_is_closed() -> None:
     server = BucketModel(layouts(20_000)["flat"], PAGE)
-    entries = list_entries(server, "list x", "", PAGE)
+    entries, others = list_entries(server, "list x", "", PAGE), threading.enumerate()
     assert server.asked == []
     assert len(list(islice(entries, PAGE))) == PAGE
     assert len(server.asked) == 1
     assert len(list(islice(entries, 60 * PAGE))) == 60 * PAGE
-    others = threading.active_count()
+    begun = [thread for thread in threading.enumerate() if thread not in others]
+    assert begun
     entries.close()
     asked = len(server.asked)
-    assert threading.active_count() < others
-    assert len(server.asked) == asked
+    for thread in begun:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert len(server.asked) <= asked + REQUESTS_IN_FLIGHT  # those under way
 
 
 @pytest.mark.parametrize("layout", ["flat", "classes", "hashes in folders"])
@@ -276,3 +279,28 @@ def test_a_page_is_read() -> None:
 )
 def test_what_is_no_whole_page_is_none(body: str) -> None:
     assert page_of(body.encode()) is None
+
+
+def test_whoever_stops_does_not_wait_for_requests_under_way() -> None:
+    """The collector may end a listing from within `threading`, as it may end `read_ahead`."""
+    server = BucketModel([f"{number:06d}" for number in range(4000)], PAGE)
+    release, begun = threading.Event(), threading.Event()
+
+    def fetch(ask: Ask) -> Page:
+        if ask.after >= "000500":
+            begun.set()
+            release.wait(60)
+        return server(ask)
+
+    entries = list_entries(fetch, "list x", "", PAGE)
+    for entry in entries:
+        if begun.is_set():
+            break
+        assert entry.key < "000500"
+    ending = threading.Thread(target=entries.close)
+    ending.start()
+    ending.join(30)
+    try:
+        assert not ending.is_alive()
+    finally:
+        release.set()

@@ -139,7 +139,7 @@ def test_a_stream_ends_with_the_cause(
 def test_a_slow_body_is_whole_and_a_stalled_one_is_asked_again(direct: Store, proxy: FaultProxy, senders: str) -> None:
     """A body may come as slowly as it likes while it comes; without a byte for read_timeout it is a new attempt."""
     proxy.inject()
-    store = through(proxy, direct, read_timeout=0.5, max_attempts=3)
+    store = through(proxy, direct, read_timeout=1, max_attempts=3)
     store.read(KEY)
     info = direct.stat(KEY)
     reads = {

@@ -54,7 +54,8 @@ def list_rows(
     Raises UsageError for a folder in the list, and a StorageError where a store does not answer.
     """
     missing, first = 0, b""
-    with ThreadPoolExecutor(STATS_IN_FLIGHT) as pool:
+    pool = ThreadPoolExecutor(STATS_IN_FLIGHT)
+    try:
         for batch in prepared.batches():
             columns = [batch[name].to_pylist() for name in _File._fields]
             files = [[*rows] for _, rows in groupby(map(_File, *columns), key=lambda file: file.key)]
@@ -66,6 +67,8 @@ def list_rows(
                 if problem:
                     missing, first = missing + 1, first or rows[0].key
                 yield from (ListRow(row.key, info, row.box or "", problem) for row in rows)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # as `read_ahead`
     warnings += prepared.warnings
     if missing:
         shown = escape_bytes(_text(first))

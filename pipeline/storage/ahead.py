@@ -91,7 +91,8 @@ class _Readers(Generic[S, T]):
         finally:
             with self._lock:
                 self._waiting.clear()
-            self._pool.shutdown()
+            # no waiting: the collector of cycles may come here from within `threading`, whose locks are held then
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def add(self, item: S) -> Future[T]:
         """The result of reading an item, some time."""

@@ -109,7 +109,8 @@ def list_entries(fetch: Fetch, where: str, prefix: str, page_keys: int) -> Gener
 
     One page after the other up to RANGE_PAGES, then up to REQUESTS_IN_FLIGHT at once, run only while it is asked
     for entries. Equals the plain listing for every cut: where two ranges meet, the key that the first one saw behind
-    its end must be the one that the second began with; else the first one goes on. Closing it ends its threads.
+    its end must be the one that the second began with; else the first one goes on. Closing it has
+    its threads end after the requests that are under way.
     """
     page = fetch(Ask(prefix))
     listing = _Listing(fetch, where, prefix, page_keys)
@@ -132,9 +133,9 @@ class _Listing:
         self._patience = 1
 
     def close(self) -> None:
-        """End the threads, after the requests that are under way."""
+        """Have the threads end after the requests that are under way. As for `read_ahead`, nobody waits for that."""
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def entries(self) -> Iterator[Entry]:
         last = ""
