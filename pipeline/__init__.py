@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.api import run
     from pipeline.audit import Audit
     from pipeline.audit import open_audit as open  # noqa: A004 - pipeline.open reads as what it does
+
+# onnxruntime 1.31 keeps a device id and events of each session in the user's cache, to send them to its makers
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 __all__ = ["Audit", "__version__", "open", "run"]

@@ -313,6 +313,21 @@ def test_demo_finds_everything(tmp_path: Path) -> None:
     assert re.search(r"image-audit show leaks --root (.+)", ended.stdout)
 
 
+def test_nothing_is_written_beside_the_root(tmp_path: Path) -> None:
+    """A user's home stays as it is: onnxruntime keeps events to be sent there, unless it is told not to."""
+    photos, home = write_files(tmp_path / "photos", small_set(4)), tmp_path / "home"
+    home.mkdir()
+    command = [sys.executable, "-m", "pipeline.cli", "run", str(photos), "--root", str(tmp_path / "audit"), *QUIET]
+    hidden = ("XDG_", "ORT_DISABLE_TELEMETRY", "IMAGE_AUDIT_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(hidden)}
+    ended = subprocess.run(
+        command, env=environment | {"HOME": str(home)}, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert [*home.rglob("*")] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["audit", "home", "photos"]
+
+
 def process(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pipeline.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
