@@ -65,7 +65,7 @@ class Where:
 
 
 def run(
-    *sources: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *sources: str | os.PathLike[str] | Mapping[str, Any] | Sequence[str | os.PathLike[str] | Mapping[str, Any]],
     root: str | os.PathLike[str],
     where: Where | None = None,
     progress: bool = False,
@@ -74,7 +74,8 @@ def run(
     """Audits sources into a root and returns the audit; None where only a range of offsets was asked for.
 
     `sources`: folders, buckets, archives, images and lists (docs/sources.md), one by one; or one list of folders and
-    files, of which the files are one source of the root, so that another list of files can follow.
+    files, of which the files are one source of the root, so that another list of files can follow. A COCO dict is one
+    too, with its own boxes and labels.
 
     `where`: `pipeline.api.Where(runner, address, workers)`; `progress`: bars on a terminal, else lines on stderr or in
     the log, where one takes them. `config`:

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.config import AuditConfig, config_from
-from pipeline.errors import UsageError
+from pipeline.errors import NotFound, UsageError
 from pipeline.layout.annotations import TABLES
-from pipeline.layout.lists import given_list_key
+from pipeline.layout.lists import given_coco_key, given_list_key
 from pipeline.layout.models import FOLDER as MODELS
 from pipeline.layout.root import Root
 from pipeline.sources.annotated import plain_table
+from pipeline.sources.coco_given import coco_file
 from pipeline.sources.folder import is_image_key
 from pipeline.sources.fragments import parent_kind
 from pipeline.sources.list_kinds import is_list_name
@@ -37,22 +38,41 @@ Given = dict[str, bytes]
 def with_given(sources: Sequence[Any], values: dict[str, Any]) -> tuple[dict[str, Any], Given]:
     """The configuration of a call, and what it gives in memory, to be stored in the root. Raises UsageError."""
     listed = list(sources[0]) if len(sources) == 1 and isinstance(sources[0], (list, tuple)) else None
-    every = sources if listed is None else listed
+    every = list(sources) if listed is None else listed
+    if listed is not None and not listed:
+        raise UsageError("the list of sources is empty: name a folder or a file")
+    annotations, given = values.pop("annotations", None), Given()
+    every, values = _with_coco(every, dict(values), given)
     wrong = [source for source in every if not isinstance(source, (str, os.PathLike))]
     if wrong:
         raise UsageError(
-            f"source {wrong[0]!r}, want text or a path; several go one by one, or as one list: run(*sources, root=...) "
-            "or run([...], root=...)"
+            f"source {repr(wrong[0])[:80]}, want text, a path or a COCO dict; several go one by one, or as one list: "
+            "run(*sources, root=...) or run([...], root=...)"
         )
-    if listed is not None and not listed:
-        raise UsageError("the list of sources is empty: name a folder or a file")
     values = {**values, "sources": tuple(os.fspath(source) for source in every)}
-    annotations, given = values.pop("annotations", None), Given()
     if not isinstance(values.get("embeddings", ""), (str, os.PathLike)):
         values = _with_embeddings(values)
     if listed is not None:
         values = _with_list(values, given)
     return (values if annotations is None else _with_annotations(values, annotations, given)), given
+
+
+def _with_coco(sources: list[Any], values: dict[str, Any], given: Given) -> tuple[list[Any], dict[str, Any]]:
+    """The sources and `test` with the key of a COCO file, to be stored, in place of each COCO dict."""
+    test = values.get("test", ())
+    tests = list(test) if isinstance(test, (list, tuple)) else [test] * (test is not None)
+    if not any(isinstance(source, Mapping) for source in [*sources, *tests]):
+        return sources, values
+    root = _root(config_from({"root": values["root"], "storage": values.get("storage", {}), "sources": ("given",)}))
+    found, count = list[Any](), 0
+    for source in [*sources, *tests]:
+        if isinstance(source, Mapping):
+            count += 1
+            data = coco_file(source, f"the COCO dict (number {count})", canonical_uri(".", root.storage))
+            given[key := given_coco_key(data, count)] = data
+            source = f"{root.uri}/{key}"  # noqa: PLW2901
+        found.append(source)
+    return found[: len(sources)], {**values, "test": tuple(found[len(sources) :])}
 
 
 def _root(config: AuditConfig) -> Root:
@@ -62,7 +82,8 @@ def _root(config: AuditConfig) -> Root:
 def _with_list(values: dict[str, Any], given: Given) -> dict[str, Any]:
     """With the files among the sources as one list, which stays one source whatever it names; folders stay sources.
 
-    A file that the listing of one of these folders takes is left out.
+    A file that the listing of one of these folders takes is left out, unless it is not there: then it is a row. Raises
+    NotFound where nothing else is listed.
     """
     config = config_from(values)
     uris = list(dict.fromkeys(canonical_uri(source, config.storage) for source in config.sources))
@@ -70,9 +91,13 @@ def _with_list(values: dict[str, Any], given: Given) -> dict[str, Any]:
     listed = set(files)
     folders = [uri for uri in uris if uri not in listed]
     inside = [f"{folder.rstrip('/')}/" for folder in folders if not is_list_name(folder)]
-    files = sorted(uri for uri in files if not any(_has(folder, uri) for folder in inside))
+    within = {uri for uri in files if any(_has(folder, uri) for folder in inside)}
+    gone = sorted(uri for uri in within if not (is_remote(uri) or os.path.lexists(uri)))
+    files = sorted({*files} - within) + gone
     if not files:
         return {**values, "sources": tuple(folders)}
+    if len(gone) == len(files):
+        raise NotFound(f"source {gone[0]} is not there, of {len(gone):,} such files: correct or leave out its name")
     broken = [uri for uri in files if "\n" in uri]
     if broken:
         raise UsageError(f"source {broken[0]!r} has a line break in its name: rename it, or name its folder")

@@ -6,12 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 from audited import LOCAL, noise_jpeg, rows, run, write_files
 
 import pipeline
 from pipeline.audit import Audit
-from pipeline.errors import IncompleteError, UsageError
+from pipeline.errors import IncompleteError, NotFound, UsageError
 from pipeline.given import with_given
 
 FILES = {f"{place}/{at}.jpg": noise_jpeg(10 * at + len(place)) for at in range(3) for place in ("x", "yy")}
@@ -92,3 +93,83 @@ def test_a_refused_call_leaves_nothing(config: dict[str, object], tmp_path: Path
     with pytest.raises(UsageError):
         pipeline.run([photo], root=tmp_path / "root", where=LOCAL, annotations={"filename": [], "label": []})
     assert not (tmp_path / "root").exists()
+
+
+def coco(names: list[str], *annotations: dict[str, object]) -> dict[str, object]:
+    """Images of 64 x 64 with ids from 1, and annotations of them."""
+    return {
+        "images": tuple({"id": at, "file_name": name} for at, name in enumerate(names, 1)),
+        "annotations": iter([{"category_id": 7, **annotation} for annotation in annotations]),
+        "categories": [{"id": 7, "name": "cat", "supercategory": {1, 2}}],
+        "info": {"year": 2026},
+    }
+
+
+def told(audit: Audit, place: Path) -> dict[str, tuple[object, ...]]:
+    """What is said of each image, by its path below a folder."""
+    wanted = ("image_id", "status", "label", "split")
+    return {row["path"].removeprefix(f"{place}/"): tuple(row[name] for name in wanted) for row in rows(audit, "images")}
+
+
+def test_a_coco_dict_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside others, with its own boxes, labels and split; names lie below the working folder. Another dict in its
+    place is the same source: what is still there keeps its id.
+    """
+    write_files(tmp_path, {f"in/{name}": data for name, data in FILES.items()})
+    monkeypatch.chdir(tmp_path)
+    good, bad = np.array([8, 8, np.int64(20), 30]), [0, 0, float("nan"), 5]
+    first = coco(
+        ["in/x/0.jpg", str(tmp_path / "in/x/1.jpg")], {"image_id": 1, "bbox": good}, {"image_id": 2, "bbox": bad}
+    )
+    audit = run(["in/yy", first], root="audit", test=coco(["in/x/2.jpg"], {"image_id": 1}))
+    assert told(audit, tmp_path / "in") == {
+        "yy/0.jpg": (0, "ok", None, "train"),
+        "yy/1.jpg": (1, "ok", None, "train"),
+        "yy/2.jpg": (2, "ok", None, "train"),
+        "x/0.jpg#xywh=8,8,20,30": (3, "ok", "cat", "train"),
+        "x/1.jpg#xywh=0,0,nan,5": (4, "unreadable", "cat", "train"),
+        "x/2.jpg": (5, "ok", "cat", "test"),
+    }
+    second = coco(
+        ["in/x/0.jpg", "in/x/1.jpg"], {"image_id": 1, "bbox": [8, 8, 20, 30]}, {"image_id": 2, "bbox": [1, 1, 9, 20]}
+    )
+    again = run(["in/yy", second], root="audit", test=[coco(["in/x/2.jpg"], {"image_id": 1})])
+    assert told(again, tmp_path / "in") == {
+        **{name: row for name, row in told(audit, tmp_path / "in").items() if "nan" not in name},
+        "x/1.jpg#xywh=1,1,9,20": (6, "too_small", "cat", "train"),
+    }
+    alone = run(coco(["in/x/0.jpg"]), root="alone")
+    assert told(alone, tmp_path / "in") == {"x/0.jpg": (0, "ok", None, None)}
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"images": []}, r"the COCO dict \(number 1\) has nothing and no images"),
+        ({"images": [{"id": 1}]}, r"the COCO dict \(number 1\), images\[0\] has the file_name None; wanted a path"),
+        ({"images": [{"id": 1, "file_name": "http://a/b.jpg"}]}, r"\(number 1\), images\[0\]: .*http"),
+        ({"images": "a.jpg"}, r"\(number 1\), images\[0\] is 'a.jpg'; wanted an object"),
+        ({1: {2: "x" * 9000}}, r"\(number 1\) has 1 and no images"),
+        (7, "source 7, want text, a path or a COCO dict"),
+        ([["x" * 9000]], r"source \['x{70,80}, want text"),
+    ],
+)
+def test_a_dict_that_is_no_source(source: object, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        pipeline.run(source, root=tmp_path / "audit", where=LOCAL)  # type: ignore[arg-type]
+    assert len(str(error.value)) < 400
+    assert not (tmp_path / "audit").exists()
+
+
+def test_a_named_file_that_is_gone_is_a_row(tmp_path: Path) -> None:
+    """Also where its folder is named, which cannot tell that anything is missing; alone it is an error."""
+    folder, other = write_files(tmp_path / "in", FILES), write_files(tmp_path / "other", {"a.jpg": noise_jpeg(99)})
+    given = [folder, folder / "x/0.jpg", folder / "x/gone.jpg"]
+    audit = run([*given, other / "a.jpg"], root=tmp_path / "audit", max_failed_share=0.5)
+    found = {row["path"].removeprefix(f"{tmp_path}/"): row["status"] for row in rows(audit, "images")}
+    assert found == {
+        **dict.fromkeys([*(f"in/{name}" for name in FILES), "other/a.jpg"], "ok"),
+        "in/x/gone.jpg": "missing",
+    }
+    with pytest.raises(NotFound, match=r"source .*in/x/gone\.jpg is not there"):
+        run(given, root=tmp_path / "another")

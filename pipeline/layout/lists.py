@@ -22,8 +22,9 @@ from pipeline.storage import Store
 
 VERSION = 2
 FOLDER = f"{CATALOG}/lists"
-_GIVEN_LIST = f"{CATALOG}/given"
-"""How the lists begin that a Python caller gives: each is under the hash of its text, and all are one source."""
+_GIVEN_LIST, _GIVEN_COCO = f"{CATALOG}/given", f"{CATALOG}/coco-"
+"""How the lists and COCO dicts begin that a Python caller gives, each under the hash of its text: all lists are one
+source, and so are all dicts that come first in a call, or second."""
 SCHEMA = pa.schema(
     [
         pa.field("key", pa.binary(), False),
@@ -60,9 +61,18 @@ def given_list_key(data: bytes) -> str:
     return f"{_GIVEN_LIST}-{hashlib.sha256(data).hexdigest()[:20]}.txt"
 
 
+def given_coco_key(data: bytes, number: int) -> str:
+    """Key of a COCO dict that a Python caller gives, the `number`-th of the call."""
+    return f"{_GIVEN_COCO}{number}-{hashlib.sha256(data).hexdigest()[:20]}.json"
+
+
 def source_name(root_uri: str, uri: str) -> str:
-    """What tells a source of a root from the others: its uri, and one name for all lists that Python callers give."""
+    """What tells a source of a root from the others: its uri, and one name for all lists that Python callers give, or
+    for all COCO dicts of one number.
+    """
     given = f"{root_uri}/{_GIVEN_LIST}"
+    if uri.startswith(f"{root_uri}/{_GIVEN_COCO}"):
+        return uri.rpartition("-")[0]
     return given if uri.startswith((f"{given}-", f"{given}.")) else uri
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -133,11 +133,17 @@ def _add_annotation(coco: Coco, element: Mapping[str, Any], where: str) -> None:
     if element.get("iscrowd"):
         coco.kinds.append(IS_CROWD)
     else:
-        coco.kinds.append(HAS_NONE if box is None or box == [] else HAS_BOX)
+        coco.kinds.append(HAS_NONE if _is_nothing(box) else HAS_BOX)
     numbers, problem = _numbers(box)
     if problem is not None and coco.kinds[-1] == HAS_BOX:
         coco.problems[len(coco.kinds) - 1] = problem
     coco.boxes.extend(numbers)
+
+
+def _is_nothing(box: object) -> bool:
+    return box is None or (
+        isinstance(box, Sized) and isinstance(box, Iterable) and not isinstance(box, str) and not len(box)
+    )
 
 
 def _numbers(box: object) -> tuple[Iterable[float], str | None]:
