@@ -196,6 +196,10 @@ class Audit:
 
         The label is what a detector said of the box, with its confidence; else that of the audit, without one.
         """
+        return pa.concat_tables(self.crop_batches(rotated))
+
+    def crop_batches(self, rotated: bool = False) -> Iterator[pa.Table]:
+        """The same some at a time; the first one has no rows."""
         recipe = read_recipe(self.root, self.audit_id)
         return crops_of(recipe.inputs, recipe.detections, rotated)
 

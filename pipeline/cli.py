@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_show(commands: Any) -> None:
     parser = add_command(commands, "show", "show a table of the latest audit")
     parser.set_defaults(command=_show)
-    parser.add_argument("table", choices=[*show.NAMES, "summary"])
+    parser.add_argument("table", choices=[*show.NAMES, *show.CROPS, "summary"])
     parser.add_argument("--audit", help="id of an audit (default: the latest)")
     parser.add_argument("--top", type=int, help="so many rows, worst first (default: 20; all for the other formats)")
     parser.add_argument("--columns", help="comma-separated columns")

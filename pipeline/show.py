@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,8 @@ from pipeline.printing import aligned, as_csv, as_json, as_parquet, is_terminal,
 from pipeline.schemas import CHECKS, GROUPING_KINDS
 
 NAMES = FINDINGS
+CROPS = {"crops": False, "rotated_crops": True}
+"""Boxes as fastdup lists them, and whether these are rotated: what else can be shown."""
 TOP = 20
 FLAG, WORST, ISSUES, SIZE = "flag", "worst_score", "issues", "size"
 """Columns that are made for showing: whether a row is a finding, and what quality's many columns say."""
@@ -80,17 +83,39 @@ def show(audit: Audit, request: Request) -> None:
         write(request.output, iter([text.encode() + b"\n"]), audit.root.storage)
         return
     columns = request.columns.split(",") if request.columns else None
+    if request.table in CROPS:
+        write(request.output, _crops(audit, request, columns), audit.root.storage)
+        return
     audit.table(request.table, columns, limit=0)  # raises for a column that is not there or only made here
     write(request.output, _pieces(audit, request, columns), audit.root.storage)
 
 
 def _pieces(audit: Audit, request: Request, columns: list[str] | None) -> Iterator[bytes]:
-    if request.format == "text":
-        return _text(audit, request, columns)
-    parts = _rows(audit, request, columns)
+    return (
+        _text(audit, request, columns) if request.format == "text" else _coded(_rows(audit, request, columns), request)
+    )
+
+
+def _coded(parts: Iterator[pa.Table], request: Request) -> Iterator[bytes]:
     if request.format == "parquet":
         return as_parquet(parts, request.output)
     return as_json(parts) if request.format == "json" else as_csv(parts)
+
+
+def _crops(audit: Audit, request: Request, columns: list[str] | None) -> Iterator[bytes]:
+    """The boxes in the order of their images. Raises UsageError for a column that there is not."""
+    batches = audit.crop_batches(CROPS[request.table])
+    head = audit_columns(empty := next(batches), columns or empty.column_names, request.table)
+    parts = chain([head], (part.select(head.column_names) for part in batches))
+    if request.top is None and request.format != "text":
+        return _coded(parts, request)
+    top, first, count = request.top or TOP, head, 0
+    for part in parts:
+        first = pa.concat_tables([first, part.slice(0, top - first.num_rows)])
+        count += part.num_rows
+    if request.format != "text":
+        return _coded(iter([first]), request)
+    return _lines(request, _Worst(first, count, 0), ": no image has a box of that kind", columns is None)
 
 
 def status_text(rows: list[dict[str, Any]]) -> str:
@@ -181,13 +206,19 @@ def _rows(audit: Audit, request: Request, columns: list[str] | None) -> Iterator
 
 def _text(audit: Audit, request: Request, columns: list[str] | None) -> Iterator[bytes]:
     worst = _worst(audit, request.table, request.top or TOP)
-    if not worst.rows:
-        yield f"no rows in {request.table}{_why_none(audit, request.table)}\n".encode()
-        return
     listed = columns or READABLE.get(request.table) or audit.table(request.table, limit=0).column_names
-    rows = [_said_once(row) for row in audit_columns(worst.table, listed, request.table).to_pylist()]
+    shown = _Worst(audit_columns(worst.table, listed, request.table), worst.rows, worst.flagged)
+    return _lines(request, shown, "" if worst.rows else _why_none(audit, request.table), columns is None)
+
+
+def _lines(request: Request, worst: _Worst, why_none: str, may_drop: bool) -> Iterator[bytes]:
+    """Rows as text, and what they are of; `why_none` where there are none."""
+    if not worst.rows:
+        yield f"no rows in {request.table}{why_none}\n".encode()
+        return
+    rows = [_said_once(row) for row in worst.table.to_pylist()]
     room = shutil.get_terminal_size().columns if request.output is None and is_terminal() else None
-    lines, left_out = aligned(rows, room, may_drop=columns is None)
+    lines, left_out = aligned(rows, room, may_drop=may_drop)
     yield "\n".join([*lines, *_footer(request.table, worst, left_out), ""]).encode()
 
 

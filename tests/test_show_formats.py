@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from audited import SEED, Audited, planted_audit, rows, run, small_set, write_files
+from audited import SEED, Audited, noise_jpeg, planted_audit, rows, run, small_set, write_files
 from dying import small_parts
 from outcomes import shown
 from planted import HOSTILE_NAMES, RAW_NAMES
@@ -155,3 +155,33 @@ def test_empty_tables_are_tables(tmp_path: Path, capfdbinary: pytest.CaptureFixt
     found: pa.Table = pq.read_table(io.BytesIO(shown(capfdbinary, *show, "--parquet")))
     assert found.schema.equals(TABLES["leaks"].schema)
     assert found.num_rows == 0
+
+
+def test_crops_are_shown_as_any_table(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    """In the order of the images, in every format; a set without rotated boxes says so."""
+    folder = write_files(tmp_path / "photos", {f"{at}.jpg": noise_jpeg(at) for at in range(3)})
+    boxes = {
+        "filename": ["0.jpg", "2.jpg", "2.jpg"], "label": ["a", "b", "c"],
+        "col_x": [1, 2, 30], "row_y": [3, 4, 5], "width": [20, 21, 22], "height": [23, 24, 25],
+    }  # fmt: skip
+    audit = run(folder, root=tmp_path / "audit", annotations=boxes)
+    root = ["--root", str(tmp_path / "audit")]
+    wanted = audit.crops()
+    assert [row["crop_filename"] for row in wanted.to_pylist()] == [
+        "0.jpg#xywh=1,3,20,23", "2.jpg#xywh=2,4,21,24", "2.jpg#xywh=30,5,22,25"
+    ]  # fmt: skip
+    listed = [json.loads(line) for line in shown(capfdbinary, "show", "crops", "--json", *root).splitlines()]
+    assert listed == wanted.to_pylist()
+    assert shown(capfdbinary, "show", "crops", "--csv", "--top", "2", "--columns", "crop_filename,width", *root) == (
+        b'crop_filename,width\r\n"0.jpg#xywh=1,3,20,23",20.0\r\n"2.jpg#xywh=2,4,21,24",21.0\r\n'
+    )
+    assert main(["show", "crops", "--output", str(tmp_path / "crops.parquet"), *root]) == 0
+    assert pq.read_table(tmp_path / "crops.parquet").equals(wanted)
+    text = shown(capfdbinary, "show", "crops", "--top", "1", *root).decode().splitlines()
+    assert text[0].split() == wanted.column_names
+    assert "0.jpg#xywh=1,3,20,23" in text[2]
+    assert text[-1] == "1 of 3 rows; --top N or --csv for all"
+    none = shown(capfdbinary, "show", "rotated_crops", *root).decode()
+    assert none == "no rows in rotated_crops: no image has a box of that kind\n"
+    assert main(["show", "crops", "--columns", "score", *root]) == 2
+    assert b"table crops has no column score; it has: index, filename" in capfdbinary.readouterr().err

@@ -16,15 +16,15 @@ from pipeline.layout.inputs import Inputs
 BLOCK = 65_536
 
 
-def crops_of(inputs: Inputs, detections: str, is_rotated: bool) -> pa.Table:
-    """The upright or the rotated boxes of the snapshot of an audit: columns of `kernels.crop_list`.
+def crops_of(inputs: Inputs, detections: str, is_rotated: bool) -> Iterator[pa.Table]:
+    """The upright or the rotated boxes of the snapshot of an audit, some at a time: columns of `kernels.crop_list`.
 
     detections: folder of what a detector found for this audit, "" where its boxes are of none.
 
     The label is what a detector said of the box, with its confidence; else the label of the audit.
     """
     table = rotated_crops if is_rotated else upright_crops
-    return pa.concat_tables([table(rows) for rows in _boxes(inputs, detections)])
+    return (table(rows) for rows in _boxes(inputs, detections))
 
 
 def _boxes(inputs: Inputs, detections: str) -> Iterator[pa.Table]:
