@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+from html import unescape
 from pathlib import Path
 
 import pytest
 
 from pipeline.cli import build_parser
+from pipeline.config import config_from
+from pipeline.errors import UsageError
+from pipeline.renamed import RENAMED
 from pipeline.schemas import TABLES
 from pipeline.sources.folder import IMAGE_SUFFIXES
 from pipeline.sources.splits import SPLIT_NAMES
@@ -97,6 +101,16 @@ def test_readme_names_every_finding_split_and_suffix() -> None:
     suffixes = re.search(r"by their suffix \(([^)]*)\)", readme)
     assert suffixes is not None
     assert set(re.split(r",\s+", suffixes[1])) == IMAGE_SUFFIXES
+
+
+def test_every_word_of_fastdup_is_explained_as_the_refusal_does() -> None:
+    """Each row of the page is what a call with that word is told."""
+    page = re.findall(
+        r"^\| `([^`]+)` \| (.+) \|$", text("docs/fastdup.md").partition("\n| fastdup's file")[0], re.MULTILINE
+    )
+    assert {word: unescape(said) for word, said in page} == RENAMED
+    with pytest.raises(UsageError, match=re.escape(RENAMED["run_cc"])):
+        config_from({"sources": ("a",), "root": "b", "run_cc": False})
 
 
 def test_changelog_keeps_its_form() -> None:
