@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from model_server import Served, resolve_in_child, serving
 from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
+from test_model import raw_uint8_model
 from tiny_model import DATA, INPUT, NAME, SIDE, TOKENS, WIDTH, classifier, tiny
 
 from pipeline.errors import ModelError, UsageError
@@ -319,6 +320,20 @@ def test_high_accuracy_that_was_not_built(tmp_path: Path) -> None:
         resolve_model("high_accuracy", str(tmp_path))
     assert f"--out {tmp_path}" in str(error.value)
     assert f"{tmp_path}/{HIGH_ACCURACY_FILE}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [(b"none", "is not an ONNX file"), (DATA, "scale, mean, std"), (raw_uint8_model("Identity", 1.0), "no moments")],
+)
+def test_high_accuracy_that_is_another_file(data: bytes, said: str, tmp_path: Path) -> None:
+    """What was put in its place, and how to make it; the advice for one's own model would not help."""
+    (tmp_path / HIGH_ACCURACY_FILE).write_bytes(data)
+    with pytest.raises(
+        ModelError, match=f"{tmp_path}/{HIGH_ACCURACY_FILE} is not what the build makes.*{said}"
+    ) as error:
+        resolve_model("high_accuracy", str(tmp_path))
+    assert "build_default_model --variant high_accuracy" in str(error.value)
 
 
 def with_metadata(metadata: dict[str, str]) -> bytes:

@@ -145,13 +145,20 @@ def _remove_leftovers(store: Store) -> None:
 
 def _built(store: Store) -> ResolvedModel:
     """The larger variant of the default model, which no package carries: one's own build of it."""
+    place = f"{store.uri}/{HIGH_ACCURACY_FILE}"
+    how = (
+        "Build it from any 10,000 photos, with a subfolder for each kind: pip install 'image-audit[model-build]' "
+        f"and python -m jobs.build_default_model --variant {HIGH_ACCURACY} --photos FOLDER --out {store.uri}"
+    )
     try:
-        data = store.read(HIGH_ACCURACY_FILE)
+        model = open_model(store.read(HIGH_ACCURACY_FILE), HIGH_ACCURACY_FILE, None)
     except NotFound:
         raise ModelError(
-            f"the model {HIGH_ACCURACY} is built, not downloaded, and {store.uri}/{HIGH_ACCURACY_FILE} is not there. "
-            "Build it from any 10,000 photos, with a subfolder for each kind: pip install 'image-audit[model-build]' "
-            f"and python -m jobs.build_default_model --variant {HIGH_ACCURACY} --photos FOLDER --out {store.uri}"
+            f"the model {HIGH_ACCURACY} is built, not downloaded, and {place} is not there. {how}"
         ) from None
+    except ModelError as error:
+        raise ModelError(f"{place} is not what the build makes ({error}). {how}") from error
+    if model.embedding_moments is None:
+        raise ModelError(f"{place} is not what the build makes: it holds no moments of photos. {how}")
     note = f"model {HIGH_ACCURACY}: EfficientNet-Lite1 of Google, built here; Apache-2.0, trained on ImageNet-1k"
-    return ResolvedModel(open_model(data, HIGH_ACCURACY_FILE, None), note)
+    return ResolvedModel(model, note)
