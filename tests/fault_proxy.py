@@ -23,8 +23,8 @@ class Rule:
     are dropped: a writer that dies in mid-write), `strip:A` (the request's header A is removed),
     `stall` (no reply before the client hangs up), `stall_body:N` (N bytes of the reply's body and no more before the
     client hangs up), `drip:N` (the body N bytes at a time, 5 ms apart), `header:A:B` (the reply's header A gets the
-    value B), `unsized:N` (the reply tells no length and ends after N bytes of the body, "" = all). "" lets a request
-    pass, and counts it.
+    value B), `code:N:A` (the reply has the status N, and no header A), `unsized:N` (the reply tells no length and ends
+    after N bytes of the body, "" = all). "" lets a request pass, and counts it.
     """
 
     fault: str
@@ -211,7 +211,12 @@ async def _send_reply(writer: asyncio.StreamWriter, reply: Message, kind: str, a
     if kind == "header":
         name, _, value = argument.partition(":")
         headers = [(key, old) for key, old in headers if key.lower() != name.lower()] + [(name, value)]
-    writer.write(Message(reply.first, headers, body).encoded())
+    first = reply.first
+    if kind == "code":
+        status, _, name = argument.partition(":")
+        first = first.replace(first.split()[1], status, 1)
+        headers = [(key, value) for key, value in headers if key.lower() != name.lower()]
+    writer.write(Message(first, headers, body).encoded())
     await writer.drain()
     return kind != "truncate" and bool(reply.header("content-length"))
 

@@ -23,12 +23,12 @@ from pipeline.storage.retry import RetryPolicy, Transient, with_retries
 from pipeline.storage.s3_answers import (
     check_expected,
     check_md5,
-    check_range_served,
     checked_length,
     etag,
     is_md5,
     is_utf8,
     mtime_ns,
+    served_range,
     told_length,
 )
 from pipeline.storage.s3_client import ClientKey, client_for, gets_for, is_aws
@@ -81,8 +81,7 @@ class S3Store:
         where = self._where("read", key)
 
         def attempt() -> bytes:
-            answer, body = self._get(where, arguments)
-            check_expected(where, answer, expect)
+            answer, body = self._get(where, arguments, expect)
             check_md5(body, answer)
             return body
 
@@ -98,9 +97,7 @@ class S3Store:
         where = self._where("read", key)
 
         def attempt() -> bytes:
-            answer, body = self._get(where, arguments)
-            check_expected(where, answer, expect)
-            return body
+            return self._get(where, arguments, expect)[1]
 
         arguments = self._wanted(key, expect, start, length)
         try:
@@ -258,8 +255,10 @@ class S3Store:
 
         return self._insist(where, attempt)
 
-    def _get(self, where: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
-        """Return one answer and its whole body, of the length and range that were promised."""
+    def _get(
+        self, where: str, arguments: dict[str, Any], expect: ObjectInfo | None = None
+    ) -> tuple[dict[str, Any], bytes]:
+        """Return one answer and its body, of the length that was promised and the range that was asked for."""
         answer = self._ask("get_object", where, arguments)
         body = asked(where, lambda: cast(bytes, answer["Body"].read()))
         count_bytes_read(len(body))
@@ -267,7 +266,8 @@ class S3Store:
         if not etag(answer):
             raise Transient("corrupt", "the answer has no ETag: it is not the object")
         if "Range" in arguments:
-            check_range_served(arguments["Range"], answer, body)
+            answer, body = served_range(where, arguments["Range"], answer, body, expect)
+        check_expected(where, answer, expect)
         return answer, body
 
     def _put(self, where: str, key: str, data: bytes, conditions: dict[str, str]) -> None:
@@ -340,13 +340,8 @@ class _StreamClient:
         store, where = self._store, self._store._where("read", self._key)
         arguments = {"Key": store._full(self._key), "Range": Range, "IfMatch": f'"{self._info.etag}"'}
 
-        def attempt() -> tuple[dict[str, Any], bytes]:
-            answer, body = store._get(where, arguments)
-            check_expected(where, answer, self._info)
-            return answer, body
-
         try:
-            answer, body = store._insist(where, attempt)
+            answer, body = store._insist(where, lambda: store._get(where, arguments, self._info))
         except ConditionFailed:
             failure: Exception = ObjectChanged(f"{where}: it was replaced while it was read. List again")
         except PastEnd:

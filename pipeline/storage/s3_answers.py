@@ -7,10 +7,13 @@ import re
 from datetime import datetime, timezone
 from typing import Any
 
-from pipeline.errors import ObjectChanged, StorageError
+from pipeline.errors import ObjectChanged, StorageError, StorageUnavailable
 from pipeline.storage.interface import ObjectInfo
 from pipeline.storage.retry import Transient
+from pipeline.storage.s3_errors import PastEnd
 
+LARGEST_WHOLE = 64 * 2**20
+"""Bytes of an object that may come whole for each range of it: an archive is read in pieces of 8 MB."""
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -59,15 +62,49 @@ def check_md5(body: bytes, answer: dict[str, Any]) -> None:
             raise Transient("corrupt", f"MD5 {seen}, wanted {etag(answer)}")
 
 
-def check_range_served(wanted: str, answer: dict[str, Any], body: bytes) -> None:
-    """Raise Transient unless the answer is the range `wanted`: `bytes=a-b`, `bytes=a-` or `bytes=-n`."""
+def served_range(
+    where: str, wanted: str, answer: dict[str, Any], body: bytes, expect: ObjectInfo | None
+) -> tuple[dict[str, Any], bytes]:
+    """The range `wanted` (`bytes=a-b`, `bytes=a-` or `bytes=-n`) as a 206 answers it, whatever the status was.
+
+    With a 200 some servers answer the range (rclone), others the whole object, of which it is cut. Raises Transient for
+    another range, PastEnd for none, StorageUnavailable for a whole object that is too large to come for each range.
+    """
+    if "ContentRange" not in answer and _status(answer) == 200:
+        answer, body = _without_range(where, wanted, answer, body, expect)
     served = str(answer.get("ContentRange", ""))
     match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", served)
     if match is not None:
         first, last, size = (int(number) for number in match.groups())
         if (first, last) == _bounds(wanted, size) and len(body) == last - first + 1:
-            return
+            return {**answer, "ResponseMetadata": {**answer["ResponseMetadata"], "HTTPStatusCode": 206}}, body
     raise Transient("corrupt", f"range {served!r} with {len(body)} bytes came, {wanted} was asked for")
+
+
+def _without_range(
+    where: str, wanted: str, answer: dict[str, Any], body: bytes, expect: ObjectInfo | None
+) -> tuple[dict[str, Any], bytes]:
+    """The range of a 200 that names none: its body is the whole object, or as long as the range of the listed one."""
+    if expect is not None and expect.etag == etag(answer) and len(body) != expect.size:
+        first, last = _bounds(wanted, expect.size)
+        return {**answer, "ContentRange": f"bytes {first}-{last}/{expect.size}"}, body
+    check_md5(body, answer)
+    size = len(body)
+    first, last = _bounds(wanted, size)
+    if first > last:
+        raise PastEnd(f"{where}: {wanted} of {size} bytes")
+    if size > LARGEST_WHOLE and last - first + 1 < size:
+        raise StorageUnavailable(
+            f"{where}: the server answers {wanted} with all {size:,} bytes; wanted that range, or at most "
+            f"{LARGEST_WHOLE:,} bytes, since so large an object is read in many. Have the server, or the proxy before "
+            "it, heed the header Range"
+        )
+    named = {"ContentRange": f"bytes {first}-{last}/{size}", "ContentLength": last - first + 1}
+    return {**answer, **named}, body[first : last + 1]
+
+
+def _status(answer: dict[str, Any]) -> int:
+    return int(answer["ResponseMetadata"]["HTTPStatusCode"])
 
 
 def _bounds(wanted: str, size: int) -> tuple[int, int]:
