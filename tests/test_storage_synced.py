@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from pipeline.storage.copy_folder import ARCHIVES, FILES, SyncParams, begin_run,
 from pipeline.storage.synced import SyncedStore
 
 SIZE = 1000
+SUMMED = SIZE + 4
+"""Bytes of a copy without an MD5, of one block and its checksum."""
 
 
 @pytest.fixture(autouse=True)
@@ -150,7 +153,7 @@ def test_an_object_whose_etag_is_no_md5_of_it(params: SyncParams) -> None:
         names = copy_names(params, "s3://b", ObjectInfo("k", 4, etag, 0))
         kept = keep_copy(params, names, (b"ab", b"cd"))
         assert kept is not None
-        assert (kept.path.suffix, kept.path.read_bytes()) == (".size", b"abcd")
+        assert (kept.path.suffix, kept.path.read_bytes()) == (".sums", b"abcd" + zlib.crc32(b"abcd").to_bytes(4, "big"))
 
 
 def test_a_read_that_fails_leaves_nothing(remote: Store, params: SyncParams, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +169,7 @@ def test_a_read_that_fails_leaves_nothing(remote: Store, params: SyncParams, mon
         assert bytes_held(params) == 0
         proxy.inject(Rule("status:503:SlowDown", "GET"))
         assert store.read_range("a.tar", 0, 3, expect=info) == bytes([0, 1, 2])
-    assert bytes_held(params) == 10_000
+    assert bytes_held(params) == 10_004
 
 
 WRITER = """
@@ -202,31 +205,31 @@ def writer(params: SyncParams, first: int, last: int, *, dies: bool = False) -> 
 
 def test_two_processes_share_one_budget(tmp_path: Path) -> None:
     """They race for 25 places with 60 objects, a third of which both of them have."""
-    params = SyncParams(str(tmp_path / "copies"), 25 * SIZE + 999)
+    params = SyncParams(str(tmp_path / "copies"), 25 * SUMMED + 999)
     both = [writer(params, 0, 40), writer(params, 20, 60)]
     assert [one.wait(60) for one in both] == [0, 0]
-    assert bytes_held(params) == 25 * SIZE
-    copies = list(Path(params.folder).rglob("*.size"))
+    assert bytes_held(params) == 25 * SUMMED
+    copies = list(Path(params.folder).rglob("*.sums"))
     assert len(copies) == 25
-    assert all(len(set(copy.read_bytes())) == 1 for copy in copies)
+    assert all(len(set(copy.read_bytes()[:SIZE])) == 1 for copy in copies)
 
 
 def test_a_killed_writer_takes_no_room(tmp_path: Path) -> None:
     """Its half file is nobody's copy; the same object is written again, and others find the room when it is needed."""
-    params = SyncParams(str(tmp_path / "copies"), 2 * SIZE)
+    params = SyncParams(str(tmp_path / "copies"), 2 * SUMMED)
     assert writer(params, 0, 1, dies=True).wait(60) == -9
     assert writer(params, 1, 2, dies=True).wait(60) == -9
-    assert bytes_held(params) == 2 * SIZE
+    assert bytes_held(params) == 2 * SUMMED
     assert writer(params, 1, 2).wait(60) == 0
-    assert [path.read_bytes() for path in Path(params.folder).rglob("*.size")] == [b"\x01" * SIZE]
+    assert [path.read_bytes()[:SIZE] for path in Path(params.folder).rglob("*.sums")] == [b"\x01" * SIZE]
     assert writer(params, 5, 7).wait(60) == 0
-    assert bytes_held(params) == 2 * SIZE
-    assert len(list(Path(params.folder).rglob("*.size"))) == 2
+    assert bytes_held(params) == 2 * SUMMED
+    assert len(list(Path(params.folder).rglob("*.sums"))) == 2
     for number in (7, 8):  # the first one looks for room, the second has what its dead writer took given back
-        assert number == 7 or writer(SyncParams(params.folder, 3 * SIZE), 8, 9, dies=True).wait(60) == -9
+        assert number == 7 or writer(SyncParams(params.folder, 3 * SUMMED), 8, 9, dies=True).wait(60) == -9
         names = copy_names(params, "s3://bucket", ObjectInfo(f"{number}.jpg", SIZE, f"etag {number}", 0))
         assert keep_copy(params, names, (bytes(SIZE),)) is None
-        assert Path(params.folder, "image-audit-copies").read_text().split() == [str(bytes_held(params))] == ["2000"]
+        assert Path(params.folder, "image-audit-copies").read_text().split() == [str(bytes_held(params))] == ["2008"]
 
 
 def test_copies_are_removed_and_nothing_else(remote: Store, params: SyncParams) -> None:
@@ -297,8 +300,8 @@ for key in ("a.tar", "a.tar", "b.tar"):
 small = copy_names(params, "s3://bucket", ObjectInfo("c.jpg", 1000, "etag", 0))
 assert keep_copy(params, small, (bytes(1000),)) is not None
 assert os.listdir("/proc/self/fd") == descriptors
-assert Path(params.folder, "image-audit-copies").read_text().split() == ["1000"]
-assert bytes_held(params) == 1000
+assert Path(params.folder, "image-audit-copies").read_text().split() == ["1004"]
+assert bytes_held(params) == 1004
 assert [path.name for path in Path(params.folder).rglob("*.*") if path.is_file()] == [small[0].path.name]
 assert request_counts().requests["sync.full"] == 3
 """
@@ -361,7 +364,7 @@ def aged(params: SyncParams, days: float = 1.0) -> None:
 
 def test_copies_of_earlier_nights_make_room(remote: Store, tmp_path: Path) -> None:
     """The oldest ones go, and none that this night has used or made; when only these are left the budget is full."""
-    params = SyncParams(str(tmp_path / "copies"), 5 * SIZE)
+    params = SyncParams(str(tmp_path / "copies"), 4 * SIZE + SUMMED)
     store, infos = SyncedStore(remote, params), list(listed(remote).values())[:5]
     for info in infos:
         store.read(info.key, expect=info)
@@ -389,16 +392,16 @@ def test_copies_of_earlier_nights_make_room(remote: Store, tmp_path: Path) -> No
 
 
 def test_two_processes_give_up_old_copies_together(tmp_path: Path) -> None:
-    params = SyncParams(str(tmp_path / "copies"), 25 * SIZE + 999)
+    params = SyncParams(str(tmp_path / "copies"), 25 * SUMMED + 999)
     assert writer(params, 100, 125).wait(60) == 0
     aged(params)
     both = [writer(params, 0, 40), writer(params, 20, 60)]
     assert [one.wait(60) for one in both] == [0, 0]
-    copies = list(Path(params.folder).rglob("*.size"))
+    copies = list(Path(params.folder).rglob("*.sums"))
     assert {copy.read_bytes()[0] for copy in copies} <= set(range(60))
-    assert all(len(copy.read_bytes()) == SIZE and len(set(copy.read_bytes())) == 1 for copy in copies)
-    assert bytes_held(params) == len(copies) * SIZE == 25 * SIZE
-    assert Path(params.folder, "image-audit-copies").read_text().split() == [str(25 * SIZE)]
+    assert all(len(copy.read_bytes()) == SUMMED and len(set(copy.read_bytes()[:SIZE])) == 1 for copy in copies)
+    assert bytes_held(params) == len(copies) * SUMMED == 25 * SUMMED
+    assert Path(params.folder, "image-audit-copies").read_text().split() == [str(25 * SUMMED)]
 
 
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -409,6 +412,7 @@ def test_never_over_the_budget(tmp_path: Path, sizes: list[int], budget: int) ->
     for number, size in enumerate(sizes):
         names = copy_names(params, "s3://b", ObjectInfo(str(number), size, "x", 0))
         kept = keep_copy(params, names, (bytes(size),))
-        assert (kept is not None) == (taken + size <= budget)
-        taken += size if kept is not None else 0
+        copied = size + 4 if size else 0
+        assert (kept is not None) == (taken + copied <= budget)
+        taken += copied if kept is not None else 0
         assert bytes_held(params) == taken <= budget

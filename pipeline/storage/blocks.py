@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections import OrderedDict
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from pipeline.storage.interface import ObjectInfo, Store
 
@@ -17,8 +17,8 @@ of three small videos in 9 shards took 477 requests through a stream that holds 
 class BlockReader(io.RawIOBase):
     """The file that was listed; a read raises ObjectChanged where it is another one by now, or another StorageError."""
 
-    def __init__(self, store: Store, info: ObjectInfo) -> None:
-        self._store, self._info, self._at = store, info, 0
+    def __init__(self, store: Store, info: ObjectInfo, block_bytes: int = BLOCK_BYTES) -> None:
+        self._store, self._info, self._at, self._block_bytes = store, info, 0, block_bytes
         self._blocks: OrderedDict[int, bytes] = OrderedDict()
 
     def readable(self) -> bool:
@@ -43,7 +43,7 @@ class BlockReader(io.RawIOBase):
         end = self._info.size if size < 0 else min(self._info.size, self._at + size)
         pieces = []
         while self._at < end:
-            number, start = divmod(self._at, BLOCK_BYTES)
+            number, start = divmod(self._at, self._block_bytes)
             piece = self._block(number)[start : start + end - self._at]
             if not piece:
                 break
@@ -51,10 +51,16 @@ class BlockReader(io.RawIOBase):
             self._at += len(piece)
         return b"".join(pieces)
 
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as `read` would, for a reader that keeps some."""
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
     def _block(self, number: int) -> bytes:
         if number not in self._blocks:
-            start = number * BLOCK_BYTES
-            length = min(BLOCK_BYTES, self._info.size - start)
+            start = number * self._block_bytes
+            length = min(self._block_bytes, self._info.size - start)
             self._blocks[number] = self._store.read_range(self._info.key, start, length, expect=self._info)
         self._blocks.move_to_end(number)
         if len(self._blocks) > KEPT_BLOCKS:

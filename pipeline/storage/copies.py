@@ -10,6 +10,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from pipeline.storage.copy_folder import (
     ledger_of,
     prepare,
     require_marker,
+    say_damaged,
     say_once,
     say_unusable,
     set_total,
@@ -35,6 +37,7 @@ from pipeline.storage.copy_folder import (
     used,
     with_room,
 )
+from pipeline.storage.copy_sums import BlockSums, read_checked, sums_bytes
 from pipeline.storage.counts import count_request
 from pipeline.storage.interface import TEMPORARY_PREFIX, ObjectInfo
 from pipeline.storage.local import typed
@@ -49,25 +52,33 @@ _refused: set[Path] = set()
 
 @dataclass(frozen=True)
 class CopyName:
-    """The copy of one version of one object. md5: of its bytes, compared on each whole read; "" where unknown."""
+    """The copy of one version of one object. size: of the object; md5: of its bytes, "" where unknown or not compared.
+
+    A copy with an MD5 is read whole; in any other, checksums of its blocks stand behind the bytes.
+    """
 
     path: Path
     size: int
     md5: str
 
+    @property
+    def taken(self) -> int:
+        """Bytes of the file."""
+        return self.size if self.md5 else self.size + sums_bytes(self.size)
+
 
 def copy_names(params: SyncParams, uri: str, info: ObjectInfo) -> tuple[CopyName, ...]:
-    """The names that a copy may have, hashes of uri, key and etag: checked by MD5 if the etag is one, or by size."""
+    """The names that a copy may have, hashes of uri, key and etag: checked by MD5 if the etag is one, or by blocks."""
     digest = hashlib.sha256("\0".join((uri, info.key, info.etag)).encode("utf-8", "surrogateescape")).hexdigest()
     kind = ARCHIVES if info.key.lower().endswith(_ARCHIVE_ENDINGS) else FILES
     path = Path(params.folder, kind, digest[:2], digest)
-    plain = CopyName(path.with_suffix(".size"), info.size, "")
+    plain = CopyName(path.with_suffix(".sums"), info.size, "")
     is_md5 = len(info.etag) == 32 and not set(info.etag) - set("0123456789abcdef")
     return (CopyName(path.with_suffix(".md5"), info.size, info.etag), plain) if is_md5 else (plain,)
 
 
 def open_copy(params: SyncParams, name: CopyName) -> int | None:
-    """A descriptor of the copy, None if there is none of that size that can be read."""
+    """A descriptor of the copy, None if there is none of its length that can be read."""
     try:
         descriptor = os.open(name.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -76,37 +87,46 @@ def open_copy(params: SyncParams, name: CopyName) -> int | None:
         say_unusable(params, error)
         return None
     found = os.fstat(descriptor)
-    if found.st_size == name.size:
+    if found.st_size == name.taken:
         used(params, descriptor, found)
         return descriptor
+    if stat.S_ISREG(found.st_mode):
+        say_damaged(params, name.path)
     os.close(descriptor)
     return None
 
 
-def read_copy(params: SyncParams, name: CopyName) -> bytes | None:
-    """The bytes of the copy, None if there is none; one that is damaged is removed."""
+def has_copy(params: SyncParams, name: CopyName) -> bool:
+    """Whether there is a copy that can be opened."""
+    descriptor = open_copy(params, name)
+    if descriptor is None:
+        return False
+    os.close(descriptor)
+    return True
+
+
+def read_copy(params: SyncParams, name: CopyName, start: int = 0, length: int | None = None) -> bytes | None:
+    """Bytes [start, start + length) of the copy, all of one with an MD5; None if there is none that the disk gives.
+
+    One whose bytes are not those that were written is removed, with a warning.
+    """
     descriptor = open_copy(params, name)
     if descriptor is None:
         return None
-    data = read_part(params, descriptor, 0, name.size)
-    if data is None:
-        return None
-    if len(data) == name.size and name.md5 in ("", hashlib.md5(data, usedforsecurity=False).hexdigest()):
-        count_request("sync.hit", read=len(data))
-        return data
-    _remove_copy(params, name)
-    return None
-
-
-def read_part(params: SyncParams, descriptor: int, start: int, length: int) -> bytes | None:
-    """Bytes [start, start + length) of an open copy, which is closed; None where the disk does not give them."""
     with os.fdopen(descriptor, "rb") as file:
         try:
-            file.seek(start)
-            return file.read(length)
+            if name.md5:
+                data: bytes | None = file.read()
+                if data is not None and hashlib.md5(data, usedforsecurity=False).hexdigest() != name.md5:
+                    data = None
+            else:
+                data = read_checked(descriptor, name.size, start, name.size if length is None else length)
+            if data is None:
+                _remove_damaged(params, name, descriptor)
         except OSError as error:
             say_unusable(params, error)
-    return None
+            return None
+    return data
 
 
 def keep_copy(params: SyncParams, names: tuple[CopyName, ...], pieces: Iterable[bytes]) -> CopyName | None:
@@ -137,14 +157,17 @@ def _filled(
     params: SyncParams, names: tuple[CopyName, ...], pieces: Iterable[bytes], temporary: Path, descriptor: int
 ) -> CopyName:
     try:
-        md5 = _write(descriptor, names[0], pieces)
+        md5, sums = _write(descriptor, names[0], pieces)
         name = names[0] if names[0].md5 == md5 else names[-1]
-        if not name.md5:
-            os.fsync(descriptor)  # no checksum would show what a power cut left of it
-        with ledger_of(params):
+        if name.md5:
+            os.ftruncate(descriptor, name.taken)
+        else:
+            _write_all(descriptor, sums)
+        with ledger_of(params) as ledger:
             os.replace(temporary, name.path)  # noqa: PTH105
+            set_total(ledger, max(0, total_of(params, ledger) - (names[-1].taken - name.taken)))
     except BaseException:
-        _give_back(params, temporary, names[0].size)
+        _give_back(params, temporary, names[-1].taken)
         raise
     finally:
         os.close(descriptor)
@@ -178,22 +201,24 @@ def bytes_held(params: SyncParams) -> int:
         return counted(params) if os.path.lexists(params.folder) else 0
 
 
-def _remove_copy(params: SyncParams, name: CopyName) -> None:
-    try:
-        with suppress(FileNotFoundError):
-            _give_back(params, name.path, name.size)
-    except OSError as error:
-        say_unusable(params, error)
+def _remove_damaged(params: SyncParams, name: CopyName, descriptor: int) -> None:
+    """Removes the copy that is open, unless another process did and has put a new one in its place."""
+    say_damaged(params, name.path)
+    with ledger_of(params) as ledger, suppress(FileNotFoundError):
+        found = os.fstat(descriptor)
+        if os.path.samestat(found, name.path.lstat()):
+            name.path.unlink()
+            set_total(ledger, max(0, total_of(params, ledger) - found.st_size))
 
 
 def _claim(params: SyncParams, names: tuple[CopyName, ...]) -> tuple[Path, int] | None:
-    """Take the room for one copy: a locked file of its full size."""
-    folder, size = names[0].path.parent, names[0].size
+    """Take the room for one copy: a locked file of its full size, with checksums as long as no MD5 is known to hold."""
+    folder, size = names[0].path.parent, names[-1].taken
     prepare(params)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = folder / f"{TEMPORARY_PREFIX}{names[0].path.stem}"
     with ledger_of(params) as ledger:
-        if any(_is_there(params, name) for name in names):
+        if any(has_copy(params, name) for name in names):
             return None
         total = total_of(params, ledger)
         if temporary.exists():
@@ -238,30 +263,29 @@ def _allocate(descriptor: int, size: int) -> None:
     os.ftruncate(descriptor, size)
 
 
-def _write(descriptor: int, name: CopyName, pieces: Iterable[bytes]) -> str:
-    digest, written = hashlib.md5(usedforsecurity=False), 0
+def _write(descriptor: int, name: CopyName, pieces: Iterable[bytes]) -> tuple[str, bytes]:
+    """MD5, "" where none is to be compared, and checksums of what is written."""
+    digest, sums, written = hashlib.md5(usedforsecurity=False), BlockSums(), 0
     for piece in pieces:
         written += len(piece)
         if written > name.size:
             break
-        digest.update(piece)
-        rest = memoryview(piece)
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+        if name.md5:
+            digest.update(piece)
+        sums.update(piece)
+        _write_all(descriptor, piece)
     if written != name.size:
         raise StorageError(f"write {name.path}: {written} bytes came of {name.size}; list again")
-    return digest.hexdigest()
+    return digest.hexdigest() if name.md5 else "", sums.sums()
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def _give_back(params: SyncParams, path: Path, size: int) -> None:
     with ledger_of(params) as ledger:
         path.unlink(missing_ok=True)
         set_total(ledger, max(0, total_of(params, ledger) - size))
-
-
-def _is_there(params: SyncParams, name: CopyName) -> bool:
-    descriptor = open_copy(params, name)
-    if descriptor is None:
-        return False
-    os.close(descriptor)
-    return True

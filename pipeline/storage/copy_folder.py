@@ -24,7 +24,8 @@ from pipeline.errors import UsageError
 from pipeline.storage.interface import TEMPORARY_PREFIX
 
 ARCHIVES, FILES = "archives", "files"
-OURS = re.compile(r"[0-9a-f]{64}\.(md5|size)")
+OURS = re.compile(r"[0-9a-f]{64}\.(md5|sums|size)")
+"""`.size`: a copy without checksums, which no version reads any more; it goes as others that are not used."""
 LONGEST_RUN_NS = 12 * 3600 * 10**9
 """A copy that this machine used so shortly before a process began may be of the run that the process works for."""
 GIVEN_UP_AT_ONCE = 10_000
@@ -191,6 +192,13 @@ def say_unusable(params: SyncParams, error: OSError) -> None:
     """Warns, once per process and cause, of what is wrong with the folder and with no object."""
     at = f" (at {error.filename})" if error.filename not in (None, params.folder) else ""
     say_once(params, str(error.errno), f"{error.strerror or error}{at}")
+
+
+def say_damaged(params: SyncParams, path: Path) -> None:
+    """Warns, once per process, that a copy is not what was written."""
+    if (params.folder, "damaged") not in _said:
+        _said.add((params.folder, "damaged"))
+        _log.warning("sync folder %s: %s was damaged there; it is fetched anew. Check the disk", params.folder, path)
 
 
 def say_once(params: SyncParams, cause: str, text: str) -> None:

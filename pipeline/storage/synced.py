@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
-from pipeline.storage.copies import copy_names, keep_copy, open_copy, read_copy, read_part
+from pipeline.storage.blocks import BlockReader
+from pipeline.storage.copies import copy_names, has_copy, keep_copy, read_copy
 from pipeline.storage.copy_folder import SyncParams
 from pipeline.storage.counts import count_request
 from pipeline.storage.interface import ObjectInfo, Store, check_range
-from pipeline.storage.local import stream_of
 
 PIECE = 8 * 2**20
 """Bytes per request while a copy is made for a part of it."""
+STREAM_BLOCK, STREAM_BUFFER = 2**20, 2**16
+"""Bytes that `open` reads of a copy at a time, and takes of them: a tar is looked into by 512 bytes here and there."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class SyncedStore:
         return self.remote.list(prefix)
 
     def read(self, key: str, *, expect: ObjectInfo | None = None) -> bytes:
-        """Return the object: its copy, if size and MD5 (where the etag is one) are `expect`'s; else it is copied."""
+        """Return the object: its copy, if that is as it was written; else it is copied."""
         if expect is None or not expect.etag:
             return self.remote.read(key, expect=expect)
         names = copy_names(self.copies, self.uri, expect)
@@ -46,22 +49,33 @@ class SyncedStore:
         if data is None:
             data = self.remote.read(key, expect=expect)
             keep_copy(self.copies, names, (data,))
+        else:
+            count_request("sync.hit", read=len(data))
         return data
 
     def read_range(self, key: str, start: int, length: int, *, expect: ObjectInfo | None = None) -> bytes:
-        """Return bytes [start, start + length) of the copy, which is made whole first."""
+        """Return bytes [start, start + length) of the copy, which is made whole first, and anew where it is damaged."""
         check_range(key, start, length)
-        descriptor = self._opened(key, expect)
-        data = None if descriptor is None else read_part(self.copies, descriptor, start, length)
+        if expect is None or not expect.etag:
+            return self.remote.read_range(key, start, length, expect=expect)
+        name = copy_names(self.copies, self.uri, expect)[-1]
+        data = read_copy(self.copies, name, start, length)
+        if data is not None:
+            count_request("sync.hit", read=len(data))
+            return data
+        self._keep(expect)
+        data = read_copy(self.copies, name, start, length)
         return self.remote.read_range(key, start, length, expect=expect) if data is None else data
 
     def open(self, key: str) -> BinaryIO:
-        """Open a copy of the object as it is now."""
+        """Open a copy of the object as it is now; ObjectChanged if it is replaced and the copy is lost meanwhile."""
         info = self.remote.stat(key)
-        descriptor = self._opened(key, info)
-        if descriptor is None:
+        name = copy_names(self.copies, self.uri, info)[-1]
+        if info.etag and not has_copy(self.copies, name):
+            self._keep(info)
+        if not info.etag or not has_copy(self.copies, name):
             return self.remote.open(key)
-        return stream_of(copy_names(self.copies, self.uri, info)[-1].path, descriptor)
+        return io.BufferedReader(cast(io.RawIOBase, BlockReader(self, info, STREAM_BLOCK)), STREAM_BUFFER)
 
     def begin(self, key: str, start: int = 0, length: int | None = None, *, expect: ObjectInfo | None = None) -> None:
         """Return None: a read makes a copy first, or has one."""
@@ -94,16 +108,8 @@ class SyncedStore:
         """Return None: a copy is of one version, a path would be of any."""
         return self.remote.local_path(key)
 
-    def _opened(self, key: str, expect: ObjectInfo | None) -> int | None:
-        """A descriptor of the copy, made if need be; None where there is none and no room."""
-        if expect is None or not expect.etag:
-            return None
-        # the one that reached the disk before it got its name: a part has no MD5 to compare
-        names = copy_names(self.copies, self.uri, expect)[-1:]
-        descriptor = open_copy(self.copies, names[0])
-        if descriptor is not None:
-            count_request("sync.hit")
-            return descriptor
-        starts = range(0, expect.size, PIECE)
-        keep_copy(self.copies, names, (self.remote.read_range(key, at, PIECE, expect=expect) for at in starts))
-        return open_copy(self.copies, names[0])
+    def _keep(self, info: ObjectInfo) -> None:
+        """Make a copy of which parts can be compared; nothing where there is one or no room."""
+        names = copy_names(self.copies, self.uri, info)[-1:]
+        starts = range(0, info.size, PIECE)
+        keep_copy(self.copies, names, (self.remote.read_range(info.key, at, PIECE, expect=info) for at in starts))
