@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from s3_servers import moto_port, new_store, use_credentials
 
 import pipeline
 from pipeline.errors import UsageError
-from pipeline.storage import Store
+from pipeline.storage import Store, SyncParams, begin_run
 
 FILES = small_set(10)
 
@@ -86,12 +87,26 @@ def test_what_cannot_be_is_said_at_once(photos: Store, tmp_path: Path) -> None:
         "is where the root": tmp_path / "x",
         "is where the root .* writes": tmp_path / "x/features",
         "choose another one": tmp_path,
+        r"cannot be made or written \((No such file|Operation not permitted|Permission denied)": Path("/proc/copies"),
+        r"cannot be made or written \(File name too long": tmp_path / "copies" / ("x" * 300),
     }
     for said, folder in folders.items():
         with pytest.raises(UsageError, match=said):
             pipeline.run(photos.uri, root=tmp_path / "x", where=LOCAL, storage=storage(folder))
     assert not (tmp_path / "x").exists()
     assert [path.name for path in full.iterdir()] == ["mine.txt"]
+
+
+def test_a_full_disk_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("pipeline.storage.copy_folder.os.utime", full)
+    params = SyncParams(str(tmp_path / "copies"), 1000)
+    begin_run(params)
+    assert ["No space left on device; what is not there yet is read" in line for line in caplog.messages] == [True]
 
 
 def test_a_folder_that_breaks_meanwhile_harms_no_image(photos: Store, tmp_path: Path) -> None:

@@ -63,9 +63,9 @@ def run_audit(config: AuditConfig, call: Call) -> Published | None:
     file = open_embeddings(config)
     is_alone = config.start == "sources" and not config.every_source
     require_inputs(config, root, call.given)
-    claim(root)
     if config.storage.sync_to_local:
         begin_run(SyncParams(config.storage.sync_to_local, config.storage.sync_budget))
+    claim(root)
     for key, data in call.given.items():
         root.open().put_if_absent(key, data)
     config = with_yolo_boxes(config, root)

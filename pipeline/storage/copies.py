@@ -20,6 +20,7 @@ from pipeline.errors import StorageError
 from pipeline.storage.copy_folder import (
     ARCHIVES,
     FILES,
+    FULL_DISK,
     OURS,
     SyncParams,
     copy_paths,
@@ -43,7 +44,6 @@ from pipeline.storage.interface import TEMPORARY_PREFIX, ObjectInfo
 from pipeline.storage.local import typed
 
 _ARCHIVE_ENDINGS = (".tar", ".tgz", ".tar.gz", ".zip")
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NO_ALLOCATION = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
 _MOST_REFUSED = 10_000
 _refused: set[Path] = set()
@@ -142,7 +142,7 @@ def keep_copy(params: SyncParams, names: tuple[CopyName, ...], pieces: Iterable[
         claimed = _claim(params, names)
         return None if claimed is None else _filled(params, names, pieces, *claimed)
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in FULL_DISK:
             say_unusable(params, error)
             return None
     if len(_refused) >= _MOST_REFUSED:

@@ -28,6 +28,7 @@ OURS = re.compile(r"[0-9a-f]{64}\.(md5|sums|size)")
 """`.size`: a copy without checksums, which no version reads any more; it goes as others that are not used."""
 LONGEST_RUN_NS = 12 * 3600 * 10**9
 """A copy that this machine used so shortly before a process began may be of the run that the process works for."""
+FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 GIVEN_UP_AT_ONCE = 10_000
 SPARE_SHARE = 10
 """A tenth of the budget is made free at a time: the folder is walked through for it, 5 us for each copy."""
@@ -73,13 +74,21 @@ def require_usable(params: SyncParams) -> None:
 
 
 def begin_run(params: SyncParams) -> None:
-    """Notes that a run begins: what it makes or uses from now on is not given up for room."""
+    """Makes the folder and notes that a run begins: what it makes or uses from now on is not given up for room.
+
+    Raises UsageError for a folder that cannot be made or written; a disk that is full is warned of.
+    """
     try:
         prepare(params)
         path = Path(params.folder, _RUN)
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
         os.utime(path)  # by the clock that gives copies theirs, which is up to 4 ms behind this process's
     except OSError as error:
+        if error.errno not in FULL_DISK:
+            raise UsageError(
+                f"sync folder {params.folder}: it cannot be made or written ({error.strerror or error}); "
+                "name another folder, on a disk where files can be made"
+            ) from None
         say_unusable(params, error)
 
 
