@@ -143,6 +143,51 @@ def test_columns_that_a_configuration_leaves_out() -> None:
     ]  # fmt: skip
 
 
+TEXTS = {
+    "large_string": pa.large_string(),
+    "string_view": pa.string_view(),
+    "binary": pa.binary(),
+    "large_binary": pa.large_binary(),
+    "dictionary": pa.dictionary(pa.int32(), pa.string()),
+    "dictionary of large_string": pa.dictionary(pa.int8(), pa.large_string()),
+    "dictionary of binary": pa.dictionary(pa.int32(), pa.binary()),
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("has_times", [True, False])
+def test_text_of_every_type(kind: str, has_times: bool) -> None:
+    """As pandas, polars and others write it; times and flags may be text as well."""
+    table = as_table(OBJECTS)
+    texts = ["bucket", "key", "e_tag"]
+    if not has_times:
+        table = table.set_column(5, "last_modified_date", pa.array(["2026-11-21T18:40:00.250Z"] * len(OBJECTS)))
+        for place in (2, 3):
+            flags = [str(value).lower() for value in table[place].to_pylist()]
+            table = table.set_column(place, table.field(place).name, pa.array(flags))
+        texts += ["last_modified_date", "is_latest", "is_delete_marker"]
+    for name in texts:
+        place = table.column_names.index(name)
+        values = table[name].to_pylist()
+        plain = pa.array([None if one is None else one.encode() for one in values], pa.binary())
+        table = table.set_column(place, name, _as_type(plain, TEXTS[kind]))
+    stream = io.BytesIO()
+    pq.write_table(table, stream, row_group_size=3)
+    assert pq.read_schema(stream).field("key").type == TEXTS[kind] or kind != "large_string"
+
+    rows = rows_of(manifest("Parquet", {"k": stream.getvalue()}), opener({"k": stream.getvalue()}), Tally())
+
+    assert [(row["address"], row["size"], row["etag"]) for row in rows] == WANTED
+    assert {row["mtime_ns"] for row in rows} == {TIME_NS}
+
+
+def _as_type(texts: pa.Array, kind: pa.DataType) -> pa.Array:
+    if not pa.types.is_dictionary(kind):
+        return texts.cast(kind) if "binary" in str(kind) else texts.cast(pa.string()).cast(kind)
+    coded = _as_type(texts, kind.value_type).dictionary_encode()
+    return pa.DictionaryArray.from_arrays(coded.indices.cast(kind.index_type), coded.dictionary)
+
+
 GOOD = as_csv(OBJECTS)
 
 
@@ -176,7 +221,10 @@ def test_one_clear_error(data: bytes, files: dict[str, bytes], said: str) -> Non
     ("table", "said"),
     [
         (pa.table({"name": ["a"]}), "has the columns name; wanted a key of text"),
-        (pa.table({"key": [1]}), "wanted a key of text"),
+        (pa.table({"key": [1]}), "has a column key of int64; wanted a key of text"),
+        (pa.table({"key": [["a"]]}), r"has a column key of list<.*; wanted a key of text"),
+        (pa.table({"key": [b"a", b"\xff"]}), r"k: parquet that cannot be read \(.*UTF.?8"),
+        (pa.table({"key": ["a"], "e_tag": [b"\xff"]}), r"k: parquet that cannot be read \(.*UTF.?8"),
         (pa.table({"key": ["a", None]}), "row 1 has no key"),
         (pa.table({"key": ["a"], "size": [[1]]}), "column size is list.*; wanted plain values"),
         (pa.table({"key": ["a"], "size": [-1]}), "k row 0: size -1; wanted a whole number"),

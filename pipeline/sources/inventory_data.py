@@ -8,6 +8,7 @@ from typing import BinaryIO, NamedTuple
 from urllib.parse import unquote_plus
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import UsageError
@@ -90,8 +91,11 @@ def _orc_rows(stream: BinaryIO, origin: Origin) -> Iterator[DataRows]:
 def _wanted(schema: pa.Schema, origin: Origin) -> dict[str, str]:
     """The file's own names of the columns of WANTED."""
     found = {canonical(name): name for name in schema.names if canonical(name) in WANTED}
-    if "key" not in found or not pa.types.is_string(schema.field(found["key"]).type):
+    if "key" not in found:
         raise UsageError(f"{origin.address} has the columns {', '.join(schema.names)}; wanted a key of text")
+    kind = schema.field(found["key"]).type
+    if not _is_text(_decoded(kind)):
+        raise UsageError(f"{origin.address} has a column {found['key']} of {kind}; wanted a key of text")
     nested = [name for name in found.values() if pa.types.is_nested(schema.field(name).type)]
     if nested:
         raise UsageError(f"{origin.address}: column {nested[0]} is {schema.field(nested[0]).type}; wanted plain values")
@@ -103,10 +107,27 @@ def _arrow_rows(batches: Iterator[pa.RecordBatch], wanted: Mapping[str, str]) ->
     for whole in batches:
         for start in range(0, whole.num_rows, BATCH_ROWS):
             batch = whole.slice(start, BATCH_ROWS)
-            arrays = {name: batch[own] for name, own in wanted.items()}
             batch.validate(full=True)
+            arrays = {name: _plain(batch[own]) for name, own in wanted.items()}
             keys = arrays.pop("key").to_pylist()
             if None in keys:
                 raise pa.ArrowInvalid(f"row {at + keys.index(None)} has no key")
             yield DataRows(keys, arrays, range(at, at + len(keys)))
             at += len(keys)
+
+
+def _plain(column: pa.Array) -> pa.Array:
+    """The column without a dictionary, text of any type as strings. Raises ArrowInvalid for text that is not UTF-8."""
+    kind = _decoded(column.type)
+    return pc.cast(column, pa.string() if _is_text(kind) else kind)
+
+
+def _decoded(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether it is text, or bytes that may be: pandas writes large strings, others text that is not marked as such."""
+    types = pa.types
+    is_string = types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    return bool(is_string or types.is_binary(kind) or types.is_large_binary(kind))
