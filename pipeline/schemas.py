@@ -207,7 +207,7 @@ LABELS = Table(
 
 LABEL_CONFLICTS = Table(
     "label_conflicts",
-    "a labelled image whose group carries more than one label",
+    "a labelled image of whose group another file carries another label",
     (
         _GROUP_ID,
         _REPRESENTATIVE,
@@ -222,7 +222,8 @@ LABEL_CONFLICTS = Table(
         Column("majority_label", _TEXT, "the group's most frequent label; null on a tie"),
     ),
     ("group_id", "image_id"),
-    "Groups whose images were all given one label, or none, have no row.",
+    "Groups whose images were all given one label, or none, have no row. Frames of one video and boxes of one image "
+    "are no conflict of each other.",
 )
 
 _STATISTICS = (

@@ -222,6 +222,43 @@ def test_equal_boxes_of_one_image_in_two_splits_are_no_leak(tmp_path: Path) -> N
     }  # fmt: skip
 
 
+def test_the_match_of_a_box_is_the_file_that_has_its_pixels_and_no_box_of_its_image(tmp_path: Path) -> None:
+    """A photograph tiled twice by twice, its four boxes in three splits under two labels; itself it lies in val."""
+    tile = np.asarray(Image.open(io.BytesIO(squares(1))).resize((150, 150)))
+    folder = tmp_path / "photos"
+    for name, pixels in (("train/t.png", np.tile(tile, (2, 2, 1))), ("val/copy.png", tile)):
+        sink = io.BytesIO()
+        Image.fromarray(pixels).save(sink, "PNG")
+        write_files(folder, {name: sink.getvalue()})
+    corners = {f"train/t.png#xywh={x},{y},150,150": (x, y) for x, y in ((0, 0), (150, 0), (0, 150), (150, 150))}
+    lines = [
+        f"train/t.png,{split},{label},{x},{y},150,150"
+        for (x, y), split, label in zip(corners.values(), ("train", "val", "train", "test"), "abab", strict=True)
+    ]
+    lines = ["filename,split,label,col_x,row_y,width,height", *lines, "val/copy.png,val,a,0,0,150,150"]
+    write_files(folder, {"list.csv": "\n".join(lines).encode()})
+    audit = run(folder / "list.csv", root=tmp_path / "audit", boxes=PLAIN)
+    copy = "val/copy.png#xywh=0,0,150,150"
+    first, second, third, last = corners
+    found = {(row["uri"], row["match_split"]): (row["match_uri"], row["kind"]) for row in rows(audit, "leaks")}
+    assert found == {
+        (first, "val"): (copy, "same_pixels"),
+        (first, "test"): (last, "same_parent"),
+        (second, "train"): (first, "same_parent"),
+        (second, "test"): (last, "same_parent"),
+        (third, "val"): (copy, "same_pixels"),
+        (third, "test"): (last, "same_parent"),
+        (last, "train"): (first, "same_parent"),
+        (last, "val"): (copy, "same_pixels"),
+        (copy, "train"): (first, "same_pixels"),
+        (copy, "test"): (last, "same_pixels"),
+    }
+    severities = {(row["kind"], row["severity"]) for row in rows(audit, "leaks")}
+    assert severities == {("same_pixels", 5), ("same_parent", 2)}
+    conflicts = {(row["uri"], row["conflict_uri"], row["is_certain"]) for row in rows(audit, "label_conflicts")}
+    assert conflicts == {(second, copy, True), (last, copy, True), (copy, second, True)}
+
+
 def test_an_image_is_decoded_once_for_all_of_its_boxes(tmp_path: Path, finder: Path, decodes: Counter[int]) -> None:
     """Once by the detector, once by extraction; a second run looks at the new image alone."""
     files = {f"{at}.jpg": squares(at) for at in range(3)}

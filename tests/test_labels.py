@@ -216,13 +216,27 @@ def test_a_rule_out_of_range_is_refused(wrong) -> None:
         LabelRule(**wrong)
 
 
+def test_boxes_of_one_image_are_no_conflict_of_each_other() -> None:
+    """Two equal boxes of image 7 under two labels, a copy of the first label, one of a third, and a box of image 7
+    that is near them.
+    """
+    label, parent = np.array([0, 1, 0, 2]), np.array([7, 7, -1, 7])
+
+    found = label_conflicts(np.arange(4), np.array([0, 0, 0, 3]), np.zeros(4, np.int64), label, parent)
+
+    assert found.row.tolist() == [1, 2, 3]
+    assert found.conflict_id.tolist() == [2, 1, 2]
+    assert found.is_certain.tolist() == [True, True, False]
+    assert found.label_count.tolist() == [3] * 3
+
+
 def test_conflicts_of_an_exact_and_a_near_group_by_hand() -> None:
     image_id = np.array([0, 1, 2, 3, 4, 5, 6, 7])
     representative = np.array([0, 0, 2, 0, 4, 5, 6, 6])
     group = np.array([0, 0, 0, 0, 4, 4, 6, 6])
     label = np.array([1, 1, 2, 0, 3, -1, 5, 5])
 
-    found = label_conflicts(image_id, representative, group, label)
+    found = label_conflicts(image_id, representative, group, label, np.full(8, -1))
 
     assert found.row.tolist() == [0, 1, 2, 3]
     assert found.is_certain.tolist() == [True, True, False, True]
@@ -234,7 +248,7 @@ def test_conflicts_of_an_exact_and_a_near_group_by_hand() -> None:
 
 @settings(max_examples=80, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(-1, 2)), max_size=14),
+    st.lists(st.tuples(*(st.integers(low, 2) for low in (0, 0, -1, -1))), max_size=14),
     st.randoms(use_true_random=False),
 )
 def test_conflicts_are_those_of_a_loop_in_any_order(rows, random) -> None:
@@ -242,15 +256,16 @@ def test_conflicts_are_those_of_a_loop_in_any_order(rows, random) -> None:
     group = np.array([rows[i][0] for i in order], np.int64)
     representative = group * 10 + np.array([rows[i][1] for i in order], np.int64)
     label = np.array([rows[i][2] for i in order], np.int32)
+    parent = np.array([rows[i][3] for i in order], np.int64)
     ids = np.array(order, np.int64)
 
-    found = label_conflicts(ids, representative, group, label)
+    found = label_conflicts(ids, representative, group, label, parent)
 
     expected = []
     for i in sorted(range(len(ids)), key=lambda i: (group[i], ids[i])):
         peers = (group == group[i]) & (label >= 0)
-        exact = peers & (representative == representative[i]) & (label != label[i])
-        other = peers & (label != label[i])
+        other = peers & (label != label[i]) & ((parent != parent[i]) | (parent < 0))
+        exact = other & (representative == representative[i])
         if label[i] < 0 or not other.any():
             continue
         names, counts = np.unique(label[peers], return_counts=True)
@@ -264,4 +279,4 @@ def test_conflicts_are_those_of_a_loop_in_any_order(rows, random) -> None:
 
 def test_conflict_arguments_of_different_lengths_are_refused() -> None:
     with pytest.raises(UsageError, match="one of each"):
-        label_conflicts(np.arange(2), np.arange(2), np.arange(2), np.arange(3))
+        label_conflicts(np.arange(2), np.arange(2), np.arange(2), np.arange(3), np.arange(2))

@@ -36,10 +36,10 @@ BYTES, PIXELS, NEAR, EDITED, PARENT, SCENE, LOOK = (
 TRAIN, VAL, TEST, NONE = 0, 1, 2, -1
 
 
-def members(rows: list[tuple[int, int, int, int, int, int]]) -> Members:
-    """Rows of (image, representative, group, content, split, label)."""
-    table = np.array(sorted(rows), np.int64).reshape(-1, 6)
-    return Members(*table[:, :4].T, table[:, 4].astype(np.int16), table[:, 5].astype(np.int32))
+def members(rows: list[tuple[int, ...]]) -> Members:
+    """Rows of (image, representative, group, content, split, label) and, where there are any, parent."""
+    table = np.array([(*row, -1)[:7] for row in sorted(rows)], np.int64).reshape(-1, 7)
+    return Members(*table[:, :4].T, table[:, 4].astype(np.int16), table[:, 5].astype(np.int32), table[:, 6])
 
 
 def edges(rows: list[tuple[int, int, int, float]]) -> Edges:
@@ -129,9 +129,35 @@ def test_a_missing_label_is_no_conflict() -> None:
     assert listed(leaks) == [(1, VAL, 2, NEAR, 4, False), (2, TRAIN, 1, NEAR, 4, False)]
 
 
+def test_equal_boxes_of_one_image_leak_to_the_file_that_has_their_pixels() -> None:
+    """Four boxes of image 7 in three splits and a file in val; those of 8 are near it, and each other's siblings."""
+    rows = [(0, TRAIN, 7), (1, VAL, 7), (2, TRAIN, 7), (3, TEST, 7), (4, VAL, -1)]
+    near = [(5, 5, 0, 5, TRAIN, -1, 8), (6, 6, 0, 6, TEST, -1, 8)]
+    group = members([*((i, 0, 0, i, split, -1, parent) for i, split, parent in rows), *near])
+
+    leaks = expand_matches(group, edges([(0, 5, NEAR, 0.9), (0, 6, NEAR, 0.9), (5, 6, PARENT, 0.8)]), group.image_id)
+
+    assert [row[:5] for row in listed(leaks)] == [
+        (0, VAL, 4, PIXELS, 5),
+        (0, TEST, 6, NEAR, 4),
+        (1, TRAIN, 5, NEAR, 4),
+        (1, TEST, 6, NEAR, 4),
+        (2, VAL, 4, PIXELS, 5),
+        (2, TEST, 6, NEAR, 4),
+        (3, TRAIN, 5, NEAR, 4),
+        (3, VAL, 4, PIXELS, 5),
+        (4, TRAIN, 0, PIXELS, 5),
+        (4, TEST, 3, PIXELS, 5),
+        (5, VAL, 1, NEAR, 4),
+        (5, TEST, 3, NEAR, 4),
+        (6, TRAIN, 0, NEAR, 4),
+        (6, VAL, 1, NEAR, 4),
+    ]
+
+
 @st.composite
 def worlds(draw):
-    """Up to 12 images in exact groups inside groups, with edges between representatives of any group."""
+    """Up to 12 images in exact groups inside groups, with edges between representatives of any group; some siblings."""
     n = draw(st.integers(1, 12))
     content = [draw(st.integers(0, i)) for i in range(n)]
     content = [c if content[c] == c else i for i, c in enumerate(content)]
@@ -144,7 +170,13 @@ def worlds(draw):
     heads = sorted(set(representative))
     group = {r: draw(st.sampled_from(heads[: heads.index(r) + 1])) for r in heads}
     rows = [
-        (i, representative[i], group[representative[i]], content[i], draw(st.integers(-1, 2)), draw(st.integers(-1, 1)))
+        (
+            i,
+            representative[i],
+            group[representative[i]],
+            content[i],
+            *(draw(st.integers(-1, high)) for high in (2, 1, 2)),
+        )
         for i in range(n)
     ]
     pair = st.tuples(st.sampled_from(heads), st.sampled_from(heads)).filter(lambda p: p[0] != p[1])
@@ -154,14 +186,18 @@ def worlds(draw):
 
 def best_by_loop(rows, links):
     kinds = {}
-    for i, rep, group, content, split, _ in rows:
-        for j, rep_j, group_j, content_j, split_j, _ in rows:
+    for i, rep, group, content, split, _, parent in rows:
+        for j, rep_j, group_j, content_j, split_j, _, parent_j in rows:
             if NONE in (split, split_j) or split == split_j:
                 continue
             options = [(PIXELS, -1.0, j)] if rep == rep_j else []
             options += [(BYTES, -1.0, j)] if content == content_j else []
-            options += [(EDITED + 0.5, 0.0, j)] if group == group_j else []
-            options += [(kind, -s, j) for a, b, kind, s in links if {a, b} == {rep, rep_j} and rep != rep_j]
+            siblings = parent == parent_j >= 0
+            if siblings:
+                options = [(PARENT, -1.0, j) for _ in options]
+            options += [(EDITED + 0.5, 0.0, j)] if group == group_j and not siblings else []
+            linked = [(kind, -s, j) for a, b, kind, s in links if {a, b} == {rep, rep_j} and rep != rep_j]
+            options += [option for option in linked if not siblings or option[0] == PARENT]
             kinds[i, split_j] = min([*kinds.get((i, split_j), []), *options], default=None)
             kinds[i, split_j] = [kinds[i, split_j]] if kinds[i, split_j] else []
     return {key: value[0] for key, value in kinds.items() if value}
@@ -250,4 +286,4 @@ def test_an_unknown_image_or_unsorted_members_are_refused() -> None:
     with pytest.raises(UsageError, match="image 99"):
         expand_matches(PLANTED, edges([(1, 99, NEAR, 0.9)]), np.array([1]))
     with pytest.raises(UsageError, match="not sorted"):
-        Members(*([np.array([2, 1])] * 6))
+        Members(*([np.array([2, 1])] * 7))

@@ -9,17 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
+from pipeline.kernels.siblings import are_siblings
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class LabelConflicts:
-    """One row per labelled image of a group with more than one label, sorted by group, then image; (m,) each.
+    """One row per labelled image of whose group another file has another label, sorted by group, then image; (m,) each.
 
-    row int64: the image's place in the arguments. conflict_id int64: smallest image with another label, within the
-    exact group if is_certain, else within the group. label_count int32: labels in the group. label_share float64: share
-    of the group's labelled images with this label. majority int32: the group's most frequent label, -1 on a tie.
+    row int64: the image's place in the arguments. conflict_id int64: smallest image with another label that is no
+    sibling, within the exact group if is_certain, else within the group. label_count int32: labels in the group.
+    label_share float64: share of the group's labelled images with this label. majority int32: the group's most
+    frequent label, -1 on a tie.
     """
 
     row: Array
@@ -30,22 +32,24 @@ class LabelConflicts:
     majority: Array
 
 
-def label_conflicts(image_id: Array, representative: Array, group: Array, label: Array) -> LabelConflicts:
+def label_conflicts(
+    image_id: Array, representative: Array, group: Array, label: Array, parent: Array
+) -> LabelConflicts:
     """The label conflicts of whole groups, one argument entry per image, in any order.
 
-    image_id, representative, group int64; label int32, < 0 for none; (n,) each. Work grows with the images, not with
-    the pairs inside a group. Raises UsageError for arguments of different lengths.
+    image_id, representative, group int64; label int32, < 0 for none; parent int64, < 0 for a file; (n,) each. Work
+    grows with the images, not with the pairs inside a group. Raises UsageError for arguments of different lengths.
     """
-    if not len(image_id) == len(representative) == len(group) == len(label):
+    if not len(image_id) == len(representative) == len(group) == len(label) == len(parent):
         raise UsageError(
-            f"label conflicts: {len(image_id)} ids, {len(representative)} representatives, {len(group)} groups and "
-            f"{len(label)} labels; want one of each per image"
+            f"label conflicts: {len(image_id)} ids, {len(representative)} representatives, {len(group)} groups, "
+            f"{len(label)} labels and {len(parent)} parents; want one of each per image"
         )
     labelled = np.flatnonzero(label >= 0)
     row = labelled[np.lexsort((image_id[labelled], group[labelled]))]
     ids, labels = image_id[row], label[row]
-    certain_id = _smallest_other(representative[row], ids, labels)
-    other_id = _smallest_other(group[row], ids, labels)
+    certain_id = _smallest_other(representative[row], ids, labels, parent[row])
+    other_id = _smallest_other(group[row], ids, labels, parent[row])
     shares = _share_in_group(group[row], labels)
     conflicting = np.flatnonzero(other_id >= 0)
     certain = certain_id[conflicting] >= 0
@@ -73,20 +77,39 @@ def _pairs(key: Array, labels: Array) -> _Pairs:
     return _Pairs(code // span, code % span, count, of)
 
 
-def _smallest_other(key: Array, ids: Array, labels: Array) -> Array:
-    """The smallest id with the same key and another label, -1 without one.
+def _smallest_other(key: Array, ids: Array, labels: Array, parents: Array) -> Array:
+    """The smallest id with the same key, another label and another parent, -1 without one.
 
-    Of the first ids of the key's labels it is the smallest, or the second where that is the image's own label's.
+    It is the key's first; or, where that has the image's own label, the first of those of another label, or of these
+    the first with another parent than that one; or, where it is a sibling, the same with parents and labels exchanged.
     """
-    pairs = _pairs(key, labels)
-    first = np.full(len(pairs.key), np.iinfo(np.int64).max)
-    np.minimum.at(first, pairs.of, ids)
-    order = np.lexsort((first, pairs.key))
-    _, start, owner, size = np.unique(pairs.key, return_index=True, return_inverse=True, return_counts=True)
-    smallest, second = order[start], order[start + np.minimum(1, size - 1)]
-    mine = owner[pairs.of]
-    chosen = np.where(pairs.label[smallest[mine]] != labels, smallest[mine], second[mine])
-    return np.asarray(np.where(pairs.label[chosen] != labels, first[chosen], -1))
+    order = np.argsort(ids)
+    label, parent = labels[order], parents[order]
+    keys, owner = np.unique(key[order], return_inverse=True)
+
+    def other_label(place: Array) -> Array:
+        return np.asarray(label != label[place][owner])
+
+    def other_parent(place: Array) -> Array:
+        return ~are_siblings(parent, parent[place][owner])
+
+    def first(wanted: Array) -> Array:
+        at = np.flatnonzero(wanted)[::-1]
+        place = np.full(len(keys), -1)
+        place[owner[at]] = at  # of equal ones the last is kept, which is the first of all
+        return place
+
+    head = first(np.ones(len(label), bool))
+    unlike, elsewhere = first(other_label(head)), first(other_parent(head))
+    second = first(other_label(head) & other_parent(unlike))
+    third = first(other_parent(head) & other_label(elsewhere))
+    found = np.full(len(ids), np.iinfo(np.int64).max)
+    for place in (head, unlike, elsewhere, second, third):
+        fits = (place[owner] >= 0) & other_label(place) & other_parent(place)
+        found = np.where(fits, np.minimum(found, ids[order][place[owner]]), found)
+    smallest = np.empty(len(ids), np.int64)
+    smallest[order] = np.where(found < np.iinfo(np.int64).max, found, -1)
+    return smallest
 
 
 def _share_in_group(group: Array, labels: Array) -> tuple[Array, Array, Array]:

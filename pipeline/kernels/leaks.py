@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
+from pipeline.kernels.siblings import are_siblings
 from pipeline.schemas import KIND_ORDER, Kind
 
 Array = NDArray[Any]
@@ -29,7 +30,9 @@ TRANSITIVE_SEVERITY = 3
 LEAKING = 3
 """Severity from which on an image counts as leaking."""
 
-_SAME_BYTES, _SAME_PIXELS, _EDITED = (KIND_ORDER.index(k) for k in (Kind.SAME_BYTES, Kind.SAME_PIXELS, Kind.EDITED))
+_SAME_BYTES, _SAME_PIXELS, _EDITED, _SAME_PARENT = (
+    KIND_ORDER.index(k) for k in (Kind.SAME_BYTES, Kind.SAME_PIXELS, Kind.EDITED, Kind.SAME_PARENT)
+)
 _SEVERITIES = np.array([*(SEVERITY[kind] for kind in KIND_ORDER), TRANSITIVE_SEVERITY], np.int8)
 """By position in KIND_ORDER; TRANSITIVE, being -1, takes the last."""
 
@@ -40,7 +43,7 @@ class Members:
 
     image_id, representative and group int64, sorted by image_id. content int64: equal for images of one representative
     with the same bytes, such as the smallest image_id with those bytes; images without a content hash have their own.
-    split int16 and label int32, < 0 for none.
+    split int16 and label int32, < 0 for none. parent int64: equal for siblings, < 0 for a file.
     """
 
     image_id: Array
@@ -49,6 +52,7 @@ class Members:
     content: Array
     split: Array
     label: Array
+    parent: Array
 
     def __post_init__(self) -> None:
         if (np.diff(self.image_id) <= 0).any():
@@ -92,7 +96,8 @@ def expand_matches(members: Members, edges: Edges, asked: Array) -> Leaks:
 
     asked int64: image ids among the members, in any order. A match is, strongest first, an image with the same bytes,
     one with the same pixels, one reached by an edge between the representatives, one of the same group; among equals
-    the smallest id. `members` holds every image of the groups of the asked images and of their edges' other ends.
+    the smallest id. Siblings are a match only where their pixels are equal or by an edge SAME_PARENT, and then of that
+    kind. `members` holds every image of the groups of the asked images and of their edges' other ends.
     Work and memory grow with (images + edges) x splits, never with the pairs inside a group. Raises UsageError for an
     asked image, or an end of an edge, that is not among the members.
     """
@@ -100,7 +105,7 @@ def expand_matches(members: Members, edges: Edges, asked: Array) -> Leaks:
     rows = rows[members.split[rows] >= 0]
     keys = (members.content, members.representative, members.group)
     exact = [
-        _sharing(key[rows], rows, _first_per_split(key, members), kind)
+        _sharing(members, key, rows, kind)
         for key, kind in zip(keys, (_SAME_BYTES, _SAME_PIXELS, TRANSITIVE), strict=True)
     ]
     best = _best([*exact, _linked(members, rows, edges)], members)
@@ -138,11 +143,23 @@ def _rows_of(ids: Array, members: Members) -> Array:
 
 
 def _first_per_split(key: Array, members: Members) -> _Lookup:
-    """The member row with the smallest id for every (key, split)."""
+    """The member row with the smallest id for every (key, split), and with it the first that is no sibling of it."""
     inside = np.flatnonzero(members.split >= 0)
     splits = int(members.split.max(initial=0)) + 1
-    unique, first = np.unique(key[inside] * splits + members.split[inside], return_index=True)
-    return _Lookup(unique // splits, inside[first])
+    unique, first, place = np.unique(
+        key[inside] * splits + members.split[inside], return_index=True, return_inverse=True
+    )
+    seconds = _of_other_parents(place, inside[first], inside, members.parent)
+    keys = np.concatenate([unique, unique[place[seconds]]]) // splits
+    order = np.argsort(keys, kind="stable")
+    return _Lookup(keys[order], inside[np.concatenate([first, seconds])[order]])
+
+
+def _of_other_parents(place: Array, first: Array, rows: Array, parent: Array) -> Array:
+    """For each first row that has siblings, the position of the first of `rows` at its place that is none of them."""
+    among = np.flatnonzero((parent[first] >= 0)[place])
+    among = among[parent[rows[among]] != parent[first][place[among]]]
+    return np.asarray(among[np.unique(place[among], return_index=True)[1]])
 
 
 def _matching(keys: Array, lookup: _Lookup) -> tuple[Array, Array]:
@@ -153,12 +170,14 @@ def _matching(keys: Array, lookup: _Lookup) -> tuple[Array, Array]:
     return np.repeat(np.arange(len(keys)), size), lookup.value[entry]
 
 
-def _sharing(keys: Array, rows: Array, firsts: _Lookup, kind: int) -> _Candidates:
-    """Matches of member rows by a key that both have."""
-    position, match = _matching(keys, firsts)
-    count = len(match)
-    similarity = np.full(count, np.nan if kind == TRANSITIVE else 1.0)
-    return _Candidates(rows[position], match, np.full(count, kind, np.int8), similarity, np.full(count, -1, np.int64))
+def _sharing(members: Members, key: Array, rows: Array, kind: int) -> _Candidates:
+    """Matches of member rows by a key that both have; siblings are SAME_PARENT, and none where that is a group."""
+    position, match = _matching(key[rows], _first_per_split(key, members))
+    siblings = are_siblings(members.parent[rows[position]], members.parent[match])
+    kinds = np.where(siblings, _SAME_PARENT, kind).astype(np.int8)
+    similarity = np.full(len(match), np.nan if kind == TRANSITIVE else 1.0)
+    found = _Candidates(rows[position], match, kinds, similarity, np.full(len(match), -1, np.int64))
+    return _take(found, np.flatnonzero(~siblings)) if kind == TRANSITIVE else found
 
 
 def _linked(members: Members, rows: Array, edges: Edges) -> _Candidates:
@@ -173,9 +192,31 @@ def _linked(members: Members, rows: Array, edges: Edges) -> _Candidates:
     half, match = _matching(others, _first_per_split(members.representative, members))
     edge, owner = number[half], ends[half]
     link = _Candidates(owner, match, edges.kind[edge], edges.similarity[edge], edge)
-    link = _take(link, _first_by_rank(link, members.split[match]))
+    link = _take(link, _first_links(link, members))
     position, at = _matching(members.representative[rows], _Lookup(link.row, np.arange(len(link.row))))
-    return replace(_take(link, at), row=rows[position])
+    found = replace(_take(link, at), row=rows[position])
+    siblings = are_siblings(members.parent[found.row], members.parent[found.match_row])
+    return _take(found, np.flatnonzero(~siblings | (found.kind == _SAME_PARENT)))
+
+
+def _first_links(link: _Candidates, members: Members) -> Array:
+    """The best candidates' positions for every (row, split), by row: of siblings, of others, and of those the best one
+    that is no sibling of that.
+    """
+    split = members.split[link.match_row]
+    is_within = link.kind == _SAME_PARENT
+    kept = [
+        some[_first_by_rank(_take(link, some), split[some])] for some in map(np.flatnonzero, (is_within, ~is_within))
+    ]
+    others = np.flatnonzero(~is_within)
+    splits = int(members.split.max(initial=0)) + 1
+    code, best = link.row * splits + split, kept[1]  # ascending over the best ones
+    place = np.searchsorted(code[best], code[others])
+    parent = members.parent[link.match_row]
+    away = others[(parent[best] >= 0)[place] & (parent[others] != parent[best][place])] if len(others) else others
+    kept.append(away[_first_by_rank(_take(link, away), split[away])])
+    every = np.concatenate(kept)
+    return np.asarray(every[np.argsort(link.row[every], kind="stable")])
 
 
 def _take(candidates: _Candidates, at: Array) -> _Candidates:

@@ -120,15 +120,6 @@ class ExactGroups:
             found[hit] = self.representative_id[at[hit]]
         return found
 
-    def parents_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The parent_id of each id; -1 for one that has no copy."""
-        found = np.full(len(ids), -1, np.int64)
-        if len(self.image_id):
-            at = np.minimum(np.searchsorted(self.image_id, ids), len(self.image_id) - 1)
-            hit = self.image_id[at] == ids
-            found[hit] = self.parent_id[at[hit]]
-        return found
-
     @cached_property
     def by_representative(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows by representative, then id, and the representatives in that order; sorted once per process."""

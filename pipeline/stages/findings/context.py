@@ -18,9 +18,9 @@ from pipeline.kernels.quality_checks import QualityLimits
 from pipeline.kernels.sorted_ids import distinct, ranges_of
 from pipeline.layout.annotations import Codes, Vocabulary, names_of
 from pipeline.layout.edge_index import edges_at
-from pipeline.layout.exact import ExactGroups, is_live, usable
+from pipeline.layout.exact import ExactGroups, is_live, read_summary, usable
 from pipeline.layout.features import read_feature_rows
-from pipeline.layout.images import paths_of
+from pipeline.layout.images import NO_PARENT, paths_of
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.scores import Scored, read_scores
 from pipeline.layout.snapshots import Snapshot
@@ -65,6 +65,7 @@ class Graph:
     forest: Forest
     edges: str
     exact: ExactGroups
+    has_siblings: bool
 
     def groups_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The group of each id: its own where it is alone."""
@@ -163,6 +164,12 @@ class Range:
         inputs = self.spec.inputs
         return self._named(ids, inputs.catalog_rows_of(ids, NAME_COLUMNS), inputs.codes_for(ids))
 
+    def parents_of(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What some ids are frames or boxes of, row-aligned: see `layout.images.parents_of`."""
+        if not self.graph.has_siblings:
+            return np.full(len(ids), NO_PARENT, np.int64)
+        return self.spec.inputs.parents_for(ids)
+
     def uris_of(self, ids: NDArray[np.int64]) -> pa.Array:
         """Names of images; null for id -1."""
         known = ids >= 0
@@ -186,7 +193,9 @@ def open_graph(inputs: Inputs, edges: str, groups: str) -> Graph:
     """The graph of an audit."""
     store = inputs.root.open()
     require_edge_index(store, edges)
-    return Graph(store, inputs.forest(groups), edges, inputs.exact_groups())
+    exact = inputs.exact_groups()
+    has_siblings = bool(read_summary(store, inputs.exact).parents or (exact.parent_id >= 0).any())
+    return Graph(store, inputs.forest(groups), edges, exact, has_siblings)
 
 
 def subject_columns(subjects: pa.Table, prefix: str = "") -> dict[str, Any]:

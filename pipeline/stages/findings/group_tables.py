@@ -82,8 +82,10 @@ def _split_columns(found: Range, groups: NDArray[np.int64]) -> dict[str, Any]:
 
 
 def label_conflicts_table(found: Range, members: GroupImages) -> pa.Table:
-    """Labelled images whose group carries more than one label."""
-    conflicts = label_conflicts(members.ids, members.representatives, members.groups, members.codes.label)
+    """Labelled images of whose group another file carries another label."""
+    conflicts = label_conflicts(
+        members.ids, members.representatives, members.groups, members.codes.label, found.parents_of(members.ids)
+    )
     row = conflicts.row
     other = subject_columns(found.subjects_of(conflicts.conflict_id), "conflict")
     return as_table(

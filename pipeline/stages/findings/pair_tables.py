@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.kernels.leaks import SEVERITY, Edges, Leaks, Members, expand_matches
-from pipeline.schemas import EXACT_DUPLICATES, GROUPING_KINDS, KIND_ORDER, Kind
+from pipeline.kernels.leaks import Edges, Members, expand_matches
+from pipeline.schemas import GROUPING_KINDS, KIND_ORDER, Kind
 from pipeline.stages.findings.context import Range, as_table, subject_columns
 
 KIND_NAMES = [kind.value for kind in KIND_ORDER]
@@ -87,7 +86,7 @@ def leaks_table(found: Range) -> pa.Table:
     """Every image of the range with its best match in each other split."""
     asked, edges = _asked(found)
     members = _members(found, asked, edges)
-    leaks = _without_copies_of_one_file(found, expand_matches(members, _as_edges(edges), asked))
+    leaks = expand_matches(members, _as_edges(edges), asked)
     at = leaks.edge
     measured = {name: _of_edge(edges[name], at) for name in (*MEASURES, "is_mirrored", "is_verified")}
     exact = (at < 0) & ~leaks.is_transitive
@@ -113,22 +112,6 @@ def leaks_table(found: Range) -> pa.Table:
     )
 
 
-def _without_copies_of_one_file(found: Range, leaks: Leaks) -> Leaks:
-    """The leaks, equal boxes or frames of one file that are in two splits being `same_parent` like all others. Where
-    another file has a copy in that split too it is a leak, whichever of the copies stands for it.
-    """
-    exact = found.graph.exact
-    one, other = (exact.parents_of(ids) for ids in (leaks.image_id, leaks.match_id))
-    siblings = _is_exact(leaks) & (one == other) & (one >= 0)
-    for row in np.flatnonzero(siblings):
-        copies = exact.rows_of(exact.representatives_of(leaks.image_id[row : row + 1]))
-        in_split = copies[exact.split[copies] == leaks.match_split[row]]
-        siblings[row] = bool((exact.parent_id[in_split] == one[row]).all())
-    kind = np.where(siblings, KIND_ORDER.index(Kind.SAME_PARENT), leaks.kind).astype(leaks.kind.dtype)
-    severity = np.where(siblings, SEVERITY[Kind.SAME_PARENT], leaks.severity).astype(leaks.severity.dtype)
-    return replace(leaks, kind=kind, severity=severity)
-
-
 def _asked(found: Range) -> tuple[NDArray[np.int64], pa.Table]:
     """Images of the range that are in a group or whose representative has an edge, and those edges."""
     ids, edges = found.subjects["image_id"].to_numpy()[found.ok], found.edges
@@ -152,7 +135,7 @@ def _members(found: Range, asked: NDArray[np.int64], edges: pa.Table) -> Members
     codes = found.spec.inputs.codes_for(ids)
     return Members(
         ids, exact.representatives_of(ids), found.graph.groups_of(ids), content,
-        codes.split.astype(np.int16), codes.label,
+        codes.split.astype(np.int16), codes.label, found.parents_of(ids),
     )  # fmt: skip
 
 
@@ -163,8 +146,3 @@ def _as_edges(edges: pa.Table) -> Edges:
 
 def _of_edge(column: pa.ChunkedArray, at: NDArray[np.int64]) -> pa.Array:
     return column.combine_chunks().take(pa.array(at, mask=at < 0))
-
-
-def _is_exact(leaks: Leaks) -> NDArray[np.bool_]:
-    exact = np.array([kind in EXACT_DUPLICATES for kind in KIND_ORDER])
-    return np.asarray(~leaks.is_transitive & exact[leaks.kind], bool)
