@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.config import AuditConfig, config_from
 from pipeline.errors import NotFound, UsageError
-from pipeline.layout.annotations import TABLES
+from pipeline.layout.annotations import GIVEN, TABLES
 from pipeline.layout.lists import given_coco_key, given_list_key
 from pipeline.layout.models import FOLDER as MODELS
 from pipeline.layout.root import Root
@@ -164,4 +164,4 @@ def _with_embeddings(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _given_key(folder: str, data: bytes, suffix: str) -> str:
-    return f"{folder}/given-{hashlib.sha256(data).hexdigest()[:20]}.{suffix}"
+    return f"{folder}/{GIVEN}{hashlib.sha256(data).hexdigest()[:20]}.{suffix}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -244,6 +245,48 @@ def test_boxes_that_are_wanted_and_nowhere_are_an_error(asked: str, tmp_path: Pa
         with pytest.raises(UsageError, match=r"takes (the )?boxes of"):
             run(source, root=root, bounding_box=asked, **config)
         assert pipeline.open(root).audit_id == made.audit_id
+
+
+NOWHERE: dict[str, Any] = {"filename": ["x.jpg"], "col_x": [0], "row_y": [0], "width": [50], "height": [50]}
+NO_IMAGE: dict[str, Any] = {
+    "images": [{"id": 1, "file_name": "x.jpg", "width": 90, "height": 90}],
+    "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 50]}],
+    "categories": [{"id": 1, "name": "cat"}],
+}
+
+
+@pytest.mark.parametrize("kind", ["csv", "coco", "frame", "dict", "coco dict"])
+def test_boxes_of_other_images_alone_are_an_error(kind: str, tmp_path: Path) -> None:
+    """As a table of labels that names no image is, on a new root and on a used one; the table has its caller's name."""
+    photos, root = write_files(tmp_path / "photos", BOXED), tmp_path / "audit"
+    (tmp_path / "b.csv").write_bytes(csv_of(NOWHERE))
+    (tmp_path / "c.json").write_text(json.dumps(NO_IMAGE))
+    files = {"csv": str(tmp_path / "b.csv"), "coco": str(tmp_path / "c.json")}
+    given = {"frame": pd.DataFrame(NOWHERE), "dict": NOWHERE, "coco dict": NO_IMAGE}
+    annotations: Any = files.get(kind) or given[kind]
+    said = f"the table {files.get(kind, 'annotations')} names none of the 4 images: the table has 'x.jpg', the source"
+    for _ in range(2):
+        with pytest.raises(UsageError, match=re.escape(said)):
+            run(photos, root=root, annotations=annotations, accept_empty=True)
+    assert not list(root.glob("catalog/snapshot-*"))
+    made = run(photos, root=root)
+    with pytest.raises(UsageError, match=re.escape(said)):
+        run(photos, root=root, annotations=annotations)
+    assert pipeline.open(root).audit_id == made.audit_id
+
+
+def test_annotations_in_memory_are_called_what_their_caller_calls_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    photos = write_files(tmp_path / "photos", {"a.jpg": noise_jpeg(1), "b.jpg": noise_jpeg(2)})
+    table = {"filename": ["a.jpg", "b.jpg", "c.jpg"], "label": ["x", "y", "x"]}
+    with caplog.at_level("INFO"):
+        run(photos, root=tmp_path / "audit", annotations=table, progress=True)
+    assert "1 rows of the table annotations match no image, such as 'c.jpg'" in caplog.messages
+    rule = f"rule for {photos}: splits and labels from the table annotations; what it has no column for, from folders"
+    assert rule in caplog.messages
+    with pytest.raises(UsageError, match=r"table annotations names none of the 2 images: the table has 'd\.jpg'"):
+        run(photos, root=tmp_path / "audit", annotations={"filename": ["d.jpg"], "label": ["x"]})
 
 
 def test_an_image_is_opened_by_pillow_as_a_box_is_cut(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ CODES = "codes.arrow"
 NAMES = "names"
 """Lookup of the catalog rows of the snapshot, without their ids."""
 TABLES = "annotations/tables"
+GIVEN, OF_YOLO = "given-", "yolo-"
+"""How the names of tables begin that are of no file: annotations in memory, and the label files of YOLO sets."""
 SCHEMA = pa.schema(
     [
         pa.field("image_id", pa.int64()),
@@ -92,6 +94,14 @@ def store_table(root: Root, address: str) -> str:
         read_label_table(data, address)
         store.put_if_absent(f"{TABLES}/{hashed}", data)
     return hashed
+
+
+def table_name(address: str) -> str:
+    """A table as its caller names it, for messages: what is of no file has a key that nobody gave."""
+    folder, _, name = address.rpartition("/")
+    if not folder.endswith(TABLES):
+        return address
+    return {GIVEN: "annotations", OF_YOLO: "of the YOLO label files"}.get(f"{name.partition('-')[0]}-", address)
 
 
 def read_annotations(storage: StorageConfig, address: str, said: list[str]) -> bytes:

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pipeline.config import AuditConfig
 from pipeline.errors import UsageError
 from pipeline.kernels.boxes import BoxesFrom, parse_bounding_box
-from pipeline.layout.annotations import read_annotations
+from pipeline.layout.annotations import read_annotations, table_name
 from pipeline.layout.lists import source_name
 from pipeline.layout.models import open_chosen
 from pipeline.layout.root import Root, is_own, is_root, read_address
@@ -142,8 +142,9 @@ def _require_rotated(config: AuditConfig, labels: LabelTable) -> None:
         return
     if not pc.any(pc.match_substring(labels.names, "#corners=")).as_py():
         raise UsageError(
-            f"bounding_box 'rotated' takes boxes of x1, y1, ..., x4, y4, and {config.rule.table} has upright ones "
-            "alone: use bounding_box 'xywh_bbox', or give the corners"
+            "bounding_box 'rotated' takes boxes of x1, y1, ..., x4, y4, and the table "
+            f"{table_name(config.rule.table or '')} has upright ones alone: use bounding_box 'xywh_bbox', or give "
+            "the corners"
         )
 
 

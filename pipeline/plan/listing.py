@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from itertools import zip_longest
 
 from pipeline.errors import UsageError
-from pipeline.layout.annotations import Vocabulary
+from pipeline.layout.annotations import Vocabulary, table_name
 from pipeline.layout.lists import load_given
 from pipeline.layout.snapshots import Snapshot
 from pipeline.plan.session import Session
@@ -47,8 +48,9 @@ def say_listed(session: Session, snapshot: Snapshot, update: Update) -> None:
 
 def say_rule(session: Session, snapshot: Snapshot, vocabulary: Vocabulary) -> None:
     """Says which rule gave the splits and labels, how many there are, and what it left out."""
+    table = table_name(session.config.rule.table) if session.config.rule.table else None
     for source, key in zip_longest(snapshot.sources, snapshot.given):
-        rule = source_rule(session.config.rule, source, snapshot)
+        rule = replace(source_rule(session.config.rule, source, snapshot), table=table)
         given = load_given(session.store, key) if key else None
         named = {"splits": given.split_texts, "labels": given.label_texts} if given else {}
         listed = " and ".join(name for name, texts in named.items() if texts)
@@ -72,13 +74,11 @@ def say_rule(session: Session, snapshot: Snapshot, vocabulary: Vocabulary) -> No
             f"{vocabulary.unmatched:,}", f"{snapshot.live:,}", vocabulary.unmatched_name,
         )  # fmt: skip
     if vocabulary.unused and snapshot.unselected:
-        session.reporter.say(
-            f"{vocabulary.unused:,} rows of the table {session.config.rule.table} match no selected image"
-        )
+        session.reporter.say(f"{vocabulary.unused:,} rows of the table {table} match no selected image")
     elif vocabulary.unused:
         log.warning(
             "%s rows of the table %s match no image, such as %r",
-            f"{vocabulary.unused:,}", session.config.rule.table, vocabulary.unused_name,
+            f"{vocabulary.unused:,}", table, vocabulary.unused_name,
         )  # fmt: skip
 
 
@@ -95,8 +95,8 @@ def require_match(session: Session, snapshot: Snapshot, vocabulary: Vocabulary) 
         )
     holds = f"the table has {vocabulary.unused_name!r}" if vocabulary.unused else "the table has no rows"
     raise UsageError(
-        f"the table {rule.table} names {seen}: {holds}, the source has {vocabulary.unmatched_name!r}. Write each "
-        "filename as the path relative to the source, or as a file name that one row has."
+        f"the table {table_name(rule.table)} names {seen}: {holds}, the source has {vocabulary.unmatched_name!r}. "
+        "Write each filename as the path relative to the source, or as a file name that one row has."
     )
 
 

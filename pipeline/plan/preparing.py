@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.errors import IncompleteError, UsageError
 from pipeline.kernels.boxes import BoxesFrom, UprightBox, box_name, parse_bounding_box
 from pipeline.kernels.measure import MeasureParams
-from pipeline.layout.annotations import CODES, STEM, VOCABULARY, load_boxes, read_vocabulary
+from pipeline.layout.annotations import CODES, STEM, VOCABULARY, load_boxes, read_vocabulary, table_name
 from pipeline.layout.exact import MAX_SPLITS
 from pipeline.layout.features import (
     FeatureSet,
@@ -43,7 +43,7 @@ from pipeline.plan.session import SHOWN_FAILURES, RunnerStart, Session, StageWor
 from pipeline.plan.touched import KnownContent
 from pipeline.runner import Task
 from pipeline.schemas import TRANSIENT, Status
-from pipeline.sources.boxed import Boxes, SameBox
+from pipeline.sources.boxed import Boxes, ListedBoxes, SameBox
 from pipeline.stages import annotate, extract
 from pipeline.stages.catalog import Wanted, update_catalog
 from pipeline.stages.listing import Taken
@@ -62,7 +62,9 @@ def take_snapshot(session: Session, start_runner: RunnerStart) -> Snapshot:
     how = detecting(session)
     found = None if how is None else DetectedBoxes(session, start_runner, how)
     needs_boxes = bool(config.bounding_box) and parse_bounding_box(config.bounding_box) is BoxesFrom.TABLE
-    taken = Taken(config.select, _boxes(session), found, config.video, needs_boxes)
+    boxes = _boxes(session)
+    table = table_name(config.rule.table or "") if isinstance(boxes, ListedBoxes) else ""
+    taken = Taken(config.select, boxes, found, config.video, needs_boxes, table)
     wanted = Wanted(named_sources(config), taken, config.accept_empty)
     update = update_catalog(session.root, wanted, known, expand)
     if found is not None:

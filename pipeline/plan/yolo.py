@@ -16,7 +16,7 @@ from pipeline.kernels.decode import sized_header
 from pipeline.kernels.hashing import content_hash
 from pipeline.kernels.header import Header, ImageError, read_header
 from pipeline.kernels.yolo_labels import parse_labels
-from pipeline.layout.annotations import TABLES
+from pipeline.layout.annotations import OF_YOLO, TABLES
 from pipeline.layout.fragments import Parent
 from pipeline.layout.root import Root, opened
 from pipeline.layout.snapshots import LIST, SourceRecord
@@ -125,7 +125,7 @@ def with_yolo_boxes(config: AuditConfig, root: Root) -> AuditConfig:
     data, repeats = plain_table(batches, "the label files of YOLO")
     for said in list_warnings("the label files of YOLO", tally, repeats):
         log.warning("%s", said)
-    key = f"{TABLES}/given-{content_hash(data).hex()[:20]}.parquet"
+    key = f"{TABLES}/{OF_YOLO}{content_hash(data).hex()[:20]}.parquet"
     store.put_if_absent(key, data)
     write_json(store, LATEST, {"table": key})
     return _ruled_by(config, root, key)

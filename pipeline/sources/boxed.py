@@ -48,6 +48,11 @@ class ListedBoxes:
         self._boxes = listed[BOX].cast(pa.large_string()).combine_chunks().take(pa.array(order))
         self._starts = np.searchsorted(codes[order], np.arange(len(coded.dictionary) + 1))
 
+    @property
+    def first(self) -> str:
+        """The first image that it names, "" for none."""
+        return str(self._names.names[0]) if len(self._names.names) else ""
+
     def of(self, name: str, path: str) -> Sequence[str]:
         """Its boxes."""
         (row,) = match_rows(asked_names([table_name(name)], [table_name(path)], self._names), self._names).tolist()

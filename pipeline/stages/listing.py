@@ -15,7 +15,7 @@ from pipeline.layout.lists import KnownLists
 from pipeline.layout.root import Root, opened
 from pipeline.layout.snapshots import LIST, SourceRecord, whole_path
 from pipeline.sources.archives import nested_archives
-from pipeline.sources.boxed import Boxes
+from pipeline.sources.boxed import Boxes, ListedBoxes
 from pipeline.sources.folder import LeftOut, encode_key, escape_bytes, is_hidden, is_image_key
 from pipeline.sources.fragments import (
     ARCHIVES,
@@ -109,7 +109,8 @@ class Listed(NamedTuple):
 @dataclass(frozen=True)
 class Taken:
     """What is taken of a listing: which images, and in their place the `boxes` that are listed of them, or those that
-    are `found` in them (None: whole images); which frames of videos. needs_boxes: that some have to be boxes.
+    are `found` in them (None: whole images); which frames of videos. needs_boxes: that some have to be boxes. table:
+    what the table is called that `boxes` are of, "" for none.
     """
 
     select: SelectParams
@@ -117,6 +118,7 @@ class Taken:
     found: FindBoxes | None = None
     videos: VideoParams = field(default_factory=VideoParams)
     needs_boxes: bool = False
+    table: str = ""
 
 
 class Listing:
@@ -132,6 +134,7 @@ class Listing:
         self.given = [""] * len(sources)
         self.selected, self._first = 0, ""
         self._whole = self._boxes = 0
+        self._unboxed = ""
         self._lists = KnownLists(root.open(), fragments.missing)
         self._root, self._sources, self._fragments, self._wanted = root, sources, fragments, wanted
 
@@ -146,7 +149,7 @@ class Listing:
         if self._wanted.found is not None:
             return self._looked_at(taken, self._wanted.found)
         boxed = taken if self._wanted.boxes is None else self._boxed(taken, self._wanted.boxes)
-        return self._counted(boxed) if self._wanted.needs_boxes else boxed
+        return self._counted(boxed) if self._wanted.needs_boxes or self._wanted.table else boxed
 
     def _counted(self, images: Iterator[Listed]) -> Iterator[Listed]:
         for listed in images:
@@ -191,6 +194,12 @@ class Listing:
                 f"bounding_box takes the boxes of annotations, and none of {unboxed:,} images has one: name images as "
                 "the sources do, or give a list or table with col_x, row_y, width, height or x1, y1, ..., x4, y4"
             )
+        if isinstance(self._wanted.boxes, ListedBoxes) and unboxed and not self._boxes:
+            raise UsageError(
+                f"the table {self._wanted.table} names none of the {unboxed:,} images: the table has "
+                f"{self._wanted.boxes.first!r}, the source has {self._unboxed!r}. Write each filename as the path "
+                "relative to the source, or as a file name that one row has."
+            )
         unselected = sum(found.unselected for found in self.left_out)
         if unselected and not self.selected and not accept_empty:
             closed = sum(found.closed for found in self.left_out)
@@ -209,6 +218,7 @@ class Listing:
             names = next(filter(None, (boxes.of(*named) for named in self._names_of(image))), ())
             self.left_out[image.source].images += len(names) - 1
             if not names:
+                self._unboxed = self._unboxed or image.shown
                 self.left_out[image.source].count(UNBOXED)
             yield from (image.boxed(name) for name in names)
 
