@@ -392,5 +392,5 @@ def _wanted(hint: Any) -> str:
     arms = (
         [arm for arm in get_args(hint) if arm is not type(None)] if get_origin(hint) in (Union, UnionType) else [hint]
     )
-    words = {int: "a whole number of 64 bits", float: "a number", str: "text"}
+    words = {bool: "true or false", int: "a whole number of 64 bits", float: "a number", str: "text"}
     return words.get(arms[0], "a list of texts" if get_origin(arms[0]) is tuple else "a table of keys")

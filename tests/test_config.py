@@ -73,6 +73,22 @@ def test_all_problems_come_in_one_message() -> None:
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"delete_img": "yes"}, "delete_img is 'yes'"),
+        ({"delete_tar": 1}, "delete_tar is 1"),
+        ({"select": {"tar_only": "yes"}}, "select.tar_only is 'yes'"),
+        ({"accept_empty": None}, "accept_empty is None"),
+        (read_toml(b'[verify]\npixels = "false"\n', "audit.toml"), "verify.pixels is 'false'"),
+    ],
+)
+def test_a_switch_wants_true_or_false(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        config_from({"sources": ["photos/"], "root": "audit/", **values})
+    assert str(caught.value) == f"configuration: {said}, want true or false"
+
+
 def test_file_that_is_not_toml_is_named() -> None:
     """A broken file is a usage error with its name."""
     with pytest.raises(UsageError, match=r"audit\.toml: not TOML"):
