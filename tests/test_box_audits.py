@@ -372,6 +372,33 @@ def test_images_without_a_box_are_there(tmp_path: Path) -> None:
     assert [row["status"] for row in rows(listed, "images")] == ["missing"]
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"junk", "the model (4 bytes) is not an ONNX file"),
+        (model(np.zeros((1, 1000), np.float32)), "the object model gives output0 float32 (1, 1000)"),
+        (model(np.zeros((1, 300, 6), np.uint8)), "the object model gives output0 uint8 (1, 300, 6)"),
+    ],
+    ids=["junk", "classifier", "uint8"],
+)
+def test_a_model_that_finds_no_objects_is_said_before_any_work(
+    data: bytes, said: str, tmp_path: Path, finder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the name of its file, on a new root and on a used one, in which nothing is left of it."""
+    folder, root, bad = write_files(tmp_path / "photos", {"a.jpg": squares(1)}), tmp_path / "audit", tmp_path / "b.onnx"
+    bad.write_bytes(data)
+    call = ["run", str(folder), "--root", str(root), "--runner", "local", "--quiet", "--bounding-box", "object"]
+    assert main([*call, "--box-model", str(bad)]) == 3
+    assert f"image-audit: b.onnx: {said}" in capsys.readouterr().err
+    assert not root.exists()
+    assert main([*call, "--box-model", str(finder)]) == 0
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main([*call, "--box-model", str(bad)]) == 3
+    assert f"image-audit: b.onnx: {said}" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+
+
 def test_what_cannot_be_is_said_before_any_work(
     tmp_path: Path, finder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

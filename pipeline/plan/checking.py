@@ -13,7 +13,7 @@ from pipeline.kernels.boxes import BoxesFrom, parse_bounding_box
 from pipeline.layout.annotations import read_annotations, table_name
 from pipeline.layout.lists import source_name
 from pipeline.layout.models import open_chosen
-from pipeline.layout.root import Root, is_own, is_root, read_address
+from pipeline.layout.root import Root, is_own, is_root
 from pipeline.layout.snapshots import LIST, SourceRecord
 from pipeline.plan.detecting import require_detecting
 from pipeline.plan.yolo import is_yaml, read_set, require_places, warn_of_places
@@ -61,6 +61,7 @@ def require_inputs(config: AuditConfig, root: Root, given: Mapping[str, bytes]) 
         _require_copies_apart(config.storage, root)
     sets = _warned_sets(config)
     if is_root(root.open()):
+        require_detecting(config, root.open())
         return
     if config.start == "features":
         raise UsageError(f"{root.uri}: nothing is listed or extracted there yet: run it from its sources")
@@ -70,14 +71,7 @@ def require_inputs(config: AuditConfig, root: Root, given: Mapping[str, bytes]) 
         require_source(source, config.storage)
     if (table := config.rule.table) and _key(root, table) not in given:
         read_label_table(read_annotations(config.storage, table, []), table)
-    _require_models(config)
-
-
-def _require_models(config: AuditConfig) -> None:
-    if config.bounding_box:
-        require_detecting(
-            config.bounding_box, read_address(config.box_model, config.storage) if config.box_model else None
-        )
+    require_detecting(config)
     if model := config.model.path:
         open_chosen(model, config.model.input, config.model.cache, config.storage)
 

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipeline.config import AuditConfig
+from pipeline.errors import ModelError
 from pipeline.kernels.boxes import BoxesFrom, parse_bounding_box
 from pipeline.layout.detections import FOLDER, KnownDetections, image_key
 from pipeline.layout.fingerprint import fingerprint
@@ -14,10 +16,11 @@ from pipeline.layout.models import FOLDER as MODELS
 from pipeline.layout.root import decoders, read_address
 from pipeline.layout.snapshots import Snapshot
 from pipeline.layout.tables import read_json, write_json
-from pipeline.models.detectors import describe_detector, require_detector
+from pipeline.models.detectors import describe_detector, load_detector
 from pipeline.plan.session import RunnerStart, Session, StageWork
 from pipeline.runner import LocalRunner, Task
 from pipeline.stages import detect
+from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +43,14 @@ class Detecting:
 
 def detecting(session: Session) -> Detecting | None:
     """The detector that the configuration asks for; None for none. A user's model is copied into the root."""
-    config = session.config
+    how, data = _asked_for(session.config) or (None, None)
+    if how is not None and data is not None:
+        session.store.put_if_absent(how.model, data)
+    return how
+
+
+def _asked_for(config: AuditConfig) -> tuple[Detecting, bytes | None] | None:
+    """The detector that the configuration asks for, with a user's model; None for none."""
     asked = parse_bounding_box(config.bounding_box) if config.bounding_box else None
     if not isinstance(asked, BoxesFrom) or asked is BoxesFrom.TABLE:
         return None
@@ -48,11 +58,8 @@ def detecting(session: Session) -> Detecting | None:
     described = describe_detector(asked, model=data)
     of = {"described": described, "measure": config.measure, "boxes": config.boxes, "decoders": decoders()}
     folder = f"{FOLDER}/{fingerprint('detect', detect.VERSION, **of)}"
-    key = ""
-    if data is not None:
-        key = f"{MODELS}/detector-{folder.rpartition('/')[2]}.onnx"
-        session.store.put_if_absent(key, data)
-    return Detecting(asked, key, folder)
+    key = "" if data is None else f"{MODELS}/detector-{folder.rpartition('/')[2]}.onnx"
+    return Detecting(asked, key, folder), data
 
 
 def detections_of(session: Session, snapshot: Snapshot) -> str:
@@ -70,11 +77,18 @@ def detections_of(session: Session, snapshot: Snapshot) -> str:
     return str(read_json(session.store, key)["folder"])
 
 
-def require_detecting(bounding_box: str, model: bytes | None) -> None:
-    """Raises UsageError where what a detector needs is not installed or given."""
-    asked = parse_bounding_box(bounding_box) if bounding_box else None
-    if isinstance(asked, BoxesFrom):
-        require_detector(asked, model)
+def require_detecting(config: AuditConfig, known: Store | None = None) -> None:
+    """Raises UsageError where what a detector needs is not installed or given, ModelError for a model that is none.
+
+    known: a root that is there. A model that found boxes for it is not loaded.
+    """
+    how, data = _asked_for(config) or (None, None)
+    if how is None or data is None or (known and any(True for _ in known.list(f"{how.folder}/"))):
+        return
+    try:
+        load_detector(how.boxes, model=data)
+    except ModelError as error:
+        raise ModelError(f"{config.box_model.rpartition('/')[2]}: {error}") from error
 
 
 class DetectedBoxes:
