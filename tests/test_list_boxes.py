@@ -20,6 +20,7 @@ from archives_made import tar_of
 from audited import assert_equal_tables, noise_jpeg, rows, run, write_files
 from lists_made import FILES, NAMES, coco_of, csv_of, folders_of, ids, labels, states
 from PIL import Image
+from test_detect_object import model
 
 import pipeline
 from pipeline.audit import Audit
@@ -273,6 +274,41 @@ def test_boxes_of_other_images_alone_are_an_error(kind: str, tmp_path: Path) -> 
     with pytest.raises(UsageError, match=re.escape(said)):
         run(photos, root=root, annotations=annotations)
     assert pipeline.open(root).audit_id == made.audit_id
+
+
+@pytest.mark.parametrize("asked", ["row_y=20,col_x=10,height=50,width=60", "face", "object"])
+def test_boxes_of_a_table_and_others_are_not_asked_for_together(asked: str, tmp_path: Path) -> None:
+    """Neither on a new root, of which nothing is made, nor on a used one; a table of labels goes with any boxes."""
+    photos, root = write_files(tmp_path / "photos", BOXED), tmp_path / "audit"
+    (tmp_path / "b.csv").write_bytes(csv_of(box_table()))
+    (tmp_path / "l.csv").write_bytes(csv_of({"filename": list(BOXED), "label": ["named"] * 4}))
+    (tmp_path / "finder.onnx").write_bytes(model(np.array([[[100, 100, 300, 300, 0.9, 0]]], np.float32)))
+    with_model = {"box_model": str(tmp_path / "finder.onnx")} if asked == "object" else {}
+    config: dict[str, Any] = {"bounding_box": asked, **with_model}
+    for boxes, name in ((str(tmp_path / "b.csv"), str(tmp_path / "b.csv")), (box_table(), "annotations")):
+        said = f"bounding_box {asked!r} and the boxes of the table {name}: only one of both is audited in place of the"
+        with pytest.raises(UsageError, match=re.escape(said)):
+            run(photos, root=root, annotations=boxes, **config)
+    assert not root.exists()
+    run(photos, root=root)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    with pytest.raises(UsageError, match="only one of both"):
+        run(photos, root=root, annotations=str(tmp_path / "b.csv"), **config)
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+    if asked != "face":  # which are in none of these photographs
+        audit = run(photos, root=root, rule={"table": str(tmp_path / "l.csv")}, **config)
+        assert {row["label"] for row in rows(audit, "images")} == {"named"}
+
+
+def test_boxes_of_a_list_go_with_one_box_of_all_other_images(tmp_path: Path) -> None:
+    photos = write_files(tmp_path / "photos", BOXED)
+    listed = write_files(tmp_path / "listed", {"c.jpg": noise_jpeg(7)})
+    box = {"filename": ["c.jpg"], "col_x": [5], "row_y": [6], "width": [30], "height": [40], "label": ["c"]}
+    (listed / "l.csv").write_bytes(csv_of(box))
+    audit = run(photos, listed / "l.csv", root=tmp_path / "audit", bounding_box="row_y=20,col_x=10,height=50,width=60")
+    assert {row["uri"] for row in rows(audit, "images")} == {
+        "c.jpg#xywh=5,6,30,40", *(f"{name}#xywh=10,20,60,50" for name in BOXED)
+    }  # fmt: skip
 
 
 def test_annotations_in_memory_are_called_what_their_caller_calls_them(

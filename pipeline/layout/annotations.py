@@ -126,13 +126,15 @@ def read_annotations(storage: StorageConfig, address: str, said: list[str]) -> b
 _LATEST: dict[tuple[bytes, str, str], tuple[bytes, list[str]]] = {}
 
 
+def has_boxes(data: bytes) -> bool:
+    """Whether a table has boxes, by its columns alone."""
+    return data[:4] == b"PAR1" and BOX in pq.read_schema(io.BytesIO(data)).names
+
+
 def load_boxes(store: Store, hashed: str) -> ListedBoxes | None:
     """The boxes of a stored table; None where it has none."""
     data = store.read(f"{TABLES}/{hashed}")
-    if data[:4] != b"PAR1":
-        return None
-    names = pq.read_schema(io.BytesIO(data)).names
-    if BOX not in names:
+    if not has_boxes(data):
         return None
     return ListedBoxes(pq.read_table(io.BytesIO(data), columns=[FILENAME, BOX]))
 

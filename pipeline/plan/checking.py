@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from pipeline.config import AuditConfig
 from pipeline.errors import UsageError
 from pipeline.kernels.boxes import BoxesFrom, parse_bounding_box
-from pipeline.layout.annotations import read_annotations, table_name
+from pipeline.layout.annotations import has_boxes, read_annotations, table_name
 from pipeline.layout.lists import source_name
 from pipeline.layout.models import open_chosen
 from pipeline.layout.root import Root, is_own, is_root
@@ -57,6 +57,7 @@ def require_inputs(config: AuditConfig, root: Root, given: Mapping[str, bytes]) 
         _refuse_twice(root, uris)
     if config.start == "sources":
         _require_table_boxes(config, root, sources, given)
+        _require_one_kind_of_boxes(config, root, given)
     if config.storage.sync_to_local:
         _require_copies_apart(config.storage, root)
     sets = _warned_sets(config)
@@ -94,17 +95,32 @@ def _require_table_boxes(
     """
     if not config.bounding_box or parse_bounding_box(config.bounding_box) is not BoxesFrom.TABLE:
         return
-    has_boxes = any(source.kind == LIST for source in sources)
-    has_boxes |= any(is_yaml(canonical_uri(uri, config.storage), config.storage) for uri in config.every_source)
-    if not has_boxes and (table := config.rule.table):
+    has_some = any(source.kind == LIST for source in sources)
+    has_some |= any(is_yaml(canonical_uri(uri, config.storage), config.storage) for uri in config.every_source)
+    if not has_some and (table := config.rule.table):
         data = given.get(_key(root, table)) or read_annotations(config.storage, table, [])
         labels = read_label_table(data, table)
-        has_boxes = labels.has_boxes
+        has_some = labels.has_boxes
         _require_rotated(config, labels)
-    if not has_boxes:
+    if not has_some:
         raise UsageError(
             f"bounding_box {config.bounding_box!r} takes the boxes of annotations, and there are none: give a table "
             "with col_x, row_y, width, height or x1, y1, ..., x4, y4, a COCO file, or a list with such boxes"
+        )
+
+
+def _require_one_kind_of_boxes(config: AuditConfig, root: Root, given: Mapping[str, bytes]) -> None:
+    """Raises UsageError where an image could have boxes of a table, and is to have another or those that are found.
+
+    A list may name boxes beside: they are no images.
+    """
+    table = config.rule.table
+    if not table or not config.bounding_box or parse_bounding_box(config.bounding_box) is BoxesFrom.TABLE:
+        return
+    if has_boxes(given.get(_key(root, table)) or read_annotations(config.storage, table, [])):
+        raise UsageError(
+            f"bounding_box {config.bounding_box!r} and the boxes of the table {table_name(table)}: only one of both is "
+            "audited in place of the images; drop bounding_box, or give a table without columns of boxes"
         )
 
 
