@@ -273,6 +273,28 @@ def test_an_image_is_decoded_once_for_all_of_its_boxes(tmp_path: Path, finder: P
     assert decodes == {hash(squares(9)): 2}
 
 
+def test_other_margins_are_cut_out_of_the_boxes_that_were_found(
+    tmp_path: Path, finder: Path, decodes: Counter[int]
+) -> None:
+    """The detector looks again where the least size of a box is another one: that decides what is found."""
+    files = {f"{at}.jpg": squares(at) for at in range(2)}
+    folder, root = write_files(tmp_path / "photos", files), tmp_path / "audit"
+    arguments: dict[str, Any] = {"bounding_box": "object", "box_model": str(finder)}
+    run(folder, root=root, boxes=PLAIN, **arguments)
+    for boxes, looks, wider in (
+        ({**PLAIN, "margin": 3}, 0, 6),
+        ({"horizontal": 0.1, "vertical": 0.0}, 0, 40),
+        ({**PLAIN, "min_width": 9}, 1, 0),
+    ):
+        decodes.clear()
+        config: dict[str, Any] = {"boxes": boxes, **arguments}
+        assert pipeline.run(folder, root=root, where=LOCAL, until="features", **config) is None
+        assert decodes == {hash(data): 1 + looks for data in files.values()}
+        audit = run(folder, root=root, **config)
+        assert by_uri(audit, "quality")["0.jpg#xywh=100,100,200,200"]["width"] == 200 + wider
+        assert audit.crops()["confidence"].to_pylist() == pytest.approx([0.9, 0.8, 0.7] * 2)
+
+
 def test_what_kills_the_detector_is_audited_whole_and_left_alone(
     tmp_path: Path, finder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

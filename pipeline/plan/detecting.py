@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pipeline.config import AuditConfig
 from pipeline.errors import ModelError
 from pipeline.kernels.boxes import BoxesFrom, parse_bounding_box
+from pipeline.kernels.crop import BoxParams
 from pipeline.layout.detections import FOLDER, KnownDetections, image_key
 from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.images import ImageObject
@@ -56,7 +57,8 @@ def _asked_for(config: AuditConfig) -> tuple[Detecting, bytes | None] | None:
         return None
     data = read_address(config.box_model, config.storage) if config.box_model else None
     described = describe_detector(asked, model=data)
-    of = {"described": described, "measure": config.measure, "boxes": config.boxes, "decoders": decoders()}
+    sizes = BoxParams(min_width=config.boxes.min_width, min_height=config.boxes.min_height)  # margins find nothing
+    of = {"described": described, "measure": config.measure, "boxes": sizes, "decoders": decoders()}
     folder = f"{FOLDER}/{fingerprint('detect', detect.VERSION, **of)}"
     key = "" if data is None else f"{MODELS}/detector-{folder.rpartition('/')[2]}.onnx"
     return Detecting(asked, key, folder), data
