@@ -78,6 +78,16 @@ def test_label_files_of_yolo_are_boxes_where_these_are_asked_for(counted: Counte
     assert_equal_tables(stored, audit)
 
 
+def test_lines_that_give_no_numbers_are_one_row_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_files(tmp_path / "yolo", {"images/1.jpg": noise_jpeg(1, 100)})
+    write_files(folder, {"labels/1.txt": b"0 0.5 0.5 0.4 0.2\nx y\n0 nan 0.5 1 1\n\n0 0.5\n"})
+    write_files(folder, {"data.yaml": yaml.safe_dump({"train": "images", "names": ["cat"]}).encode()})
+    audit = run(folder / "data.yaml", root=tmp_path / "audit", bounding_box="xywh_bbox")
+    found = {row["uri"]: row["status"] for row in rows(audit, "images")}
+    assert found == {"1.jpg#xywh=30,40,40,20": "ok", "1.jpg#xywh=nan,nan,nan,nan": "unreadable"}
+    assert re.search(r"3 bad boxes \(first: .*1\.txt line 2: ", caplog.text)
+
+
 def test_label_files_fit_images_of_every_format(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Turned by EXIF behind 64 KB, turned by the boxes of the format, and told by a library alone; one folder twice."""
     up = np.random.default_rng(3).integers(0, 256, (200, 300, 3), np.uint8)
@@ -309,6 +319,29 @@ def test_boxes_of_a_list_go_with_one_box_of_all_other_images(tmp_path: Path) -> 
     assert {row["uri"] for row in rows(audit, "images")} == {
         "c.jpg#xywh=5,6,30,40", *(f"{name}#xywh=10,20,60,50" for name in BOXED)
     }  # fmt: skip
+
+
+def test_a_row_without_a_box_in_a_table_of_boxes_is_told_as_that(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its image is there: it is no row that matches none, which a box of another image is."""
+    photos = write_files(tmp_path / "photos", {f"{name}.jpg": noise_jpeg(seed) for seed, name in enumerate("abc")})
+    table = {"filename": ["a.jpg", "b.jpg", "c.jpg"]} | {name: [5, "", ""] for name in ("col_x", "row_y")}
+    (tmp_path / "t.csv").write_bytes(csv_of(table | {name: [40, "", ""] for name in ("width", "height")}))
+    with caplog.at_level("INFO"):
+        audit = run(photos, root=tmp_path / "audit", rule={"table": str(tmp_path / "t.csv")}, progress=True)
+    assert [row["uri"] for row in rows(audit, "images")] == ["a.jpg#xywh=5,5,40,40"]
+    assert (
+        f"2 rows of the table {tmp_path / 't.csv'} have no box: their images are not audited, as the table gives"
+        in (caplog.text)
+    )
+    assert "match no image" not in caplog.text
+    other = {**table, "filename": ["a.jpg", "b.jpg", "z.jpg"]} | {name: [5, "", 6] for name in ("col_x", "row_y")}
+    (tmp_path / "u.csv").write_bytes(csv_of(other | {name: [40, "", 40] for name in ("width", "height")}))
+    caplog.clear()
+    run(photos, root=tmp_path / "audit", rule={"table": str(tmp_path / "u.csv")})
+    said = f"1 rows of the table {tmp_path / 'u.csv'} match no image, such as 'z.jpg#xywh=6,6,40,40'"
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [said]
 
 
 def test_annotations_in_memory_are_called_what_their_caller_calls_them(

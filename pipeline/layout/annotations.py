@@ -51,6 +51,7 @@ class Vocabulary:
     split_digest, label_digest: of the ids of live images and the split or label of each. They name what depends on
     splits or labels, so that another rule or table that gives the same ones costs nothing. unmatched, unused: live
     images that the table or pattern does not match, rows of the table that match none; with the first name of each.
+    unboxed: rows that match none since they have no box, in a table of boxes.
     """
 
     splits: tuple[str, ...]
@@ -63,6 +64,7 @@ class Vocabulary:
     unused_name: str
     split_digest: str
     label_digest: str
+    unboxed: int = 0
 
     @property
     def labelled(self) -> int:
@@ -166,6 +168,7 @@ def read_vocabulary(store: Store, folder: str) -> Vocabulary:
         unused_name=value["unused_name"],
         split_digest=value["split_digest"],
         label_digest=value["label_digest"],
+        unboxed=value.get("unboxed", 0),
     )
 
 

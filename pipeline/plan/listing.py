@@ -80,6 +80,11 @@ def say_rule(session: Session, snapshot: Snapshot, vocabulary: Vocabulary) -> No
             "%s rows of the table %s match no image, such as %r",
             f"{vocabulary.unused:,}", table, vocabulary.unused_name,
         )  # fmt: skip
+    if vocabulary.unboxed:
+        session.reporter.say(
+            f"{vocabulary.unboxed:,} rows of the table {table} have no box: their images are not audited, as the table "
+            "gives boxes in place of images"
+        )
 
 
 def require_match(session: Session, snapshot: Snapshot, vocabulary: Vocabulary) -> None:

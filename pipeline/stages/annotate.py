@@ -31,6 +31,7 @@ from pipeline.sources.splits import split_of_name, split_of_place
 from pipeline.sources.tabular import LabelTable, asked_names, known_names
 
 VERSION = 8
+A_BOX = "#(xywh|corners)=[^#]*$"
 Name: TypeAlias = tuple[str, "bytes | None", "str | None"]
 """uri, raw_key and fragment of a catalog row."""
 
@@ -269,11 +270,16 @@ def _match_facts(spec: VocabularySpec, snapshot: Snapshot, matches: _Matches) ->
     if matches.unmatched:
         (row,) = catalog_rows(store, snapshot, matches.first, matches.first + 1).to_pylist()
         first = rule_path(row["uri"], row["raw_key"], row["fragment"])
-    missed = np.flatnonzero(~matches.used)
+    missed, unboxed = np.flatnonzero(~matches.used), 0
     if len(missed):
-        unused = load_table(store, spec.table_hash, spec.rule.table or "").names[int(missed[0])].as_py()
+        table = load_table(store, spec.table_hash, spec.rule.table or "")
+        if table.has_boxes:
+            is_box = pc.match_substring_regex(table.names.take(pa.array(missed)), A_BOX).to_numpy(zero_copy_only=False)
+            missed, unboxed = missed[is_box], int((~is_box).sum())
+        unused = table.names[int(missed[0])].as_py() if len(missed) else ""
     return {
         "unmatched": matches.unmatched, "unmatched_name": first, "unused": len(missed), "unused_name": unused,
+        "unboxed": unboxed,
     }  # fmt: skip
 
 
