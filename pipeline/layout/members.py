@@ -16,16 +16,13 @@ from pipeline.storage import Begun, ObjectInfo
 def read_span(root: Root, parent: Parent, start: int, length: int, expect: ObjectInfo) -> bytes:
     """Bytes [start, start + length) of a tar or zip, or of what a tar.gz unpacks to; fewer at the end.
 
-    Raises a StorageError, ObjectChanged where the file is not `expect` any more; ImageError for a broken gzip.
+    Raises a StorageError, ObjectChanged where the file is not `expect` any more.
     """
     source = opened_source(parent.place, root.storage)
     if parent.kind != "tar.gz":
         return source.read_range(parent.info.key, start, length, expect=expect)
     source.read_range(parent.info.key, 0, 1, expect=expect)
-    try:
-        return _unpacked(root, parent).read_at(start, length)
-    except EOFError as error:
-        raise ImageError(Status.TRUNCATED, str(error)) from error
+    return _unpacked(root, parent).read_at(start, length)
 
 
 def begin_span(root: Root, parent: Parent, start: int, length: int, expect: ObjectInfo) -> Begun | None:

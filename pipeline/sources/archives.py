@@ -149,8 +149,10 @@ def _tar_headers(stream: BinaryIO, left_out: LeftOut) -> Iterator[tarfile.TarInf
     try:
         archive = tarfile.TarFile(fileobj=source, mode="r", encoding="utf-8", errors="surrogateescape")
     except (tarfile.TarError, RecursionError, *_BAD_STREAM) as error:
-        status = Status.TRUNCATED if isinstance(error, EOFError) else Status.UNREADABLE
-        raise ImageError(status, f"no archive that can be read ({error})") from error
+        if source.ended is not None:
+            said = f"the archive ends at byte {source.ended:,}, inside its first header"
+            raise ImageError(Status.TRUNCATED, said) from error
+        raise ImageError(Status.UNREADABLE, f"no archive that can be read ({error})") from error
     info = archive.firstmember  # type: ignore[attr-defined]
     try:
         info = info or _behind_the_end(archive, left_out)
@@ -166,6 +168,7 @@ def _tar_headers(stream: BinaryIO, left_out: LeftOut) -> Iterator[tarfile.TarInf
 
 def _next_header(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
     at = archive.offset
+    source: Any = archive.fileobj
     try:
         return tarfile.TarInfo.fromtarfile(archive)
     except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
@@ -173,6 +176,9 @@ def _next_header(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
     except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
         raise ImageError(Status.TRUNCATED, f"the archive ends before byte {at:,}, without an end mark") from error
     except (tarfile.HeaderError, RecursionError) as error:  # an extended header of an extended header of a ...
+        if source.ended is not None:
+            said = f"the archive ends at byte {source.ended:,}, inside a header"
+            raise ImageError(Status.TRUNCATED, said) from error
         raise ImageError(Status.UNREADABLE, f"no header of a member at byte {at:,} ({error})") from error
 
 
@@ -204,15 +210,19 @@ def _is_header(block: bytes) -> bool:
 
 
 class _Headers(io.RawIOBase):
-    """A stream that refuses to read more at once than a header may take."""
+    """A stream that refuses to read more at once than a header may take. ended: its length, once a read came to it."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
+        self.ended: int | None = None
 
     def read(self, size: int = -1) -> bytes:
         if size > MOST_HEADER_BYTES or size < 0:
             raise ValueError(f"a header of {size:,} bytes, at most {MOST_HEADER_BYTES:,} are read")
-        return self._stream.read(size)
+        data = self._stream.read(size)
+        if len(data) < size:
+            self.ended = self._stream.tell()
+        return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         return self._stream.seek(offset, whence)

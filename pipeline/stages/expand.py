@@ -93,15 +93,30 @@ def _fragments(store: Store, parent: Parent, kind: str, stream: BinaryIO, left_o
         return
     try:
         if kind == "tar.gz":
-            unpacked = GzipStream(stream, parent.info.size)
-            yield from archive_fragments(cast(BinaryIO, unpacked), "tar", left_out)
-            store.put(parent.stem + INDEX, unpacked.index())
+            yield from _packed_fragments(store, parent, stream, left_out)
         else:
             yield from archive_fragments(stream, kind, left_out)
     except ImageError as error:
         yield _problem(parent, error.status, str(error))
-    except EOFError as error:  # of the index: what is behind the end of the archive cannot be unpacked
-        yield _problem(parent, Status.TRUNCATED, str(error))
+
+
+def _packed_fragments(store: Store, parent: Parent, stream: BinaryIO, left_out: LeftOut) -> Iterator[Fragment]:
+    """As `archive_fragments`, of a tar.gz; its index is stored. Raises ImageError for the gzip before that for its tar,
+    which ends or breaks where the gzip does.
+    """
+    unpacked = GzipStream(stream, parent.info.size)
+    inside: ImageError | None = None
+    try:
+        yield from archive_fragments(cast(BinaryIO, unpacked), "tar", left_out)
+    except ImageError as error:
+        inside = error
+    store.put(parent.stem + INDEX, unpacked.index())
+    damage = unpacked.problem()
+    if damage is not None and inside is not None and inside.status is Status.UNREADABLE:
+        raise ImageError(damage.status, f"{damage}; {inside}")
+    for problem in (damage, inside):
+        if problem is not None:
+            raise problem
 
 
 def _frames(parent: Parent, stream: BinaryIO) -> Iterator[Fragment]:

@@ -1,0 +1,132 @@
+"""What a gzip unpacks to before the place where it is cut off or damaged, to the last byte that can be had."""
+
+from __future__ import annotations
+
+import zlib
+from collections import deque
+from typing import Any, BinaryIO, NamedTuple
+
+from pipeline.kernels.header import ImageError
+from pipeline.schemas import Status
+
+MAGIC = b"\x1f\x8b"
+_CHUNK = 2**12  # unpacks to 4 MB at most
+_SPACING, _MARKS = 2**22, 16  # of 45 kB each: members near the damage are read in any order
+_OF_A_GZIP = 31
+_CHECKSUMS = ("incorrect data check", "incorrect length check")
+
+
+class _Mark(NamedTuple):
+    """A place to unpack from: its byte of the unpacked stream and of the file, and the state there."""
+
+    unpacked: int
+    packed: int
+    state: Any
+
+
+class GzipFront:
+    """The unpacked bytes from the start up to the end, the cut or the damage. Reading back unpacks again from a mark of
+    the last 64 MB, or from the start. Raises what reading the stream below raises.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        """`stream`: seekable, also read by others in between."""
+        self._stream = stream
+        self._marks: deque[_Mark] = deque(maxlen=_MARKS)
+        self._problem: ImageError | None = None
+        self._resume(_Mark(0, 0, zlib.decompressobj(_OF_A_GZIP)))
+
+    def read_at(self, offset: int, length: int) -> bytes:
+        """Bytes [offset, offset + length) of the unpacked stream, fewer where it ends, is cut off or damaged."""
+        if offset < self._start:
+            start = _Mark(0, 0, zlib.decompressobj(_OF_A_GZIP))
+            self._resume(next((mark for mark in reversed(self._marks) if mark.unpacked <= offset), start))
+        self._forget(offset)
+        while self._end < offset + length and not self._is_over:
+            self._step()
+            self._forget(offset)
+        place = max(0, offset - self._start)
+        return bytes(self._held[place : place + length]) if offset <= self._end else b""
+
+    def problem(self) -> ImageError | None:
+        """What is wrong with the gzip, with the byte where; None where it is whole. It is unpacked to its end."""
+        while not self._is_over:
+            self._forget(self._end)
+            self._step()
+        return self._problem
+
+    @property
+    def _end(self) -> int:
+        return self._start + len(self._held)
+
+    def _resume(self, mark: _Mark) -> None:
+        self._start, self._packed, self._state = mark.unpacked, mark.packed, mark.state.copy()
+        self._held, self._input, self._is_over = bytearray(), b"", False
+
+    def _forget(self, offset: int) -> None:
+        """Lets go of what lies before an offset."""
+        count = min(offset - self._start, len(self._held))
+        if count > 0:
+            del self._held[:count]
+            self._start += count
+
+    def _step(self) -> None:
+        """Unpacks the next piece of the file."""
+        if self._end - (self._marks[-1].unpacked if self._marks else 0) >= _SPACING:
+            self._marks.append(_Mark(self._end, self._packed - len(self._input), self._state.copy()))
+        data, self._input = self._input or self._more(), b""
+        if not data:
+            said = f"the gzip is cut off at byte {self._packed:,} of the file, after {self._end:,} unpacked bytes"
+            self._stop(ImageError(Status.TRUNCATED, said))
+            return
+        before = self._state.copy()
+        try:
+            self._held += self._state.decompress(data)
+        except zlib.error:
+            self._to_the_error(before, data)
+            return
+        if self._state.eof:
+            self._next_stream(self._state.unused_data)
+
+    def _more(self) -> bytes:
+        if self._stream.tell() != self._packed:
+            self._stream.seek(self._packed)
+        data = self._stream.read(_CHUNK)
+        self._packed += len(data)
+        return data
+
+    def _to_the_error(self, state: Any, data: bytes) -> None:
+        """Byte by byte: of a piece that cannot be unpacked zlib gives none of the bytes before the error."""
+        place = 0
+        try:
+            while place < len(data):
+                self._held += state.decompress(data[place : place + 1])
+                place += 1
+        except zlib.error as error:
+            self._stop(_damage(str(error).rpartition(": ")[2], self._packed - len(data) + place, self._end))
+
+    def _next_stream(self, data: bytes) -> None:
+        """Behind a whole gzip another one may follow, also behind zero bytes; anything else is not of it."""
+        data = data.lstrip(b"\0")
+        while len(data) < len(MAGIC) and (more := self._more()):
+            data = (data + more).lstrip(b"\0")
+        if data.startswith(MAGIC):
+            self._state, self._input = zlib.decompressobj(_OF_A_GZIP), data
+        else:
+            self._stop(None)
+
+    def _stop(self, problem: ImageError | None) -> None:
+        self._is_over, self._problem = True, problem
+
+
+def _damage(said: str, packed: int, unpacked: int) -> ImageError:
+    if said in _CHECKSUMS:
+        return ImageError(
+            Status.UNREADABLE,
+            f"the checksum at byte {packed:,} of the file is not that of the {unpacked:,} bytes that the gzip unpacks "
+            "to: any of its members may be damaged",
+        )
+    return ImageError(
+        Status.UNREADABLE,
+        f"the gzip is damaged at byte {packed:,} of the file, after {unpacked:,} unpacked bytes ({said})",
+    )

@@ -1,0 +1,212 @@
+"""A gzip that is cut off or damaged: what lies before the damage is there, as zlib gives it byte by byte."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import random
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pytest
+from archives_made import tar_of
+from audited import by_uri, noise_jpeg, rows, run, write_files
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.kernels.header import ImageError
+from pipeline.schemas import Status
+from pipeline.sources.archives import archive_fragments
+from pipeline.sources.folder import LeftOut
+from pipeline.sources.fragments import Fragment
+from pipeline.sources.gzip_front import GzipFront
+from pipeline.sources.gzip_stream import SPACING, GzipStream
+
+NOISE = random.Random(7)
+TAR = tar_of([(f"cat/{at}.jpg", NOISE.randbytes(90 * at) + bytes(50 * at)) for at in range(1, 8)])
+MEMBERS = list(archive_fragments(io.BytesIO(TAR), "tar", LeftOut()))
+PACKED = {
+    "one": gzip.compress(TAR, 6),
+    "two": gzip.compress(TAR[:3000], 1) + gzip.compress(TAR[3000:], 9),
+    "padded": gzip.compress(TAR) + bytes(40),
+    "followed": gzip.compress(TAR) + b"not of it",
+}
+
+
+def unpacked(data: bytes) -> tuple[bytes, str]:
+    """All that zlib gives of a gzip, fed byte by byte, and what ended it: "" at its end, `cut`, or what zlib said."""
+    out = bytearray()
+    while data.startswith(b"\x1f\x8b") or not out:
+        state, place = zlib.decompressobj(31), 0
+        try:
+            while place < len(data) and not state.eof:
+                out += state.decompress(data[place : place + 1])
+                place += 1
+        except zlib.error as error:
+            return bytes(out), str(error)
+        if not state.eof:
+            return bytes(out), "cut"
+        data = data[place:].lstrip(b"\0")
+    return bytes(out), ""
+
+
+def listed(stream: GzipStream) -> list[Fragment]:
+    found = list[Fragment]()
+    with suppress(ImageError):
+        found += archive_fragments(cast(BinaryIO, stream), "tar", LeftOut())
+    return found
+
+
+def assert_kept(data: bytes) -> None:
+    """Every member that lies before the damage is found and has its bytes, here and for who has the index alone."""
+    out, ended = unpacked(data)
+    stream = GzipStream(io.BytesIO(data), len(data))
+    found, index, problem = listed(stream), stream.index(), stream.problem()
+    same = next((at for at, (a, b) in enumerate(zip(out, TAR, strict=False)) if a != b), min(len(out), len(TAR)))
+    whole = [member for member in MEMBERS if member.position + member.length <= same]
+    assert found[: len(whole)] == whole
+    later = GzipStream(io.BytesIO(data), len(data), index)
+    for reader, members in ((stream, found[::-1]), (later, found), (later, found[::-1])):
+        for member in members:
+            end = member.position + member.length
+            assert reader.read_at(member.position, member.length) == out[member.position : end]
+    assert later.read_at(0, len(TAR))[: len(out)] == out[: len(TAR)]  # behind a first gzip of another checksum is more
+    if not ended:
+        assert problem is None
+        return
+    assert problem is not None
+    assert problem.status is (Status.TRUNCATED if ended == "cut" else Status.UNREADABLE)
+    assert f"{len(out):,} " in str(problem)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(PACKED)), st.data())
+def test_any_cut_keeps_what_is_before_it(kind: str, data: st.DataObject) -> None:
+    packed = PACKED[kind]
+    assert_kept(packed[: data.draw(st.integers(1, len(packed)))])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted(PACKED)), st.integers(1, 255), st.data())
+def test_any_changed_byte_keeps_what_is_before_it(kind: str, change: int, data: st.DataObject) -> None:
+    bent = bytearray(PACKED[kind])
+    bent[data.draw(st.integers(2, len(bent) - 1))] ^= change
+    assert_kept(bytes(bent))
+
+
+@pytest.mark.parametrize("kind", sorted(PACKED))
+def test_the_last_bytes_of_a_gzip(kind: str) -> None:
+    """Each cut and each changed byte of its checksum and length, and of what follows them."""
+    packed = PACKED[kind]
+    for at in range(len(packed) - 50, len(packed)):
+        assert_kept(packed[:at])
+        assert_kept(packed[:at] + bytes([packed[at] ^ 0x10]) + packed[at + 1 :])
+
+
+LARGE = random.Random(9).randbytes(5 * SPACING + 12_345)
+LARGE_PACKED = gzip.compress(LARGE, 1)
+
+
+def changed(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "kept", "said"),
+    [
+        (LARGE_PACKED, None, len(LARGE), ""),
+        (LARGE_PACKED[:-4], Status.TRUNCATED, len(LARGE), f"cut off at byte {len(LARGE_PACKED) - 4:,} of the file"),
+        (LARGE_PACKED[:-300], Status.TRUNCATED, len(LARGE) - 300, "cut off"),
+        (LARGE_PACKED[: 3 * SPACING], Status.TRUNCATED, 3 * SPACING - 6000, f"cut off at byte {3 * SPACING:,}"),
+        (changed(LARGE_PACKED, len(LARGE_PACKED) - 6), Status.UNREADABLE, len(LARGE), "the checksum at byte"),
+        (
+            gzip.compress(LARGE[:-99], 1) + b"\x1f\x8b\0" + bytes(20),
+            Status.UNREADABLE,
+            len(LARGE) - 99,
+            "damaged at byte",
+        ),
+    ],
+    ids=["whole", "4 bytes", "300 bytes", "half", "checksum", "second"],
+)
+def test_a_gzip_of_many_points(data: bytes, status: Status | None, kept: int, said: str) -> None:
+    """Pieces of 20 MB in any order, from the points alone and behind them."""
+    stream = GzipStream(io.BytesIO(data), len(data))
+    index, problem = stream.index(), stream.problem()
+    assert (problem and problem.status, said in str(problem)) == (status, True)
+    assert index
+    later = GzipStream(io.BytesIO(data), len(data), index)
+    places = [*range(0, kept - 7000, 999_983), kept - 7000]
+    for place in (*places, *places[::-2], *random.Random(1).sample(places, 9)):
+        assert later.read_at(place, 7000) == LARGE[place : place + 7000]
+
+
+def test_a_gzip_is_read_back_from_marks() -> None:
+    """The last 64 MB of them are kept; what lies before is unpacked from the start again."""
+    data = bytes(range(251)) * 400_000
+    packed = gzip.compress(data, 1)
+    front = GzipFront(io.BytesIO(packed))
+    for place in (99_000_000, 98_000_000, 60_000_000, 5, 70_000_000, len(data) - 3):
+        assert front.read_at(place, 1000) == data[place : place + 1000]
+    assert front.read_at(len(data) + 1, 5) == b""
+    assert front.problem() is None
+
+
+class Away(io.BytesIO):
+    """A stream whose store goes away."""
+
+    is_away = False
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self.is_away:
+            raise ConnectionError("no answer")
+        return super().read(size)
+
+
+def test_a_store_that_goes_away_at_the_damage_is_no_damage() -> None:
+    """Its error comes as it is, and what was there is there again once the store is back."""
+    data = LARGE_PACKED[:-4]
+    source = Away(data)
+    stream = GzipStream(source, len(data))
+    assert stream.read_at(len(LARGE) - 50, 50) == LARGE[-50:]
+    source.is_away = True
+    with pytest.raises(ConnectionError, match="no answer"):
+        stream.read_at(5, 50)
+    source.is_away = False
+    assert stream.read_at(5, 50) == LARGE[5:55]
+    assert stream.read_at(len(LARGE) - 50, 50) == LARGE[-50:]
+
+
+def test_members_before_the_damage_are_images(tmp_path: Path) -> None:
+    """Beside a row of the archive that says what is wrong and where; all are read again in extraction."""
+    files = {f"{at:02}.jpg": noise_jpeg(at) for at in range(12)}
+    packed = tar_of(files.items(), is_packed=True)
+    middle = len(packed) * 3 // 4
+    archives = {
+        "four.tgz": packed[:-4],
+        "crc.tgz": changed(packed, len(packed) - 6),
+        "bent.tgz": changed(packed, middle),
+        "cut.tgz": packed[:middle],
+    }
+    audit = run(write_files(tmp_path / "photos", {**archives, "whole.tgz": packed}), root=tmp_path / "audit")
+    invalid = {uri: (row["status"], row["message"]) for uri, row in by_uri(audit, "invalid").items() if "#" not in uri}
+    assert {uri: status for uri, (status, _) in invalid.items()} == {
+        "four.tgz": "truncated",
+        "crc.tgz": "unreadable",
+        "bent.tgz": "unreadable",
+        "cut.tgz": "truncated",
+    }
+    assert f"the gzip is cut off at byte {middle:,} of the file" in invalid["cut.tgz"][1]
+    assert "any of its members may be damaged" in invalid["crc.tgz"][1]
+    found = [row["uri"] for row in rows(audit, "images") if row["status"] == "ok"]
+    for name in ("whole.tgz", "four.tgz", "crc.tgz"):
+        assert [uri for uri in found if uri.startswith(f"{name}#")] == [f"{name}#{member}" for member in files]
+    same = {(row["uri"], row["match_uri"]) for row in rows(audit, "duplicates") if row["kind"] == "same_bytes"}
+    groups = [{uri for pair in same if name in "".join(pair) for uri in pair} for name in files]
+    before = len(unpacked(packed[:middle])[0])
+    for member in archive_fragments(io.BytesIO(gzip.decompress(packed)), "tar", LeftOut()):
+        is_before = member.position + member.length <= before
+        names = [name for name in (*archives, "whole.tgz") if is_before or name not in ("bent.tgz", "cut.tgz")]
+        (group,) = [group for group in groups if f"whole.tgz#{member.name}" in group]
+        assert {f"{name}#{member.name}" for name in names} <= group
