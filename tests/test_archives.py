@@ -87,7 +87,7 @@ def test_any_names_and_sizes(members: list[tuple[str, bytes]], ending: str) -> N
         warnings.simplefilter("ignore", UserWarning)  # zipfile: duplicate name
         data = archive(ending, members)
     found, _, error = listed(data)
-    assert error is None
+    assert (error and error.status) == (None if members else Status.EMPTY)
     wanted = [content for name, content in members if is_image_member(stored_name(name))]
     assert contents(data, found) == wanted
     assert len({fragment.name for fragment in found}) == len(found)
@@ -260,8 +260,8 @@ def test_a_damaged_header_is_no_end() -> None:
 
 @pytest.mark.parametrize(
     ("data", "status"),
-    [(b"not an archive" * 99, "unreadable"), (b"\x1f\x8b\x08junk", "truncated"), (b"PK\x03\x04junk", "truncated")],
-    ids=["text", "gzip", "zip"],
+    [(b"not an archive" * 99, "unreadable"), (b"PK\x03\x04junk", "truncated"), (b"junk", "truncated"), (b"", "empty")],
+    ids=["text", "zip", "short", "none"],
 )
 def test_what_is_none_is_a_status(data: bytes, status: str) -> None:
     found, _, error = listed(data)

@@ -137,7 +137,11 @@ def test_members_of_one_name_without_end_are_not_held() -> None:
     assert labels(members) == {name: "" for name, _ in members}
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["jpg", "cls", "l.png", "json"])), max_size=12))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.sampled_from(["jpg", "cls", "l.png", "json"])), min_size=1, max_size=12
+    )
+)
 def test_any_order_is_that_of_its_runs(names: list[tuple[str, str]]) -> None:
     """Brute force: a run of members of one key is a sample, whose first label counts."""
     members = [(f"{key}.{ending}", str(at).encode()) for at, (key, ending) in enumerate(names)]

@@ -47,12 +47,15 @@ def archive_fragments(stream: BinaryIO, kind: str, left_out: LeftOut) -> Iterato
     """The images of an archive in the order in which they lie in it; `left_out` counts what else there is.
 
     `stream`: seekable, of the kind `tar` (also an unpacked tar.gz) or `zip`. A name that comes again is told apart by
-    its number, `#2`. An image of a WebDataset sample in a tar has its label. Raises ImageError (truncated, unreadable)
-    at the place where it cannot be read on: what was yielded until then is there.
+    its number, `#2`. An image of a WebDataset sample in a tar has its label. Raises ImageError: empty where it holds
+    nothing but folders; truncated or unreadable at the place where it cannot be read on, what was yielded until then is
+    there.
     """
     seen: Counter[str] = Counter()
+    is_empty, before = True, left_out.files
     for sample in samples((_zip_members if kind == "zip" else _tar_members)(stream, left_out)):
         label = next((member.label for member in sample if member.label), "")
+        is_empty = False
         for member in sample:
             name = member_name(member.name)
             if is_image_member(name):
@@ -61,6 +64,8 @@ def archive_fragments(stream: BinaryIO, kind: str, left_out: LeftOut) -> Iterato
                 yield Fragment(name, member.position, member.length, member.size, label=label)
             elif not member.label:
                 _leave_out(name, left_out)
+    if is_empty and left_out.files == before:
+        raise ImageError(Status.EMPTY, "no file in the archive")
 
 
 def archive_kind(head: bytes) -> str:
@@ -149,6 +154,8 @@ def _tar_headers(stream: BinaryIO, left_out: LeftOut) -> Iterator[tarfile.TarInf
     try:
         archive = tarfile.TarFile(fileobj=source, mode="r", encoding="utf-8", errors="surrogateescape")
     except (tarfile.TarError, RecursionError, *_BAD_STREAM) as error:
+        if source.ended == 0:
+            raise ImageError(Status.EMPTY, "the archive unpacks to 0 bytes") from error
         if source.ended is not None:
             said = f"the archive ends at byte {source.ended:,}, inside its first header"
             raise ImageError(Status.TRUNCATED, said) from error
