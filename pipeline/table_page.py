@@ -25,9 +25,11 @@ where a program reads the names.
 
 STATUSES = {
     Status.OK: "decoded and measured; only such images are compared",
-    Status.EMPTY: "a file without a byte, or an archive or video with nothing in it",
-    Status.UNSUPPORTED: "a format or variant that is not decoded here, or only with an extra that the message names",
-    Status.UNREADABLE: "its bytes are no image; or a box outside of its image or without area",
+    Status.EMPTY: "a file or video without a byte, or an archive without a file in it",
+    Status.UNSUPPORTED: "its first bytes are of no format that is decoded here, whatever its name says, such as text, "
+    "HTML or zeros; or a variant that is not decoded, or only with an extra that the message names",
+    Status.UNREADABLE: "it begins as a format that is decoded here, and what follows is damaged; an archive that is "
+    "none or is damaged; or a box outside of its image or without area",
     Status.TRUNCATED: "its bytes end before the image, archive or video does",
     Status.TOO_SMALL: "fewer pixels a side than `measure.min_width` and `min_height`, or `boxes.min_*` of a box",
     Status.TOO_LARGE: "more bytes, pixels or memory to decode than `measure` allows; never decoded",

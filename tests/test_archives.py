@@ -171,11 +171,24 @@ def test_a_tar_cut_anywhere_keeps_what_is_whole() -> None:
     for cut in [*range(0, len(data), 257), end - 1, end, end + 100, end + 512]:
         found, _, error = listed(data[:cut])
         if cut < 512:
-            assert (found, error is not None) == ([], True)
+            assert (found, error and error.status) == ([], Status.TRUNCATED if cut else Status.EMPTY)
             continue
         assert found == [fragment for fragment in whole if fragment.position + fragment.length <= cut], cut
         assert (error is None) == (cut >= end + 512), cut
         assert error is None or error.status is Status.TRUNCATED
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_cut_in_a_header_of_several_blocks_is_truncated(form: int) -> None:
+    """The first one, and one behind a whole member, which stays."""
+    long = f"{'d' * 90}/{'n' * 180}.jpg"
+    data = tar_of([(long, b"x"), (f"2{long}", b"y")], form=form)
+    first, second = listed(data)[0]
+    for cut in [*range(1, first.position, 73), *range(first.position + 512, second.position, 73)]:
+        found, _, error = listed(data[:cut])
+        assert found == ([first] if cut > first.position else [])
+        assert error is not None
+        assert error.status is Status.TRUNCATED, cut
 
 
 @pytest.mark.parametrize("is_packed", [False, True], ids=["tar", "tar.gz"])

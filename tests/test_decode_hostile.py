@@ -112,6 +112,14 @@ def test_a_file_cut_anywhere_is_never_ok(name: str) -> None:
     assert measure(data[: len(data) // 2], PARAMS).status in BAD
 
 
+def test_a_jpeg2000_cut_before_its_codestream_is_truncated() -> None:
+    """A box of an impossible length before it is none that was cut."""
+    data = FILES["jpeg2000"]
+    for cut in range(12, data.index(b"jp2c") + 60):
+        assert_bad(measure(data[:cut], PARAMS), {Status.TRUNCATED})
+    assert_bad(measure(data[:12] + b"\0\0\0\2" + data[16:], PARAMS), {Status.UNREADABLE})
+
+
 @pytest.mark.parametrize("name", ["jpeg", "jpeg_progressive", "png", "webp", "gif", "bmp", "tiff"])
 def test_bytes_after_the_end_do_no_harm(name: str) -> None:
     longer = measure(FILES[name] + b"trailing garbage" * 50, PARAMS)

@@ -84,9 +84,32 @@ def test_a_playlist_leads_nowhere(text: str, tmp_path: Path) -> None:
 def test_an_mp4_that_was_never_finished() -> None:
     status, message = refused(made("mp4 h264")[: len(made("mp4 h264")) // 2])
 
-    assert status == "unreadable"
+    assert status == "truncated"
     assert "no moov box" in message
     assert "missing at its end" in message
+
+
+@pytest.mark.parametrize("is_first", [False, True], ids=["index at the end", "index first"])
+def test_an_mp4_cut_anywhere_is_truncated(is_first: bool, tmp_path: Path) -> None:
+    """From the byte on by which it is known, also where its index is cut."""
+    whole = made("mp4 h264")
+    if is_first:
+        first = {"muxing": {"movflags": "faststart"}, "path": tmp_path / "first.mp4"}
+        whole = counting(KINDS["mp4 h264"], 40, rate=2, **first)
+    index = whole.index(b"moov") - 4
+    size = int.from_bytes(whole[index : index + 4], "big")
+    for cut in {8, 24, 36, 100, *range(index, index + size, 61), len(whole) // 2, len(whole) - 1}:
+        assert listed(whole[:cut])[1] == "truncated", cut
+    status, message = refused(whole[: index + 68])
+    assert (status, "missing at its end" in message, "nothing" in message) == ("truncated", True, False)
+
+
+def test_an_mp4_with_no_box_where_its_index_may_lie_is_unreadable() -> None:
+    whole = bytearray(made("mp4 h264"))
+    index = whole.index(b"moov") - 4
+    whole[index : index + 4] = (2).to_bytes(4, "big")
+    status, message = refused(bytes(whole))
+    assert (status, f"before byte {index:,}" in message) == ("unreadable", True)
 
 
 @pytest.mark.parametrize(

@@ -75,13 +75,13 @@ def largest_area(data: bytes) -> int:
 def jpeg2000_size(data: bytes) -> tuple[int, int, int, int, bool]:
     """Width, height, channels, bits per sample of the codestream (ISO/IEC 15444-1 A.5.1), and whether it has its end.
 
-    Raises ValueError or struct.error where there is none.
+    Raises IndexError or struct.error where the file ends before it or in its header, ValueError for impossible boxes.
     """
     start, end = 0, len(data)
     if not data.startswith(_JPEG2000_START):
         found = next(((start, end) for name, start, end in boxes(data) if name == b"jp2c"), None)
         if found is None:
-            raise ValueError("no codestream")
+            raise IndexError("no codestream")
         start, end = found
     right, bottom, left, top = struct.unpack_from(">IIII", data, start + 8)
     channels = struct.unpack_from(">H", data, start + 40)[0]

@@ -42,8 +42,8 @@ def is_video(head: bytes) -> bool:
 def missing_bytes(stream: BinaryIO, size: int) -> int:
     """Bytes that mp4, avi, matroska and asf files of `size` bytes promise past their end; 0 for other containers.
 
-    Raises ImageError (unreadable) for an mp4 that has no table of its frames, or asks for more than MAX_SAMPLES
-    entries that it does not hold.
+    Raises ImageError for an mp4 that has no table of its frames (truncated where its boxes lead to the end of the file,
+    else unreadable), or asks for more than MAX_SAMPLES entries that it does not hold (unreadable).
     """
     head = _read(stream, 0, 16)
     if head[4:8] in _MP4_FIRST:
@@ -65,18 +65,20 @@ def _number(data: bytes) -> int:
 
 def _mp4_end(stream: BinaryIO, size: int) -> int:
     """The end of the last box, at least `size`. ISO/IEC 14496-12, 4.2."""
-    end, names, fragments = size, set(), 0
+    end, names, fragments, last = size, set(), 0, 0
     for box in _boxes(stream, 0, size):
-        end = max(end, box.end)
+        end, last = max(end, box.end), box.end
         names.add(box.name)
         if box.name == b"moov":
             _check_tracks(stream, box._replace(end=min(box.end, size)))
         elif box.name == b"moof":
             fragments += _unheld_samples(stream, box._replace(end=min(box.end, size)))
             _check_samples(fragments)
+    if b"moov" not in names and last + 8 <= size:
+        raise ImageError(Status.UNREADABLE, f"mp4: no moov box before byte {last:,}, and there no box that can be read")
     if b"moov" not in names:
         missing = f", {end - size:,} bytes are missing at its end" if end > size else ""
-        raise ImageError(Status.UNREADABLE, f"mp4: no moov box{missing}: it was cut off, or never finished")
+        raise ImageError(Status.TRUNCATED, f"mp4: no moov box{missing}: it was cut off, or never finished")
     return end
 
 

@@ -198,16 +198,21 @@ def library() -> Any:
 def probe(stream: BinaryIO) -> Video:
     """What is known of the video in a seekable file, once its first frame was decoded.
 
-    Raises ImageError: empty, unsupported (no container or codec that is read here, no video in it), unreadable; and
-    whatever reading the file raises.
+    Raises ImageError: empty, unsupported (no container or codec that is read here, no video in it), truncated where
+    bytes are missing at its end, else unreadable; and whatever reading the file raises.
     """
     library()
     file = Bounded(stream)
     if not file.size:
         raise ImageError(Status.EMPTY, "the file has 0 bytes")
     missing = missing_bytes(stream, file.size)
-    with _container(stream) as (container, file):
-        return _described(Live(container, _video_stream(container), file), missing)
+    try:
+        with _container(stream) as (container, file):
+            return _described(Live(container, _video_stream(container, missing), file), missing)
+    except ImageError as error:
+        if not missing or error.status is not Status.UNREADABLE:
+            raise
+        raise ImageError(Status.TRUNCATED, f"{missing:,} bytes are missing at its end. {error}") from error
 
 
 @contextmanager
@@ -257,18 +262,20 @@ def _container(stream: BinaryIO) -> Iterator[tuple[InputContainer, Bounded]]:
         yield container, file
 
 
-def _video_stream(container: InputContainer) -> VideoStream:
-    """The default video stream, or else the first; a cover picture is none."""
+def _video_stream(container: InputContainer, missing: int) -> VideoStream:
+    """The default video stream, or else the first; a cover picture is none. missing: bytes promised past its end."""
     from av.stream import Disposition
 
     cover = Disposition.attached_pic | Disposition.timed_thumbnails
     tracks = [track for track in container.streams.video if not track.disposition & cover]
     if not tracks:
-        held = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise ImageError(Status.UNSUPPORTED, f"{container.format.name}: no video in it, only {held}")
+        held = ", ".join(sorted({stream.type for stream in container.streams}))
+        status = Status.UNSUPPORTED if held and not missing else Status.UNREADABLE  # what is missing may tell of one
+        raise ImageError(status, f"{container.format.name}: no video in it, only {held or 'a header'}")
     track = next((track for track in tracks if track.disposition & Disposition.default), tracks[0])
     if track.codec_context is None:
-        raise ImageError(Status.UNSUPPORTED, f"{container.format.name}: no decoder for its video")
+        status = Status.UNREADABLE if missing else Status.UNSUPPORTED
+        raise ImageError(status, f"{container.format.name}: no decoder for its video")
     return track
 
 
