@@ -43,7 +43,8 @@ class Book:
     """The driver's account of one call of `run`.
 
     `resting`: attempts that are tried again from the next look on. `rates`: seconds per item of the parts that are
-    done; `rate`: their median at the latest look. `is_idle`: no node was left to work then.
+    done; `rate`: their median at the latest look. `is_idle`: no node was left to work then. `silent`: attempts in a row
+    for which a store had no answer.
     """
 
     waiting: deque[Attempt]
@@ -52,6 +53,7 @@ class Book:
     submitted: int = 0
     looked: float = 0.0
     is_idle: bool = False
+    silent: int = 0
     running: dict[Any, Attempt] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
     rates: list[float] = field(default_factory=list)

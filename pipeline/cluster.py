@@ -23,7 +23,7 @@ from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.attempts import FAILURES, HUNG_CUTS, NODES, Attempt, Book, patience, pieces_of
-from pipeline.errors import ClusterError, NotFound, StorageError, UsageError
+from pipeline.errors import AuditError, ClusterError, NotFound, StorageError, StorageUnavailable, UsageError
 from pipeline.layout.snapshots import SourceRecord
 from pipeline.runner import ATTEMPTS, Execution, Outcome, Task, TaskError, execute, may_retry
 from pipeline.sources.folder import is_image_key
@@ -264,9 +264,12 @@ class RayRunner:
         except exceptions.RayError as error:
             yield from self._after_failure(book, attempt, error)
             return
-        if done.error is not None and may_retry(done.error) and attempt.number < ATTEMPTS:
+        is_silent = isinstance(done.error, StorageUnavailable)
+        book.silent = book.silent + 1 if is_silent else 0
+        is_gone = book.silent >= ATTEMPTS * max(2, self.workers)
+        if done.error is not None and may_retry(done.error) and attempt.number < ATTEMPTS and not is_gone:
             attempt.number += 1
-            book.waiting.append(attempt)
+            _try_again(book, attempt, done.error, is_first=is_silent)
             return
         self._finish(book, task)
         if done.error is None:
@@ -365,7 +368,13 @@ class RayRunner:
                 attempt.begun = time.monotonic() if attempt.key in begun else None
 
 
-def _first_line(error: exceptions.RayError) -> str:
+def _try_again(book: Book, attempt: Attempt, error: AuditError, *, is_first: bool) -> None:
+    """Says why, for a worker's own log is not shown. What waits for a store goes first: the others need it as well."""
+    log.warning("%s: %s; attempt %d of %d", attempt.task.name, _first_line(error), attempt.number, ATTEMPTS)
+    (book.waiting.appendleft if is_first else book.waiting.append)(attempt)
+
+
+def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 

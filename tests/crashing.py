@@ -144,6 +144,16 @@ def fails(spec: tuple[str, int, str]) -> Counters:
     return {"tried": tried + 1}
 
 
+def away(spec: tuple[str, str, int]) -> Counters:
+    """A store that has no answer for the first `times` attempts of a part."""
+    folder, part, times = spec
+    tried = len(list(Path(folder).glob(f"{part}-*")))
+    Path(folder, f"{part}-{tried}").touch()
+    if tried < times:
+        raise StorageUnavailable("read a/photo.jpg: connection refused")
+    return {"tried": tried + 1}
+
+
 def no_pickle(spec: Spec) -> Counters:
     """Gives what cannot be sent back."""
     return {"items": lambda: 1}  # type: ignore[dict-item]

@@ -6,6 +6,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,34 @@ def test_budget_of_attempts(
     if kind == "bug":
         assert "raise errors[kind]" in str(outcome.error)
         assert "ZeroDivisionError: a bug" in str(outcome.error)
+
+
+@pytest.mark.usefixtures("ray_runner")
+def test_store_that_is_gone_is_known_after_few_attempts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Parts that no store answers are tried again before the others, not one by one to the last, and it is said."""
+    tasks = [Task(f"part-{at}", crashing.away, (str(tmp_path), f"part-{at}", 99)) for at in range(40)]
+    outcomes = [*islice(cluster.RayRunner(is_ours=False, at_most=1).run(tasks), 3)]
+
+    assert [(outcome.task.name, outcome.attempts) for outcome in outcomes] == [
+        ("part-0", 3),
+        ("part-1", 3),
+        ("part-2", 1),
+    ]
+    assert all(type(outcome.error) is StorageUnavailable for outcome in outcomes)
+    assert {path.name.rpartition("-")[0] for path in tmp_path.iterdir()} <= {f"part-{at}" for at in range(4)}
+    said = [record.getMessage() for record in caplog.records]
+    assert said[:2] == [f"part-0: read a/photo.jpg: connection refused; attempt {at} of 3" for at in (2, 3)]
+
+
+@pytest.mark.usefixtures("ray_runner")
+def test_store_that_answers_in_between_is_not_gone(tmp_path: Path) -> None:
+    """Each part has its three attempts as long as not six in a row had no answer."""
+    times = {"a": 99, "b": 2, "c": 99, "d": 2, "e": 99}
+    tasks = [Task(name, crashing.away, (str(tmp_path), name, count)) for name, count in times.items()]
+    outcomes = [*cluster.RayRunner(is_ours=False, at_most=1).run(tasks)]
+
+    assert [(outcome.task.name, outcome.attempts) for outcome in outcomes] == [(name, 3) for name in times]
+    assert [outcome.error is None for outcome in outcomes] == [count == 2 for count in times.values()]
 
 
 def test_result_that_cannot_be_sent_is_an_outcome(ray_runner: cluster.RayRunner, tmp_path: Path) -> None:
