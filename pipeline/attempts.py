@@ -1,4 +1,4 @@
-"""What a driver knows of the tasks that it has out: attempts, how long one may take, the pieces of one that fails."""
+"""What a driver knows of the tasks that it has out: attempts, and how long one may take."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.runner import Task, piece_of
+from pipeline.runner import Task
 
 STRAGGLER_SECONDS = 600.0
 LAST_SECONDS = 120.0  # of a twin, and of a piece of a task that hung
@@ -16,7 +16,6 @@ STRAGGLER_FACTOR = 6.0
 UNKNOWN_SECONDS = 0.25  # per item while no part of the stage is done: 30 times what an extraction takes
 NODES = 5  # that may die under a task before it is taken for the cause; a spot fleet loses some for its own reasons
 FAILURES = 5  # of Ray itself to carry a task out, such as a node that comes or goes and cannot set a worker up
-HUNG_CUTS = 4  # a task that hung is cut in 16 at once: each level costs LAST_SECONDS
 
 
 @dataclass
@@ -69,13 +68,3 @@ def patience(book: Book, attempt: Attempt) -> float:
         return math.inf
     per_item = UNKNOWN_SECONDS if book.rate is None else STRAGGLER_FACTOR * book.rate
     return (LAST_SECONDS if attempt.is_last else STRAGGLER_SECONDS) + per_item * task.items
-
-
-def pieces_of(task: Task, cuts: int) -> list[Task]:
-    """The task cut in halves so many times, as far as it can be cut."""
-    if task.halves is None:
-        return [task]
-    specs = [task.spec]
-    for _ in range(cuts):
-        specs = [half for spec in specs for half in task.halves(spec)]
-    return [piece_of(task, specs, index) for index in range(len(specs))]

@@ -22,10 +22,10 @@ from ray import exceptions
 from ray.experimental import internal_kv
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.attempts import FAILURES, HUNG_CUTS, NODES, Attempt, Book, patience, pieces_of
+from pipeline.attempts import FAILURES, NODES, Attempt, Book, patience
 from pipeline.errors import AuditError, ClusterError, NotFound, StorageError, StorageUnavailable, UsageError
 from pipeline.layout.snapshots import SourceRecord
-from pipeline.runner import ATTEMPTS, Execution, Outcome, Task, TaskError, execute, may_retry
+from pipeline.runner import ATTEMPTS, HUNG_CUTS, Execution, Outcome, Task, TaskError, execute, may_retry, pieces_of
 from pipeline.sources.folder import is_image_key
 from pipeline.sources.fragments import parent_kind
 from pipeline.stages.source_files import source_kind, source_objects

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,7 +30,9 @@ from pipeline.errors import (
     TaskBug,
     UsageError,
 )
+from pipeline.kernels.native_decode import leave_hung
 from pipeline.layout.root import forget_kept
+from pipeline.pulse import watched
 from pipeline.threads import single_thread
 
 Counters = Mapping[str, float]
@@ -40,7 +43,10 @@ FATAL = (BadCredentials, ModelError, StorageFull, UsageError)
 
 ATTEMPTS = 3
 PATIENCE_SECONDS = 600.0
-"""An attempt that takes longer, and a second longer per item, is taken for one that hangs."""
+"""An attempt in a process of its own that takes longer, and a second longer per item, is taken for one that hangs."""
+IMAGE_SECONDS, APART_SECONDS = 120.0, 60.0
+"""So is one that looks at a single image for longer, here or there: the largest that is decoded takes a few."""
+HUNG_CUTS = 4  # a task that hung is cut in 16 at once: each level costs the patience once more
 
 log = logging.getLogger(__name__)
 
@@ -159,25 +165,30 @@ def execute_apart(function: Callable[..., Counters], spec: Any, seconds: float) 
     variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         ended = subprocess.run(  # noqa: S603 - this interpreter
-            command, input=pickle.dumps((function, spec)), stdout=subprocess.PIPE, env=variables, timeout=seconds,
-            check=False,
+            command, input=pickle.dumps((function, spec, APART_SECONDS)), stdout=subprocess.PIPE, env=variables,
+            timeout=seconds, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return "timeout"
     if ended.returncode:
         log.warning("its process ended with %d", ended.returncode)
         return "crashed"
-    done: Execution = pickle.loads(ended.stdout)  # noqa: S301 - of our own child
-    return done
+    done: Execution | None = pickle.loads(ended.stdout)  # noqa: S301 - of our own child
+    return "timeout" if done is None else done
 
 
 def answer() -> None:
-    """The other side of `execute_apart`: the task comes on standard input, its execution goes to standard output."""
+    """The other side of `execute_apart`: the task comes on standard input, its execution goes to standard output; None
+    where it hangs.
+    """
     output = os.dup(1)
     os.dup2(2, 1)  # what a library prints must not come between
-    function, spec = pickle.load(sys.stdin.buffer)  # noqa: S301 - of our own parent
+    function, spec, seconds = pickle.load(sys.stdin.buffer)  # noqa: S301 - of our own parent
+    done = watched(partial(execute, function, spec), seconds, leave_hung)
     with os.fdopen(output, "wb") as sink:
-        pickle.dump(execute(function, spec), sink)
+        pickle.dump(done, sink)
+    if done is None:
+        os._exit(0)  # an interpreter that ends in order may crash under the thread that hangs
 
 
 def piece_of(task: Task, pieces: Sequence[Any], index: int) -> Task:
@@ -186,44 +197,72 @@ def piece_of(task: Task, pieces: Sequence[Any], index: int) -> Task:
     return replace(task, name=f"{task.name}/{index}", spec=pieces[index], items=items)
 
 
+def pieces_of(task: Task, cuts: int) -> list[Task]:
+    """The task cut in halves so many times, as far as it can be cut."""
+    if task.halves is None:
+        return [task]
+    specs = [task.spec]
+    for _ in range(cuts):
+        specs = [half for spec in specs for half in task.halves(spec)]
+    return [piece_of(task, specs, index) for index in range(len(specs))]
+
+
 def _outcome(task: Task, done: Execution, attempts: int) -> Outcome:
     return Outcome(task, done.counters, done.error, done.seconds, done.cpu_seconds, done.peak_bytes, attempts)
 
 
+def _fails_for_now(done: Execution | str) -> bool:
+    return not isinstance(done, str) and done.error is not None and may_retry(done.error)
+
+
 class LocalRunner:
-    """Runs tasks one after the other in this process, but for those in which one died before."""
+    """Runs tasks one after the other in this process, but for those in which one died before or one hangs."""
 
     name = "local"
     workers = 1
 
     def run(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        """Yields an outcome per task, in order; a suspect one is cut down to what kills its process, as on Ray."""
+        """Yields an outcome per task, in order; a suspect one, and one that hangs here, is cut down to what kills or
+        hangs its process, as on Ray.
+        """
         has_died = False
         for task in tasks:
             if not (task.is_suspect or has_died):
-                yield self._run_one(task)
+                outcome = self._run_one(task)
+                if outcome is not None:
+                    yield outcome
+                    continue
+                has_died = True
+                log.warning("%s: over %.0f s at one image; going on in other processes", task.name, IMAGE_SECONDS)
+                yield from self._cut(task, "timeout", has_hung=False)
                 continue
-            for outcome in self._run_apart(task):
+            for outcome in self._run_apart(task, has_hung=False):
                 has_died = has_died or outcome.attempts > 1
                 yield outcome
 
-    def _run_apart(self, task: Task) -> Iterator[Outcome]:
-        seconds = PATIENCE_SECONDS + task.items
+    def _run_apart(self, task: Task, *, has_hung: bool) -> Iterator[Outcome]:
+        """`has_hung`: the task that it is a piece of did, so that it need not do so twice."""
+        seconds, attempt = PATIENCE_SECONDS + task.items, 1
         done = execute_apart(task.function, task.spec, seconds)
-        attempt = 1
-        while not isinstance(done, str):
-            if done.error is None or not may_retry(done.error) or attempt >= ATTEMPTS:
-                yield _outcome(task, done, attempt)
-                return
+        while _fails_for_now(done) and attempt < ATTEMPTS:
             attempt += 1
             done = execute_apart(task.function, task.spec, seconds)
-        log.warning("%s: its process %s", task.name, "died" if done == "crashed" else f"took over {seconds:,.0f} s")
-        pieces = task.halves(task.spec) if task.halves else []
+        if isinstance(done, str):
+            log.warning("%s: its process %s", task.name, "died" if done == "crashed" else "hung")
+            yield from self._cut(task, done, has_hung=has_hung)
+        else:
+            yield _outcome(task, done, attempt)
+
+    def _cut(self, task: Task, cause: str, *, has_hung: bool) -> Iterator[Outcome]:
+        """Goes on with the pieces of a task that killed or hung its process; one that cannot be cut is settled."""
+        pieces = pieces_of(task, HUNG_CUTS if cause == "timeout" else 1)
         if len(pieces) > 1:
-            for index in range(len(pieces)):
-                yield from self._run_apart(piece_of(task, pieces, index))
+            for piece in pieces:
+                yield from self._run_apart(piece, has_hung=cause == "timeout")
             return
-        done = execute_apart(task.function, task.spec, seconds)  # the first may have died of something else
+        done: Execution | str = cause
+        if not (has_hung and cause == "timeout"):  # the first may have died of something else
+            done = execute_apart(task.function, task.spec, PATIENCE_SECONDS + task.items)
         if isinstance(done, str) and task.quarantine is not None:
             done = execute(task.quarantine, task.spec, done)
         if isinstance(done, str):
@@ -231,12 +270,16 @@ class LocalRunner:
         else:
             yield _outcome(task, done, 2)
 
-    def _run_one(self, task: Task) -> Outcome:
+    def _run_one(self, task: Task) -> Outcome | None:
+        """None where it hangs. What has no image to be set aside is not watched."""
+        call = partial(execute, task.function, task.spec)
         attempt = 0
         while True:
             attempt += 1
-            done = execute(task.function, task.spec)
-            if done.error is None or not may_retry(done.error) or attempt >= ATTEMPTS:
+            done = call() if task.quarantine is None else watched(call, IMAGE_SECONDS, leave_hung)
+            if done is None:
+                return None
+            if not _fails_for_now(done) or attempt >= ATTEMPTS:
                 return _outcome(task, done, attempt)
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.errors import BadCredentials, StorageUnavailable, UsageError
 from pipeline.layout.snapshots import catalog_rows, read_snapshot
+from pipeline.pulse import at_image
 from pipeline.runner import Counters, Task
 from pipeline.stages import extract, join, merge, verify
 from pipeline.stages.extract import ExtractSpec
@@ -96,6 +97,14 @@ def hung(spec: Spec) -> Counters:
     """Every process that has the poison in its range waits for ever."""
     if spec[1] <= POISON < spec[2]:
         wait_for_ever(spec)
+    return commit(spec)
+
+
+def hung_at_image(spec: Spec) -> Counters:
+    """The image that is the poison is looked at for ever."""
+    if spec[1] <= POISON < spec[2]:
+        with at_image():
+            wait_for_ever(spec)
     return commit(spec)
 
 

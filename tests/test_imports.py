@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.schemas",),
     ("pipeline.columns",),
     ("pipeline.errors",),
-    ("pipeline.blas", "pipeline.threads"),
+    ("pipeline.blas", "pipeline.pulse", "pipeline.threads"),
 )
 """Top to bottom: a module imports from its own place and from lines below it, never from beside or above."""
 

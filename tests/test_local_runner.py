@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import crashing
 import pytest
 from audited import assert_equal_tables, run, small_set, write_files
 
+from pipeline import pulse
 from pipeline.cli import main
 from pipeline.errors import UsageError
 from pipeline.plan import preparing
@@ -70,6 +72,60 @@ def test_suspect_task_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.Mo
     assert "died or hung twice" in str(outcome.error)
     assert settled.counters == {"quarantined": 1}
     assert (tmp_path / "timeout-7-8").exists()
+
+
+def test_task_that_hangs_here_is_cut_down_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody has to end the run: it goes on in other processes at once, with the pieces of what hung, and says so.
+
+    The thread that hangs ends without a commit once it goes on after all.
+    """
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    for name in ("IMAGE_SECONDS", "APART_SECONDS"):
+        monkeypatch.setattr(f"pipeline.runner.{name}", 0.0)
+    os.mkfifo(tmp_path / "pipe")
+    folder, here, before = str(tmp_path), str(os.getpid()), {*threading.enumerate()}
+    more = {"halves": crashing.halves, "quarantine": crashing.quarantine}
+    ranges = ((0, 4), (4, 8), (8, 12))
+    tasks = [Task(f"{at}", crashing.hung_at_image, (folder, *at), items=4, **more) for at in ranges]  # type: ignore[arg-type]
+    outcomes = list(LocalRunner().run(tasks))
+    (left,) = {*threading.enumerate()} - before
+    os.close(os.open(tmp_path / "pipe", os.O_WRONLY))
+    left.join()
+
+    assert [path.name for path in tmp_path.glob("timeout-*")] == ["timeout-7-8"]
+    done = {path.name: path.read_text() == here for path in tmp_path.glob("done-*")}
+    assert done == {"done-0-4": True, "done-4-5": False, "done-5-6": False, "done-6-7": False, "done-8-12": False}
+    waits = sorted(path.name.split("-", 1)[1].replace(here, "here") for path in tmp_path.glob("waiting-*"))
+    assert [name.split("-", 1)[1] for name in waits] == ["7-8", "4-8"]
+    assert waits[-1] == "here-4-8"
+    assert [outcome.error for outcome in outcomes] == [None] * 6
+    assert sum(outcome.task.items for outcome in outcomes) == 12
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["(4, 8): over 0 s at one image; going on in other processes", "(4, 8)/3: its process hung"]
+
+
+def test_what_takes_long_between_images_does_not_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read that waits, as on a slow store, is never taken for an image that hangs: its store has its own patience."""
+    monkeypatch.setattr("pipeline.runner.IMAGE_SECONDS", 0.0)
+    monkeypatch.setattr("pipeline.pulse.LOOK_SECONDS", 0.01)
+    looked = threading.Semaphore(0)
+
+    class Looked(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            looked.release()
+            return super().wait(timeout)
+
+    def slow(spec: Any) -> Any:
+        for _ in range(5):
+            looked.acquire()
+        return {"items": 1}
+
+    monkeypatch.setattr(pulse.threading, "Event", Looked)
+    (outcome,) = LocalRunner().run([Task("slow", slow, None, quarantine=crashing.quarantine)])
+
+    assert (outcome.error, outcome.counters, outcome.attempts) == (None, {"items": 1}, 1)
 
 
 @pytest.mark.parametrize("cause", ["away", "memory"])

@@ -15,8 +15,18 @@ from pipeline.kernels.header import ImageError
 from pipeline.schemas import Status
 
 _STDERR = 2
-_swap = threading.Lock()
 T = TypeVar("T")
+
+
+class _Swap:
+    """Who has descriptor 2: `saved` is where that went before, while it is a pipe."""
+
+    def __init__(self) -> None:
+        self.lock, self.saved = threading.Lock(), -1
+
+
+_SWAPS = [_Swap()]
+"""The last one counts; those before it are of decoders that hang."""
 
 
 def overheard(work: Callable[[], T]) -> tuple[T, str]:
@@ -26,7 +36,8 @@ def overheard(work: Callable[[], T]) -> tuple[T, str]:
     data is missing. So descriptor 2 is a pipe for the time of one decode, in one thread at a time. A line of another
     thread in that time counts as the decoder's.
     """
-    with _swap:
+    swap = _SWAPS[-1]
+    with swap.lock:
         try:
             saved = os.dup(_STDERR)
         except OSError:  # a daemon without standard error: nobody to spare
@@ -36,14 +47,23 @@ def overheard(work: Callable[[], T]) -> tuple[T, str]:
         os.set_blocking(writer, False)
         os.dup2(writer, _STDERR)
         os.close(writer)
+        swap.saved = saved
         said = b""
         try:
             result = work()
         finally:
+            swap.saved = -1
             os.dup2(saved, _STDERR)
             os.close(saved)
             said = _drained(reader)
     return result, said.decode(errors="replace").strip() if said else ""
+
+
+def leave_hung() -> None:
+    """Gives standard error back, and other threads leave to decode, where a decoder hangs that is not waited for."""
+    if _SWAPS[-1].saved >= 0:
+        os.dup2(_SWAPS[-1].saved, _STDERR)
+        _SWAPS.append(_Swap())
 
 
 def native_decode(data: bytes, flags: int) -> tuple[NDArray[Any] | None, str]:

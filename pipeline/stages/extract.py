@@ -25,6 +25,7 @@ from pipeline.layout.parts import part_name
 from pipeline.layout.pixels import Cutting
 from pipeline.layout.root import Root
 from pipeline.layout.snapshots import Snapshot, catalog_rows, catalog_rows_of, read_snapshot, removed_ids
+from pipeline.pulse import at_image
 from pipeline.runner import Counters
 from pipeline.schemas import FEATURE_ROWS, TRANSIENT, Status
 from pipeline.stages.reads import Read, failed, read_images
@@ -156,7 +157,8 @@ def _with_given(
 def _measured(params: MeasureParams, read: Read) -> Measured:
     if isinstance(read, Measured):
         return read
-    return measure(read, params) if isinstance(read, bytes) else measure_pixels(read, params)
+    with at_image():
+        return measure(read, params) if isinstance(read, bytes) else measure_pixels(read, params)
 
 
 def _embed(pending: list[Measured], model: Embedder) -> Iterator[tuple[Measured, np.ndarray[Any, Any] | None]]:

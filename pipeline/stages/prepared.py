@@ -21,6 +21,7 @@ from pipeline.layout.features import FeatureSet, extracted_hashes
 from pipeline.layout.images import ImageObject, image_objects_of
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.pixels import Content, Cutting, Fetched, fetch, frames_as_extracted, parts_as_extracted
+from pipeline.pulse import VIDEO, at_image, each_at_image
 from pipeline.sources.folder import escape_bytes
 from pipeline.storage import is_remote
 from pipeline.storage.ahead import BYTES_AHEAD, READS_IN_FLIGHT
@@ -104,7 +105,7 @@ class PreparedImages:
     def _take(self, wanted: list[int], parts: Iterable[Content | ImageError | ObjectChanged]) -> None:
         done = 0
         try:
-            for found in parts:
+            for found in each_at_image(parts, VIDEO):
                 if isinstance(found, ObjectChanged):
                     self._lost[wanted[done]] = _unread(found)
                 elif not isinstance(found, ImageError):
@@ -123,7 +124,8 @@ class PreparedImages:
 
     def _made(self, content: Content) -> PreparedImage | None:
         try:
-            return prepare(self._luminance(content), self._params)
+            with at_image():
+                return prepare(self._luminance(content), self._params)
         except ImageError:
             return None
 

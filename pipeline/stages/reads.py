@@ -17,6 +17,7 @@ from pipeline.layout.images import ImageObject, problem_error
 from pipeline.layout.members import begin_span, member_content, read_span
 from pipeline.layout.pixels import Content, Cutting, cut_out, decoded, read_frames
 from pipeline.layout.root import Root
+from pipeline.pulse import VIDEO, at_image, each_at_image
 from pipeline.runner import FATAL
 from pipeline.schemas import Status
 from pipeline.sources.folder import escape_bytes
@@ -185,7 +186,7 @@ def _wholes(root: Root, span: _Span, data: bytes | None, cutting: Cutting) -> It
 def _frames(root: Root, frames: list[ImageObject], cutting: Cutting) -> Iterator[Read]:
     given = 0
     try:
-        for frame in read_frames(root, frames, cutting):
+        for frame in each_at_image(read_frames(root, frames, cutting), VIDEO):
             yield failed(frame.status, str(frame)) if isinstance(frame, ImageError) else frame
             given += 1
     except FATAL:
@@ -226,7 +227,8 @@ def _boxes(whole: Content, images: Iterable[ImageObject], cutting: Cutting) -> I
 
 def _decoded(whole: Content, cutting: Cutting) -> Decoded | Measured:
     try:
-        return decoded(whole, cutting)
+        with at_image():
+            return decoded(whole, cutting)
     except ImageError as error:
         return failed(error.status, str(error))
 

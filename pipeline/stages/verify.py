@@ -29,6 +29,7 @@ from pipeline.layout.pairs import read_pairs
 from pipeline.layout.parts import part_name
 from pipeline.layout.pixels import Cutting, load
 from pipeline.layout.tables import parquet_bytes, read_rows
+from pipeline.pulse import at_image
 from pipeline.runner import Counters
 from pipeline.schemas import EDGES as EDGES_TABLE
 from pipeline.schemas import Kind, Status
@@ -202,7 +203,8 @@ def _evidence(row: dict[str, Any], prepared: PreparedImages, params: VerifyParam
     a, b = prepared.get(row["image_id"]), prepared.get(row["match_id"])
     if a is None or b is None:
         return _unseen(kind_without_pixels(row["similarity"], row["signature_similarity"], params))
-    found: Evidence = compare(a, b, params)
+    with at_image():
+        found: Evidence = compare(a, b, params)
     return {
         "kind": found.kind.value,
         "correlation": float(found.correlation),
