@@ -7,6 +7,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -170,17 +171,20 @@ def status(root: str, storage: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _stage_status(store: Store, record: dict[str, Any]) -> dict[str, Any]:
-    fresh = record["items"] - record["items_done_before"]
-    seconds = record["seconds"]
-    committed = {info.key for info in store.list(f"{record['folder']}/")} if record["waiting"] else set()
+    names = record["waiting"] or record["failed"]  # of which earlier versions kept no more
+    waiting = dict(zip(names, record.get("waiting_items") or repeat(0), strict=False))
+    committed = {info.key for info in store.list(f"{record['folder']}/")} if waiting else set()
+    left = [items for name, items in waiting.items() if name not in committed]
+    items = record["items"] - sum(left)
+    fresh, seconds = items - record["items_done_before"], record["seconds"]
     return {
         "stage": record["stage"],
         "state": record["state"],
         "parts": record["parts"],
         "parts_done_before": record["parts_done_before"],
-        "missing": len(record["failed"]) + sum(name not in committed for name in record["waiting"]),
+        "missing": len(left),
         "failed": record["failed"],
-        "items": record["items"],
+        "items": items,
         "items_in_all": record["items"],
         "failed_images": record.get("failed_images") or 0,
         "seconds": round(seconds, 2),

@@ -42,6 +42,7 @@ class StageRecord:
     """What a stage did in this session; seconds and CPU seconds of this session alone.
 
     `session`: when that began, which tells the stages of the latest run from those that others left in the root.
+    `waiting`: parts that were not done when it was written, and `waiting_items` what each of them still holds.
     """
 
     stage: str
@@ -59,6 +60,7 @@ class StageRecord:
     peak_task_bytes: int = 0
     attempts: int = 0
     waiting: list[str] = field(default_factory=list)
+    waiting_items: list[int] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     failed_images: int = 0
     counters: dict[str, float] = field(default_factory=dict)
@@ -100,11 +102,13 @@ class Session:
         counters: defaultdict[str, float] = defaultdict(float)
         failures: list[Outcome] = []
         fatal: Outcome | None = None
+        left = {task.name: task.items for task in work.tasks}
         silent = 0  # parts in a row for which a store had no answer
         for outcome in self._outcomes(work, record):
             self._account(record, outcome)
             silent = silent + 1 if isinstance(outcome.error, StorageUnavailable) else 0
             if outcome.error is None:
+                take_off(left, outcome.task)
                 for name, value in outcome.counters.items():
                     counters[name] += value
                 self.reporter.advance(outcome.task.items)
@@ -115,6 +119,7 @@ class Session:
             if fatal or silent == STORE_GONE:
                 break
         record.counters = dict(counters)
+        record.waiting, record.waiting_items = ([*left], [*left.values()]) if failures else ([], [])
         self._end(record, failures, time.perf_counter() - started)
         if fatal is not None and fatal.error is not None:
             raise fatal.error
@@ -171,6 +176,7 @@ class Session:
             items=work.items,
             parts=work.parts,
             waiting=[task.name for task in work.tasks],
+            waiting_items=[task.items for task in work.tasks],
             parts_done_before=work.parts - len(work.tasks),
             items_done_before=work.items - sum(task.items for task in work.tasks),
         )
@@ -188,7 +194,6 @@ class Session:
     def _end(self, record: StageRecord, failures: Sequence[Outcome], seconds: float) -> None:
         record.seconds = seconds
         record.failed = [outcome.task.name for outcome in failures]
-        record.waiting = []
         record.state = FAILED if failures else DONE if record.attempts or not record.parts else DONE_BEFORE
         record.failed_images = int(record.counters.get("transient", 0))
         if record.attempts:
@@ -225,6 +230,17 @@ class Session:
 
 
 TOOK = ("items_done_before", "seconds", "cpu_seconds", "peak_task_bytes", "counters")
+
+
+def take_off(left: dict[str, int], task: Task) -> None:
+    """Takes what a task has done off the items that are left per part; one that was cut goes with its last piece."""
+    name = task.name
+    while name and name not in left:  # a piece is named below what it was cut from
+        name = name.rpartition("/")[0]
+    if name:
+        left[name] -= task.items
+        if left[name] <= 0:
+            del left[name]
 
 
 def status_key(stage: str) -> str:
