@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import resource
 import subprocess
 import sys
@@ -149,7 +150,13 @@ _LATEST: list[Callable[..., Counters]] = []
 
 
 def peak_resident_bytes() -> int:
-    """Largest resident size of this process since its latest task began, in bytes; elsewhere than on Linux ever."""
+    """Largest resident size of this process since its latest task began, in bytes; elsewhere than on Linux ever.
+
+    There it is not `ru_maxrss`, which a process has from the one that started it: man 2 getrusage, man 5 proc.
+    """
+    with suppress(OSError):
+        if found := re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)
 

@@ -50,6 +50,12 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def hold(spec: Spec) -> Counters:
+    """Holds as many megabytes as the range begins at."""
+    held = b"1" * (spec[1] * 1_000_000)
+    return {"held": len(held)}
+
+
 def waits_at_two(spec: Spec) -> Counters:
     """Item 2 waits for ever."""
     _, lo, hi = spec

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,19 @@ from pipeline.cli import main
 from pipeline.errors import UsageError
 from pipeline.plan import preparing
 from pipeline.runner import LocalRunner, Task
+
+
+def test_peak_memory_is_that_of_the_task(tmp_path: Path) -> None:
+    """Not of the process that started its own, whose peak a child's `ru_maxrss` begins with; not of the task before."""
+    held = bytes(b"1" * 400_000_000)
+    asks = "from pipeline.runner import peak_resident_bytes; print(peak_resident_bytes())"
+    apart = int(subprocess.run([sys.executable, "-c", asks], check=True, capture_output=True).stdout)
+    assert 10_000_000 < apart < len(held)
+    del held
+
+    specs = [(str(tmp_path), 600, 601), (str(tmp_path), 1, 2)]
+    large, small = LocalRunner().run(iter([Task(f"hold-{spec[1]}", crashing.hold, spec) for spec in specs]))
+    assert large.peak_bytes > small.peak_bytes + 400_000_000
 
 
 def test_bug_in_a_part_is_shown_as_one(
