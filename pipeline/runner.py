@@ -155,7 +155,7 @@ def peak_resident_bytes() -> int:
     There it is not `ru_maxrss`, which a process has from the one that started it: man 2 getrusage, man 5 proc.
     """
     with suppress(OSError):
-        if found := re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE):
+        if found := re.search(rb"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_bytes(), re.MULTILINE):
             return int(found[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)

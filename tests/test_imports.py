@@ -63,6 +63,7 @@ MAY_TOUCH_BYTES = {
     ): "the demo's own folder where none is named: always a new one",
     ("pipeline.demo", "read_bytes"): "the photographs inside the package, through importlib.resources",
     ("pipeline.runner", "write_bytes"): "asks the kernel to count the peak of memory anew",
+    ("pipeline.runner", "read_bytes"): "and for that peak",
     ("pipeline.models", "read_bytes"): "the default model and its moments inside the package, likewise",
 }
 """(place, call) that may stand outside storage, and why."""
