@@ -197,7 +197,8 @@ def best_by_loop(rows, links):
                 options = [(PARENT, -1.0, j) for _ in options]
             options += [(EDITED + 0.5, 0.0, j)] if group == group_j and not siblings else []
             linked = [(kind, -s, j) for a, b, kind, s in links if {a, b} == {rep, rep_j} and rep != rep_j]
-            options += [option for option in linked if not siblings or option[0] == PARENT]
+            options += [(PARENT, *rest) for _, *rest in linked if siblings]
+            options += [option for option in linked if not siblings and option[0] != PARENT]
             kinds[i, split_j] = min([*kinds.get((i, split_j), []), *options], default=None)
             kinds[i, split_j] = [kinds[i, split_j]] if kinds[i, split_j] else []
     return {key: value[0] for key, value in kinds.items() if value}

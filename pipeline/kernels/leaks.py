@@ -96,10 +96,10 @@ def expand_matches(members: Members, edges: Edges, asked: Array) -> Leaks:
 
     asked int64: image ids among the members, in any order. A match is, strongest first, an image with the same bytes,
     one with the same pixels, one reached by an edge between the representatives, one of the same group; among equals
-    the smallest id. Siblings are a match only where their pixels are equal or by an edge SAME_PARENT, and then of that
-    kind. `members` holds every image of the groups of the asked images and of their edges' other ends.
-    Work and memory grow with (images + edges) x splits, never with the pairs inside a group. Raises UsageError for an
-    asked image, or an end of an edge, that is not among the members.
+    the smallest id. Siblings are a match only where their pixels are equal or by an edge of any kind, and then a
+    SAME_PARENT one; an edge of that kind says nothing of other images. `members` holds every image of the groups of the
+    asked images and of their edges' other ends. Work and memory grow with (images + edges) x splits, never with the
+    pairs inside a group. Raises UsageError for an asked image, or an end of an edge, that is not among the members.
     """
     rows = _rows_of(np.unique(asked), members)
     rows = rows[members.split[rows] >= 0]
@@ -108,7 +108,7 @@ def expand_matches(members: Members, edges: Edges, asked: Array) -> Leaks:
         _sharing(members, key, rows, kind)
         for key, kind in zip(keys, (_SAME_BYTES, _SAME_PIXELS, TRANSITIVE), strict=True)
     ]
-    best = _best([*exact, _linked(members, rows, edges)], members)
+    best = _best([*exact, _linked(members, rows, edges), _linked_within(members, rows, edges)], members)
     return _judged(members, best)
 
 
@@ -181,41 +181,61 @@ def _sharing(members: Members, key: Array, rows: Array, kind: int) -> _Candidate
 
 
 def _linked(members: Members, rows: Array, edges: Edges) -> _Candidates:
-    """Matches of member rows whose representative has an edge to the match's.
+    """Matches of member rows whose representative has an edge to the match's, siblings excepted.
 
     Decided once per representative and split, so that a million copies of one image do not each carry its edges.
     """
-    ends = np.concatenate([edges.image_id, edges.match_id]).astype(np.int64)
-    others = np.concatenate([edges.match_id, edges.image_id]).astype(np.int64)
+    ends, others, number = _halves(edges)
     _rows_of(np.unique(ends), members)
-    number = np.tile(np.arange(len(edges.image_id)), 2)
+    is_across = edges.kind[number] != _SAME_PARENT
+    ends, others, number = ends[is_across], others[is_across], number[is_across]
     half, match = _matching(others, _first_per_split(members.representative, members))
     edge, owner = number[half], ends[half]
     link = _Candidates(owner, match, edges.kind[edge], edges.similarity[edge], edge)
     link = _take(link, _first_links(link, members))
     position, at = _matching(members.representative[rows], _Lookup(link.row, np.arange(len(link.row))))
     found = replace(_take(link, at), row=rows[position])
-    siblings = are_siblings(members.parent[found.row], members.parent[found.match_row])
-    return _take(found, np.flatnonzero(~siblings | (found.kind == _SAME_PARENT)))
+    return _take(found, np.flatnonzero(~are_siblings(members.parent[found.row], members.parent[found.match_row])))
+
+
+def _linked_within(members: Members, rows: Array, edges: Edges) -> _Candidates:
+    """Siblings of member rows, where their representatives have an edge."""
+    rows = rows[members.parent[rows] >= 0]
+    of_parent = np.flatnonzero(members.parent >= 0) if len(rows) else rows
+    heads, head = np.unique(members.representative[of_parent], return_inverse=True)
+    parents, parent = np.unique(members.parent[of_parent], return_inverse=True)
+    key = np.full(len(members.image_id), -1, np.int64)
+    key[of_parent] = head * len(parents) + parent
+    ends, others, number = _halves(edges)
+    is_known = np.isin(ends, heads) & np.isin(others, heads)
+    order = np.flatnonzero(is_known)[np.argsort(ends[is_known], kind="stable")]
+    position, half = _matching(members.representative[rows], _Lookup(ends[order], order))
+    wanted = np.searchsorted(heads, others[half]) * len(parents) + key[rows[position]] % max(len(parents), 1)
+    siblings = _first_per_split(key, members) if len(wanted) else _Lookup(wanted, wanted)
+    at, match = _matching(wanted, siblings)
+    edge = number[half[at]]
+    kinds = np.full(len(edge), _SAME_PARENT, np.int8)
+    return _Candidates(rows[position[at]], match, kinds, edges.similarity[edge], edge)
+
+
+def _halves(edges: Edges) -> tuple[Array, Array, Array]:
+    """Each edge from either end: that end, the other one, and which edge it is."""
+    ends = np.concatenate([edges.image_id, edges.match_id]).astype(np.int64)
+    others = np.concatenate([edges.match_id, edges.image_id]).astype(np.int64)
+    return ends, others, np.tile(np.arange(len(edges.image_id)), 2)
 
 
 def _first_links(link: _Candidates, members: Members) -> Array:
-    """The best candidates' positions for every (row, split), by row: of siblings, of others, and of those the best one
-    that is no sibling of that.
-    """
+    """Positions of the best candidate for every (row, split) and of the best that is no sibling of that, by row."""
     split = members.split[link.match_row]
-    is_within = link.kind == _SAME_PARENT
-    kept = [
-        some[_first_by_rank(_take(link, some), split[some])] for some in map(np.flatnonzero, (is_within, ~is_within))
-    ]
-    others = np.flatnonzero(~is_within)
+    best = _first_by_rank(link, split)
     splits = int(members.split.max(initial=0)) + 1
-    code, best = link.row * splits + split, kept[1]  # ascending over the best ones
-    place = np.searchsorted(code[best], code[others])
+    code = link.row * splits + split  # ascending over the best ones
+    place = np.searchsorted(code[best], code)
     parent = members.parent[link.match_row]
-    away = others[(parent[best] >= 0)[place] & (parent[others] != parent[best][place])] if len(others) else others
-    kept.append(away[_first_by_rank(_take(link, away), split[away])])
-    every = np.concatenate(kept)
+    first = parent[best][place]
+    away = np.flatnonzero((first >= 0) & (parent != first))
+    every = np.concatenate([best, away[_first_by_rank(_take(link, away), split[away])]])
     return np.asarray(every[np.argsort(link.row[every], kind="stable")])
 
 

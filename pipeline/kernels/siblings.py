@@ -24,7 +24,7 @@ SIBLING_SPLIT = MAX_SPLITS
 """Siblings found in split s are hits of split s + 64."""
 MASKED = -2.0
 """In the place of a similarity that is not to be seen: no cosine is under -1."""
-_SALT = 5
+_SALT, _FILE_SALT, _PARENT_SALT = 5, 6, 7
 
 
 def sibling_places(queries: Int64, rows: Int64) -> Int64:
@@ -59,3 +59,22 @@ def sibling_sample(ids: Int64, parents: Int64, large: tuple[Int64, Int64], most:
     share = np.where(known[at] == parents, most / size[at], 1.0)
     bound = np.minimum(share * 2.0**64, 2.0**64 - 2048).astype(np.uint64)
     return np.asarray((mix(ids, _SALT) < bound) | (share >= 1), bool)
+
+
+def place_digests(ids: Int64, parents: Int64) -> NDArray[np.uint64]:
+    """Return 64 bits that tell where each image lies, uint64 (n,): equal for the children of a parent, a file's own."""
+    return np.where(parents < 0, mix(ids, _FILE_SALT), mix(parents, _PARENT_SALT))
+
+
+def set_digests(owner: Int64, places: NDArray[np.uint64]) -> tuple[Int64, NDArray[np.uint64]]:
+    """Return the distinct owners, ascending, and a digest of the set of places of each: a sum, which has no order.
+
+    owner int64 and places uint64 (n,), in any order, repeats allowed.
+    """
+    order = np.lexsort((places, owner))
+    owner, places = owner[order], places[order]
+    is_new = np.ones(len(owner), bool)
+    is_new[1:] = (owner[1:] != owner[:-1]) | (places[1:] != places[:-1])
+    owner, places = owner[is_new], places[is_new]
+    first = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]][: len(owner)])
+    return owner[first], np.add.reduceat(places, first) if len(first) else places

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline.kernels.siblings import place_digests, set_digests
 from pipeline.kernels.sorted_ids import distinct, ranges_of
 from pipeline.layout.features import FeatureSet, pinned_from_json, read_features_of, read_vectors
 from pipeline.layout.lookups import FORM, open_lookup
@@ -119,6 +120,37 @@ class ExactGroups:
             hit = self.image_id[at] == ids
             found[hit] = self.representative_id[at[hit]]
         return found
+
+    @cached_property
+    def _places(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        return set_digests(self.representative_id, place_digests(self.image_id, self.parent_id))
+
+    def places_of(self, ids: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """A digest of the files and parents that each representative and its copies lie in, uint64 (n,)."""
+        found = place_digests(ids, parents)
+        heads, places = self._places
+        at = np.minimum(np.searchsorted(heads, ids), max(len(heads) - 1, 0))
+        hit = heads[at] == ids if len(heads) else np.zeros(len(ids), bool)
+        found[hit] = places[at[hit]]
+        return found
+
+    def first_copies(
+        self, ids: NDArray[np.int64], parents: NDArray[np.int64], within: NDArray[np.bool_]
+    ) -> NDArray[np.int64]:
+        """Of each representative and its copies the smallest id within a parent, or of anything else; -1 for none.
+
+        A representative without a copy has none. (n,) each, any order, repeats cost nothing.
+        """
+        asked, place = np.unique(np.stack([ids, parents, within.astype(np.int64)]), axis=1, return_inverse=True)
+        order, heads = self.by_representative
+        start, stop = np.searchsorted(heads, asked[0], "left"), np.searchsorted(heads, asked[0], "right")
+        rows = order[ranges_of(start, stop)]
+        owner = np.repeat(np.arange(asked.shape[1]), stop - start)
+        fits = (self.parent_id[rows] == asked[1, owner]) == asked[2, owner].astype(bool)
+        owners, first = np.unique(owner[fits], return_index=True)
+        found = np.full(asked.shape[1], -1, np.int64)
+        found[owners] = self.image_id[rows[fits][first]]
+        return np.asarray(found[place.ravel()])
 
     @cached_property
     def by_representative(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

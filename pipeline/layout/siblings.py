@@ -42,6 +42,24 @@ def are_apart(inputs: Inputs, groups: str) -> bool:
     return False
 
 
+def are_together(inputs: Inputs, one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which pairs of representatives lie in the same parents with all of their copies, bool (n,).
+
+    Such a pair says nothing of two files that the copies do not say already. Of one parent, but not together, are two
+    frames of which one is in another video as well: that video has a frame that resembles the other one.
+    """
+    if not read_summary(inputs.root.open(), inputs.exact).parents or not len(one):
+        return np.zeros(len(one), bool)
+    parents, exact = [inputs.parents_for(ids) for ids in (one, other)], inputs.exact_groups()
+    places = [exact.places_of(ids, of) for ids, of in zip((one, other), parents, strict=True)]
+    return np.asarray((places[0] == places[1]) & (parents[0] >= 0), bool)
+
+
+def together_key(has_parents: bool) -> dict[str, int]:
+    """What names the results of `are_together`; nothing where there are no parents."""
+    return {"together": 1} if has_parents else {}
+
+
 def of_few_siblings(inputs: Inputs, ids: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which images stay in a database that is searched by lists: bool (n,); of a parent about 1,024 at most.
 

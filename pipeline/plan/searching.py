@@ -16,7 +16,7 @@ from pipeline.layout.neighbours import CANDIDATES, CLUSTERS, FURTHEST, NEIGHBOUR
 from pipeline.layout.pairs import count_pairs, index_pairs, pairs_key
 from pipeline.layout.parts import part_name
 from pipeline.layout.root import WORK
-from pipeline.layout.siblings import are_apart
+from pipeline.layout.siblings import are_apart, together_key
 from pipeline.layout.snapshots import Snapshot, live_between
 from pipeline.layout.spaces import read_space
 from pipeline.plan.certifying import certify
@@ -143,7 +143,7 @@ def _limited(session: Session, snapshot: Snapshot, inputs: Inputs, found: str) -
     if count <= most:
         return found
     has_siblings = bool(summary_of(session, inputs).parents)
-    key = {"pairs": found, "most": most, **siblings_key(has_siblings)}
+    key = {"pairs": found, "most": most, **together_key(has_siblings)}
     folder = f"pairs/{fingerprint('limit pairs', limit_pairs.VERSION, **key)}"
     ranges = tuple(query_ranges(snapshot.total))
     siblings = inputs if has_siblings else None

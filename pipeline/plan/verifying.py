@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.layout.edges import AGAIN, each_in_order, edges_folder, unsettled_cause
+from pipeline.layout.exact import read_summary
 from pipeline.layout.features import next_number
 from pipeline.layout.fingerprint import fingerprint
 from pipeline.layout.inputs import Inputs
@@ -13,6 +14,7 @@ from pipeline.layout.neighbours import EDGES, KNOWN
 from pipeline.layout.pairs import count_pairs
 from pipeline.layout.parts import Slice, cover, cut, list_parts, missing, part_name
 from pipeline.layout.root import decoders
+from pipeline.layout.siblings import together_key
 from pipeline.plan.joining import run_ranges
 from pipeline.plan.session import Session, StageWork
 from pipeline.runner import Task
@@ -41,7 +43,8 @@ def verify_pairs(session: Session, inputs: Inputs, found_pairs: str) -> str:
     boxes = session.config.boxes
     how = fingerprint("verify", verify.VERSION, params=params, max_pixels=max_pixels, boxes=boxes, decoders=decoders())
     count = count_pairs(session.store, found_pairs)
-    of = {"pairs": found_pairs, "rows": pairs_per_task(count)}
+    has_parents = bool(read_summary(session.store, inputs.exact).parents)
+    of = {"pairs": found_pairs, "rows": pairs_per_task(count), **together_key(has_parents)}
     folder = edges_folder(how, inputs.features, fingerprint("edges", verify.VERSION, **of))
     have = list_parts(session.store, folder, EDGES)
     ranges = [bounds for gap in missing(have, 0, count) for bounds in cut(*gap, pairs_per_task(count))]

@@ -28,6 +28,7 @@ from pipeline.layout.root import Root
 from pipeline.layout.tables import parquet_bytes
 from pipeline.runner import Counters
 from pipeline.schemas import EDGES as EDGES_TABLE
+from pipeline.schemas import Kind
 from pipeline.storage import Store
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ def _verdicts(store: Store, folder: str, ours: str) -> Iterator[pa.Table]:
             log.warning("%s Until then its pairs are compared again.", error)
             return HELD.empty_table()
         counted = edges["is_verified"] if same is None else pc.and_(edges["is_verified"], _of_same(edges, same))
+        counted = pc.and_(counted, pc.not_equal(edges["kind"], Kind.SAME_PARENT.value))  # of copies that come and go
         return edges.filter(counted).select(HELD.names).cast(HELD)
 
     return each_in_order(store, edge_slices(store, folder), read)

@@ -1,6 +1,6 @@
 """Limiting the pairs: where more are candidates than may be compared, the most similar ones are.
 
-Siblings are not compared, so they take no place of another pair; all of them are kept.
+Siblings that are together are not compared, so they take no place of another pair; all of them are kept.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.kernels.siblings import are_siblings
 from pipeline.layout.edges import each_in_order
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.pairs import pairs_key
 from pipeline.layout.root import Root
+from pipeline.layout.siblings import are_together
 from pipeline.layout.tables import json_bytes, read_json, read_table, write_table
 from pipeline.runner import Counters
 from pipeline.storage import Store
@@ -32,7 +32,7 @@ BINS = 1 << 20
 class LimitSpec:
     """Collected pairs of some ranges, of which at most `most` are kept, in a folder; `number`: the range of a task.
 
-    siblings: the inputs that tell which pairs are of one parent; None where there are none.
+    siblings: the inputs that tell which pairs are together; None where there are no parents.
     """
 
     root: Root
@@ -78,11 +78,10 @@ def keep_similar(spec: LimitSpec) -> Counters:
 
 
 def _siblings(spec: LimitSpec, pairs: pa.Table) -> NDArray[np.bool_]:
-    """Which pairs are of one parent."""
-    if spec.siblings is None or not pairs.num_rows:
+    """Which pairs are not compared."""
+    if spec.siblings is None:
         return np.zeros(pairs.num_rows, bool)
-    one, other = (spec.siblings.parents_for(pairs[name].to_numpy()) for name in COLUMNS[:2])
-    return are_siblings(one, other)
+    return are_together(spec.siblings, *(pairs[name].to_numpy() for name in COLUMNS[:2]))
 
 
 def has_limit(store: Store, folder: str) -> bool:

@@ -22,12 +22,13 @@ from pipeline.kernels.header import ImageError
 from pipeline.kernels.verify import Evidence, compare, is_near_without_pixels, kind_without_pixels, may_skip
 from pipeline.kernels.verify_params import VerifyParams
 from pipeline.layout.edges import AGAIN, commit_edges
-from pipeline.layout.images import NO_PARENT, PARENT_COLUMNS, ImageObject, image_objects_of, parents_of
+from pipeline.layout.images import ImageObject, image_objects_of
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import EDGES
 from pipeline.layout.pairs import read_pairs
 from pipeline.layout.parts import part_name
 from pipeline.layout.pixels import Cutting, load
+from pipeline.layout.siblings import are_together
 from pipeline.layout.tables import parquet_bytes, read_rows
 from pipeline.pulse import at_image
 from pipeline.runner import Counters
@@ -77,7 +78,7 @@ def verify(spec: VerifySpec) -> Counters:
     if not spec.params.pixels:
         return _by_similarity(store, spec, pairs)
     rows = pairs.to_pylist()
-    siblings = siblings_of(spec.inputs, pairs)
+    siblings = _siblings(spec.inputs, pairs)
     known = [_SIBLINGS if same else found for same, found in zip(siblings, _known(store, spec, rows), strict=True)]
     looked_at = [row for row, found in zip(rows, known, strict=True) if not (found or _skips(row, spec.params))]
     ids = (row[name] for row in looked_at for name in ENDS)
@@ -151,7 +152,7 @@ def unsettled(edges: pa.Table, params: VerifyParams) -> pa.ChunkedArray:
 def _by_similarity(store: Store, spec: VerifySpec, pairs: pa.Table) -> Counters:
     """Commits what similarity says of pairs of which no pixels are ever compared."""
     near = is_near_without_pixels(pairs["similarity"].to_numpy(), pairs["signature_similarity"].to_numpy(), spec.params)
-    siblings = siblings_of(spec.inputs, pairs)
+    siblings = _siblings(spec.inputs, pairs)
     near &= ~siblings
     kinds = pa.array([Kind.LOOK_ALIKE.value, Kind.NEAR_IDENTICAL.value]).take(pa.array(near.astype(np.int8)))
     kinds = pc.if_else(pa.array(siblings), pa.scalar(Kind.SAME_PARENT.value), kinds)
@@ -164,10 +165,9 @@ def _by_similarity(store: Store, spec: VerifySpec, pairs: pa.Table) -> Counters:
     return counts | Counter(kinds.to_pylist())
 
 
-def siblings_of(inputs: Inputs, pairs: pa.Table) -> NDArray[np.bool_]:
+def _siblings(inputs: Inputs, pairs: pa.Table) -> NDArray[np.bool_]:
     """Which pairs are two frames or boxes of one file: no pixels decide what they are, bool (n,)."""
-    one, other = (parents_of(inputs.catalog_rows_of(pairs[end].to_numpy(), PARENT_COLUMNS)) for end in ENDS)
-    return np.asarray((one == other) & (one != NO_PARENT), bool)
+    return are_together(inputs, *(pairs[end].to_numpy() for end in ENDS))
 
 
 def _pairs(store: Store, spec: VerifySpec) -> pa.Table:

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.kernels.leaks import Edges, Members, expand_matches
+from pipeline.kernels.siblings import are_siblings
 from pipeline.schemas import GROUPING_KINDS, KIND_ORDER, Kind
 from pipeline.stages.findings.context import Range, as_table, subject_columns
 
@@ -72,9 +73,30 @@ def _exact_evidence(count: int) -> dict[str, Any]:
 
 def _edge_pairs(found: Range) -> dict[str, pa.Array]:
     edges, spec = found.edges, found.spec
-    ids = edges["image_id"].to_numpy()
-    kept = edges.filter(pa.array((ids >= spec.lo) & (ids < spec.hi)))
-    return {name: kept[name].combine_chunks() for name in kept.column_names}
+    ids, match = named_ends(found, edges)
+    kept = pa.array((ids >= spec.lo) & (ids < spec.hi))
+    columns = {name: edges[name].combine_chunks() for name in edges.column_names}
+    columns |= {"image_id": pa.array(ids), "match_id": pa.array(match)}
+    return {name: column.filter(kept) for name, column in columns.items()}
+
+
+def named_ends(found: Range, edges: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The images that each edge is said of, the smaller id first: the representatives, but for one of siblings that
+    are not together a copy in another file, and for siblings that are, two of one file.
+    """
+    ids, match = edges["image_id"].to_numpy().copy(), edges["match_id"].to_numpy().copy()
+    if not found.graph.has_siblings:
+        return ids, match
+    exact = found.graph.exact
+    parent, match_parent = found.parents_of(ids), found.parents_of(match)
+    within = pc.equal(edges["kind"], Kind.SAME_PARENT.value).to_numpy(zero_copy_only=False)
+    at = np.flatnonzero(are_siblings(parent, match_parent) != within)
+    copy = exact.first_copies(match[at], parent[at], within[at])
+    match[at] = np.where(copy >= 0, copy, match[at])
+    at = at[copy < 0]
+    copy = exact.first_copies(ids[at], match_parent[at], within[at])
+    ids[at] = np.where(copy >= 0, copy, ids[at])
+    return np.minimum(ids, match), np.maximum(ids, match)
 
 
 def _concatenated(parts: list[dict[str, pa.Array]]) -> dict[str, pa.Array]:

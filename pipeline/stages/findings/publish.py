@@ -31,7 +31,7 @@ from pipeline.stages.findings.videos import COUNTS as VIDEO_COUNTS
 from pipeline.stages.findings.videos import FRAMES, frames_table
 from pipeline.storage import Store
 
-VERSION = 4  # 4: siblings are no leak and no label conflict of each other
+VERSION = 5  # 5: an edge of siblings of which one has a copy elsewhere names that copy
 PART = "part"
 MARKER = "images"
 """The table that is written last: its part marks the range as done."""
