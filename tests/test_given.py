@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,8 +86,6 @@ def test_a_refused_call_leaves_nothing(config: dict[str, object], tmp_path: Path
     photo = write_files(tmp_path / "in", {"a.jpg": noise_jpeg(1)}) / "a.jpg"
     table = {"filename": [str(photo)], "label": ["x"]}
     for source in (tmp_path / "in", [photo]):
-        if isinstance(source, list) and "bounding_box" in config:
-            continue  # whether a list has boxes is known when it is listed
         with pytest.raises(pipeline.errors.AuditError):
             pipeline.run(source, root=tmp_path / "root", where=LOCAL, annotations=table, **config)
         assert not (tmp_path / "root").exists()
@@ -140,6 +139,21 @@ def test_a_coco_dict_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     }
     alone = run(coco(["in/x/0.jpg"]), root="alone")
     assert told(alone, tmp_path / "in") == {"x/0.jpg": (0, "ok", None, None)}
+
+
+@pytest.mark.parametrize("place", ["alone", "second", "test"])
+def test_the_boxes_of_a_dict_are_boxes_of_annotations(place: str, tmp_path: Path) -> None:
+    """On a new root, on one that has another dict in its place, and on one that has had this one before."""
+    write_files(tmp_path, {"in/0.jpg": noise_jpeg(0), "in/1.jpg": noise_jpeg(1), "more/2.jpg": noise_jpeg(2)})
+    beside = {} if place == "alone" else {"more/2.jpg": (0, "ok", None, "train" if place == "test" else None)}
+    first, split = len(beside), "test" if place == "test" else None
+    for side, image_id in ((40, first), (41, first + 1), (40, first)):
+        boxed: Any = coco([str(tmp_path / "in/0.jpg")], {"image_id": 1, "bbox": [0, 0, side, side]})
+        sources = [tmp_path / "more"] * (place != "alone") + [boxed] * (place != "test")
+        test = boxed if place == "test" else ()
+        audit = run(*sources, root=tmp_path / "audit", test=test, bounding_box="xywh_bbox")
+        box = {f"in/0.jpg#xywh=0,0,{side},{side}": (image_id, "ok", "cat", split)}
+        assert told(audit, tmp_path) == {**beside, **box}
 
 
 @pytest.mark.parametrize(

@@ -70,10 +70,15 @@ def source_name(root_uri: str, uri: str) -> str:
     """What tells a source of a root from the others: its uri, and one name for all lists that Python callers give, or
     for all COCO dicts of one number.
     """
-    given = f"{root_uri}/{_GIVEN_LIST}"
     if uri.startswith(f"{root_uri}/{_GIVEN_COCO}"):
         return uri.rpartition("-")[0]
-    return given if uri.startswith((f"{given}-", f"{given}.")) else uri
+    return f"{root_uri}/{_GIVEN_LIST}" if is_given_list(root_uri, uri) else uri
+
+
+def is_given_list(root_uri: str, uri: str) -> bool:
+    """Whether a source is the list of the files that a Python caller gives: whole images and archives."""
+    given = f"{root_uri}/{_GIVEN_LIST}"
+    return uri.startswith((f"{given}-", f"{given}."))
 
 
 def list_key(parent: Parent) -> str:
