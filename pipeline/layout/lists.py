@@ -81,6 +81,16 @@ def is_given_list(root_uri: str, uri: str) -> bool:
     return uri.startswith((f"{given}-", f"{given}."))
 
 
+def shown_source(root_uri: str, uri: str) -> str:
+    """What messages call a source: its uri, or what a Python caller gave, whose key nobody knows."""
+    if is_given_list(root_uri, uri):
+        return "the files that pipeline.run([...]) listed"
+    given = f"{root_uri}/{_GIVEN_COCO}"
+    if uri.startswith(given):
+        return f"the COCO dict (number {uri.removeprefix(given).partition('-')[0]}) that pipeline.run was given"
+    return uri
+
+
 def list_key(parent: Parent) -> str:
     """Key of what is prepared of a list, by all that tells it from another list or another state of it."""
     return f"{FOLDER}/{parent.stem.rpartition('/')[2]}-{VERSION}{ENDING}"
