@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,8 +86,6 @@ def test_a_refused_call_leaves_nothing(config: dict[str, object], tmp_path: Path
     photo = write_files(tmp_path / "in", {"a.jpg": noise_jpeg(1)}) / "a.jpg"
     table = {"filename": [str(photo)], "label": ["x"]}
     for source in (tmp_path / "in", [photo]):
-        if isinstance(source, list) and "bounding_box" in config:
-            continue  # whether a list has boxes is known when it is listed
         with pytest.raises(pipeline.errors.AuditError):
             pipeline.run(source, root=tmp_path / "root", where=LOCAL, annotations=table, **config)
         assert not (tmp_path / "root").exists()
@@ -140,6 +139,58 @@ def test_a_coco_dict_is_a_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     }
     alone = run(coco(["in/x/0.jpg"]), root="alone")
     assert told(alone, tmp_path / "in") == {"x/0.jpg": (0, "ok", None, None)}
+
+
+def test_a_dict_of_numpy_numbers_paths_and_iterators_is_one_of_plain_values(tmp_path: Path) -> None:
+    """The same source of a root, to the byte; as annotations too."""
+    names = [write_files(tmp_path, FILES) / name for name in ("x/0.jpg", "yy/1.jpg")]
+    plain: Any = coco([str(name) for name in names], {"image_id": 1, "bbox": [8, 8, 20, 30]}, {"image_id": 2})
+    plain["annotations"] = list(plain["annotations"])
+    made: list[dict[str, Any]] = []
+    for box in (map(int, ["8", "8", "20", "30"]), iter([8, 8, 20, 30]), (side for side in (8, 8, 20, 30))):
+        ids = np.array([1, 2, 7], np.uint16)
+        images = ({"id": number, "file_name": name} for number, name in zip(ids, names, strict=False))
+        boxes = iter([{"image_id": ids[0], "category_id": ids[2], "bbox": box}, {"image_id": ids[1], "category_id": 7}])
+        made.append({"images": images, "annotations": boxes, "categories": ({"id": ids[2], "name": "cat"},)})
+    first = run(plain, root=tmp_path / "audit")
+    assert told(first, tmp_path) == {"x/0.jpg#xywh=8,8,20,30": (0, "ok", "cat", None)}
+    assert [run(value, root=tmp_path / "audit").audit_id for value in made[:2]] == [first.audit_id] * 2
+    assert len(list((tmp_path / "audit/catalog").glob("coco-*"))) == 1
+    annotated = run(names, root=tmp_path / "annotated", annotations=made[2])
+    assert told(annotated, tmp_path) == told(first, tmp_path)
+
+
+def test_a_dict_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a later call leaves it out, and where none of its images is there, at once or any more."""
+    monkeypatch.chdir(write_files(tmp_path, FILES))
+    run(coco(["x/0.jpg"]), coco(["yy/1.jpg"]), root="audit")
+    shown = r"the COCO dict \(number {}\) that pipeline.run was given"
+    with pytest.raises(UsageError, match=f"that this call leaves out: {shown.format(2)}. Name them too"):
+        run(coco(["x/0.jpg"]), root="audit")
+    (tmp_path / "yy/1.jpg").rename(tmp_path / "away.jpg")
+    with pytest.raises(NotFound, match=f"^{shown.format(2)}: no image is left of the 1 that the root"):
+        run(coco(["x/0.jpg"]), coco(["yy/1.jpg"]), root="audit")
+    with pytest.raises(NotFound, match=f"^{shown.format(1)}: none of the 2 files .* lie below the folder that Python"):
+        run(coco(["x.jpg", "y.jpg"]), root="other")
+    with pytest.raises(
+        NotFound, match=r"^the files that pipeline.run\(\[...\]\) listed: none of the 2 files .* below the"
+    ):
+        run(["x.jpg", "y.jpg"], root="listed")
+
+
+@pytest.mark.parametrize("place", ["alone", "second", "test"])
+def test_the_boxes_of_a_dict_are_boxes_of_annotations(place: str, tmp_path: Path) -> None:
+    """On a new root, on one that has another dict in its place, and on one that has had this one before."""
+    write_files(tmp_path, {"in/0.jpg": noise_jpeg(0), "in/1.jpg": noise_jpeg(1), "more/2.jpg": noise_jpeg(2)})
+    beside = {} if place == "alone" else {"more/2.jpg": (0, "ok", None, "train" if place == "test" else None)}
+    first, split = len(beside), "test" if place == "test" else None
+    for side, image_id in ((40, first), (41, first + 1), (40, first)):
+        boxed: Any = coco([str(tmp_path / "in/0.jpg")], {"image_id": 1, "bbox": [0, 0, side, side]})
+        sources = [tmp_path / "more"] * (place != "alone") + [boxed] * (place != "test")
+        test = boxed if place == "test" else ()
+        audit = run(*sources, root=tmp_path / "audit", test=test, bounding_box="xywh_bbox")
+        box = {f"in/0.jpg#xywh=0,0,{side},{side}": (image_id, "ok", "cat", split)}
+        assert told(audit, tmp_path) == {**beside, **box}
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,62 @@ def test_rows_of_images_that_are_not_selected_are_no_mistake(
     assert any("1 rows of the table" in line and "match no image" in line for line in caplog.messages)
 
 
+def box_table(*unboxed: str, boxed: str = "cat/11.jpg") -> dict[str, list[object]]:
+    """One image with a box, and images that are named without one."""
+    sides = {name: [side, *[None] * len(unboxed)] for name, side in zip(SIDES, (4, 4, 40, 40), strict=True)}
+    return {"filename": [boxed, *unboxed], **sides}
+
+
+SIDES = ("col_x", "row_y", "width", "height")
+BOX = "cat/11.jpg#xywh=4,4,40,40"
+
+
+@pytest.mark.parametrize(
+    ("unboxed", "select", "accept_empty"),
+    [
+        (["cat/01.jpg"], {"find_regex": "^cat/01"}, False),  # selected and named, and its box is elsewhere
+        (["a.tar/cat/m1.jpg"], {"tar_only": True}, True),
+        ([], {"find_regex": "dog"}, False),  # selected, of which the table has none
+        ([], {"find_regex": "dog"}, True),
+    ],
+)
+def test_selected_images_without_a_box_are_no_mistake(
+    photos: Path, tmp_path: Path, unboxed: list[str], select: dict[str, object], accept_empty: bool
+) -> None:
+    """They are counted, on a new root and on one that has the box of another image, whose id it keeps."""
+    table = box_table(*unboxed)
+    chosen = {"select": select, "accept_empty": accept_empty}
+    for root in (tmp_path / "new", tmp_path / "used"):
+        whole = {} if root.name == "new" else by_uri(run(photos, root=root, annotations=table), "images")
+        audit = run(photos, root=root, annotations=table, **chosen)
+        assert rows(audit, "images") == []
+        taken = [name for name in SIZES if Selection(SelectParams(**select)).takes(name, 1, "#" in name)]  # type: ignore[arg-type]
+        assert audit.summary()["unselected"] == len(SIZES) - len(taken)
+        again = by_uri(run(photos, root=root, annotations=table), "images")
+        assert {uri: row["image_id"] for uri, row in again.items()} == {BOX: 0}
+        assert not whole or {uri: row["image_id"] for uri, row in whole.items()} == {BOX: 0}
+
+
+def test_images_that_a_table_has_without_a_box_alone_are_no_mistake(photos: Path, tmp_path: Path) -> None:
+    """Whatever is selected: the table is of these sources. By a whole path, and by a file name that one row has."""
+    for number, name in enumerate((str(photos / "dog/00.jpg"), "02.jpg", "a.tar/dog/m#2.jpg")):
+        audit = run(photos, root=tmp_path / f"root-{number}", annotations=box_table(name, boxed="elsewhere.jpg"))
+        assert rows(audit, "images") == []
+
+
+@pytest.mark.parametrize("select", [{}, {"find_regex": "dog"}, {"num_images": 3, "order": "sample"}])
+def test_a_table_of_boxes_of_other_sources_is_a_mistake(
+    photos: Path, tmp_path: Path, select: dict[str, object]
+) -> None:
+    """Selected or not, with a box or without; a file name alone is no image of another folder."""
+    table = box_table("elsewhere/02.jpg", boxed="elsewhere/11.jpg")
+    said = f"the table annotations names none of the {len(SIZES)} images: the table has 'elsewhere/11.jpg', the source"
+    for accept_empty in (False, True):
+        with pytest.raises(UsageError, match=said):
+            run(photos, root=tmp_path / "audit", annotations=table, select=select, accept_empty=accept_empty)
+    assert not list((tmp_path / "audit").glob("catalog/snapshot-*"))
+
+
 def test_images_without_a_split_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Where others have one; they are in no leak. A quiet run says it too, and what the table does not name."""
     files = {f"{at}.jpg": noise_jpeg(at) for at in range(6)}

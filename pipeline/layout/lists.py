@@ -70,10 +70,25 @@ def source_name(root_uri: str, uri: str) -> str:
     """What tells a source of a root from the others: its uri, and one name for all lists that Python callers give, or
     for all COCO dicts of one number.
     """
-    given = f"{root_uri}/{_GIVEN_LIST}"
     if uri.startswith(f"{root_uri}/{_GIVEN_COCO}"):
         return uri.rpartition("-")[0]
-    return given if uri.startswith((f"{given}-", f"{given}.")) else uri
+    return f"{root_uri}/{_GIVEN_LIST}" if is_given_list(root_uri, uri) else uri
+
+
+def is_given_list(root_uri: str, uri: str) -> bool:
+    """Whether a source is the list of the files that a Python caller gives: whole images and archives."""
+    given = f"{root_uri}/{_GIVEN_LIST}"
+    return uri.startswith((f"{given}-", f"{given}."))
+
+
+def shown_source(root_uri: str, uri: str) -> str:
+    """What messages call a source: its uri, or what a Python caller gave, whose key nobody knows."""
+    if is_given_list(root_uri, uri):
+        return "the files that pipeline.run([...]) listed"
+    given = f"{root_uri}/{_GIVEN_COCO}"
+    if uri.startswith(given):
+        return f"the COCO dict (number {uri.removeprefix(given).partition('-')[0]}) that pipeline.run was given"
+    return uri
 
 
 def list_key(parent: Parent) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -11,7 +12,7 @@ from pipeline.config import AuditConfig
 from pipeline.errors import UsageError
 from pipeline.kernels.boxes import BoxesFrom, parse_bounding_box
 from pipeline.layout.annotations import has_boxes, read_annotations, table_name
-from pipeline.layout.lists import source_name
+from pipeline.layout.lists import is_given_list, source_name
 from pipeline.layout.models import open_chosen
 from pipeline.layout.root import Root, is_own, is_root
 from pipeline.layout.snapshots import LIST, SourceRecord
@@ -51,7 +52,7 @@ def require_inputs(config: AuditConfig, root: Root, given: Mapping[str, bytes]) 
     given: by key, what is to be stored in the root once the rest is known to be right. What a root that is there
     already knows is not read again: nothing new would be left in it.
     """
-    sources = named_sources(config)
+    sources = _as_stored(named_sources(config), root, given)
     uris = [source.uri for source in sources]
     if config.every_source:  # vectors without images may lie in the root
         _refuse_twice(root, uris)
@@ -81,6 +82,11 @@ def _key(root: Root, address: str) -> str:
     return address.removeprefix(f"{root.uri}/")
 
 
+def _as_stored(sources: tuple[SourceRecord, ...], root: Root, given: Mapping[str, bytes]) -> tuple[SourceRecord, ...]:
+    """The sources as they are once what is given is stored: all of that is lists, and a list is known by its file."""
+    return tuple(replace(source, kind=LIST) if _key(root, source.uri) in given else source for source in sources)
+
+
 def _others(root: Root, sources: tuple[SourceRecord, ...], given: Mapping[str, bytes]) -> list[SourceRecord]:
     """The sources that are there already."""
     return [source for source in sources if _key(root, source.uri) not in given]
@@ -95,7 +101,7 @@ def _require_table_boxes(
     """
     if not config.bounding_box or parse_bounding_box(config.bounding_box) is not BoxesFrom.TABLE:
         return
-    has_some = any(source.kind == LIST for source in sources)
+    has_some = any(source.kind == LIST and not is_given_list(root.uri, source.uri) for source in sources)
     has_some |= any(is_yaml(canonical_uri(uri, config.storage), config.storage) for uri in config.every_source)
     if not has_some and (table := config.rule.table):
         data = given.get(_key(root, table)) or read_annotations(config.storage, table, [])

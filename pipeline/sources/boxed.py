@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.sources.fragments import table_name
-from pipeline.sources.tabular import BOX, FILENAME, asked_names, match_rows, name_table
+from pipeline.sources.tabular import BOX, FILENAME, LabelTable, asked_names, match_rows, name_table
 
 
 class Boxes(Protocol):
@@ -40,13 +41,15 @@ class ListedBoxes:
 
     def __init__(self, table: pa.Table) -> None:
         """Of each row, in any order, FILENAME and BOX; a row without one has none."""
-        listed = table.filter(pc.fill_null(pc.not_equal(table[BOX], ""), False))
+        has_box = pc.fill_null(pc.not_equal(table[BOX], ""), False)
+        listed = table.filter(has_box)
         coded = listed[FILENAME].cast(pa.large_string()).combine_chunks().dictionary_encode()
         codes = coded.indices.to_numpy()
         order = np.argsort(codes, kind="stable")
         self._names = name_table(coded.dictionary)
         self._boxes = listed[BOX].cast(pa.large_string()).combine_chunks().take(pa.array(order))
         self._starts = np.searchsorted(codes[order], np.arange(len(coded.dictionary) + 1))
+        self._unboxed = table[FILENAME].filter(pc.invert(has_box)).cast(pa.large_string()).combine_chunks()
 
     @property
     def first(self) -> str:
@@ -55,5 +58,19 @@ class ListedBoxes:
 
     def of(self, name: str, path: str) -> Sequence[str]:
         """Its boxes."""
-        (row,) = match_rows(asked_names([table_name(name)], [table_name(path)], self._names), self._names).tolist()
+        row = _row(name, path, self._names)
         return sorted(set(self._boxes[self._starts[row] : self._starts[row + 1]].to_pylist())) if row >= 0 else ()
+
+    def has(self, name: str, path: str) -> bool:
+        """Whether a row names an image, with a box or without."""
+        return _row(name, path, self._names) >= 0 or _row(name, path, self._unboxed_names) >= 0
+
+    @cached_property
+    def _unboxed_names(self) -> LabelTable:
+        """Those of rows without a box, made once asked for: most runs are not to ask, and spare 60 bytes a row."""
+        return name_table(self._unboxed)
+
+
+def _row(name: str, path: str, table: LabelTable) -> int:
+    (row,) = match_rows(asked_names([table_name(name)], [table_name(path)], table), table).tolist()
+    return int(row)

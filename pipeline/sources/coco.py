@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
+from os import PathLike, fspath
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -29,8 +30,8 @@ class Ids:
 
     def code(self, value: object) -> int | None:
         """The code of an id; None where it is none."""
-        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < NO_ID:
-            return value
+        if isinstance(value, (int, np.integer)) and not isinstance(value, bool) and abs(int(value)) < NO_ID:
+            return int(value)
         return self._texts.setdefault(value, -NO_ID - len(self._texts)) if isinstance(value, str) else None
 
     def text(self, code: int) -> str:
@@ -64,7 +65,7 @@ def read_coco(stream: BinaryIO, origin: Origin) -> Coco:
 
 
 def coco_of_dict(value: Mapping[str, Any], origin: Origin) -> Coco:
-    """A COCO dict, as json.load gives it. Raises UsageError as `coco_of` does."""
+    """A COCO dict, as json.load gives it, or with numbers of numpy and paths. Raises UsageError as `coco_of` does."""
     return coco_of(_elements(value), origin)
 
 
@@ -106,6 +107,7 @@ def _elements(value: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _add_image(coco: Coco, element: Mapping[str, Any], where: str) -> None:
     file_name = element.get("file_name")
+    file_name = fspath(file_name) if isinstance(file_name, PathLike) else file_name
     if not isinstance(file_name, str) or not file_name:
         raise UsageError(f"{where} has the file_name {_seen(file_name)}; wanted a path")
     try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from os import PathLike, fspath
 from typing import Any
 
 from pipeline.errors import UsageError
@@ -23,9 +24,9 @@ def coco_file(value: Mapping[str, Any], address: str, base: str) -> bytes:
 
     address: what messages call it. Raises UsageError as `coco_of_dict` does, and for a file name that is no path.
     """
-    whole = {name: list(part) if _is_array(part) else part for name, part in value.items()}
-    coco_of_dict(whole, Origin(address, base, "annotation"))
-    kept = {name: [_part(element, keys) for element in whole.get(name, ())] for name, keys in _KEPT.items()}
+    read = {name: _part(part if _is_array(part) else [part], _KEPT.get(name, ())) for name, part in value.items()}
+    coco_of_dict(read, Origin(address, base, "annotation"))
+    kept = {name: read.get(name, []) for name in _KEPT}
     for at, image in enumerate(kept["images"]):
         image["file_name"] = _whole(image["file_name"], base, f"{address}, images[{at}]")
     return json.dumps(kept, default=_plain, separators=(",", ":")).encode()
@@ -35,13 +36,22 @@ def _is_array(part: Any) -> bool:
     return isinstance(part, Iterable) and not isinstance(part, (str, Mapping))
 
 
-def _part(element: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
-    return {key: element[key] for key in keys if key in element}
+def _part(elements: Iterable[Any], keys: Iterable[str]) -> list[Any]:
+    """What is read of each element, to be read more than once; what is no element stays, to be refused."""
+    return [
+        {key: _again(element[key]) for key in keys if key in element} if isinstance(element, Mapping) else element
+        for element in elements
+    ]
 
 
-def _whole(name: str, base: str, where: str) -> str:
+def _again(value: Any) -> Any:
+    """An iterator, such as `map(int, ...)`, as a list: it gives its values once."""
+    return list(value) if isinstance(value, Iterator) else value
+
+
+def _whole(name: str | PathLike[str], base: str, where: str) -> str:
     try:
-        uri = resolve(name, base).uri
+        uri = resolve(fspath(name), base).uri
     except UsageError as error:
         raise UsageError(f"{where}: {error}") from error
     return uri if is_absolute(uri) else f"{base.rstrip('/')}/{uri}"

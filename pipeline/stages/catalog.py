@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pipeline.errors import AccessDenied, NotFound, StorageUnavailable, UsageError
 from pipeline.layout.fragments import KnownFragments, Parent
 from pipeline.layout.images import ImageObject, listed_object, problem_error
-from pipeline.layout.lists import source_name
+from pipeline.layout.lists import shown_source, source_name
 from pipeline.layout.root import Root
 from pipeline.layout.snapshots import FOLDER as CATALOG
 from pipeline.layout.snapshots import (
@@ -68,6 +68,16 @@ Compare = Callable[[Sequence[Touched]], Iterable[Content]]
 
 Expand = Callable[[Sequence[Parent]], None]
 """Looks into files that hold images, and stores what is found in them."""
+
+OF_A_LIST = (
+    "Names are relative to the folder of the list. Where the images lie elsewhere, name that folder as the source and "
+    "the list as --labels (annotations)"
+)
+OF_A_CALL = (
+    "Names that are no whole paths or URLs lie below the folder that Python works in (os.getcwd()): correct them, or "
+    "give whole paths"
+)
+"""What is wrong where none of the files is there that a list names, or what a Python caller gives."""
 
 
 @dataclass
@@ -139,7 +149,7 @@ def update_catalog(root: Root, wanted: Wanted, compare: Compare, expand: Expand)
         listing.refuse(wanted.accept_empty)
         if not wanted.accept_empty:
             _refuse_losses(root, merged, changes, left_out)
-            _refuse_unfound(merged[len(previous.sources) :], left_out[len(previous.sources) :])
+            _refuse_unfound(root, merged[len(previous.sources) :], left_out[len(previous.sources) :])
         counts = (changes.added, changes.changed, len(changes.removed) - changes.changed)
         _flush(store, changes, previous.number + 1)
         given = tuple(listing.given) if any(listing.given) else ()
@@ -164,9 +174,7 @@ def merge_sources(
     uris = {source_name(root.uri, source.uri): source for source in wanted}
     names = [source_name(root.uri, source.uri) for source in known]
     dropped = [
-        source.uri if name == source.uri else "the files that pipeline.run([...]) listed"
-        for source, name in zip(known, names, strict=True)
-        if name not in uris
+        shown_source(root.uri, source.uri) for source, name in zip(known, names, strict=True) if name not in uris
     ]
     if dropped:
         raise UsageError(
@@ -290,20 +298,20 @@ def _refuse_losses(
         if lost and not _is_any_there(found):
             beside = f", whose list names {found.missing:,} that are not there" if found.missing else ""
             raise NotFound(
-                f"{source.uri}: no image is left of the {lost:,} that the root {root.uri} knows of it{beside}. "
-                "Check that it is mounted and complete, or say --accept-empty (accept_empty) where it was emptied on "
-                "purpose."
+                f"{shown_source(root.uri, source.uri)}: no image is left of the {lost:,} that the root {root.uri} "
+                f"knows of it{beside}. Check that it is mounted and complete, or say --accept-empty (accept_empty) "
+                "where it was emptied on purpose."
             )
 
 
-def _refuse_unfound(sources: Sequence[SourceRecord], left_out: Sequence[LeftOut]) -> None:
-    """A new list of whose files none is there was written for another folder than its own."""
+def _refuse_unfound(root: Root, sources: Sequence[SourceRecord], left_out: Sequence[LeftOut]) -> None:
+    """A new list of whose files none is there was written for another folder than its own, or given in another one."""
     for source, found in zip(sources, left_out, strict=True):
         if source.kind == LIST and found.missing and not _is_any_there(found):
+            shown = shown_source(root.uri, source.uri)
             raise NotFound(
-                f"{source.uri}: none of the {found.missing:,} files that it names is there. Names are relative to the "
-                "folder of the list. Where the images lie elsewhere, name that folder as the source and the list as "
-                "--labels (annotations); or say --accept-empty (accept_empty)."
+                f"{shown}: none of the {found.missing:,} files that it names is there. "
+                f"{OF_A_LIST if shown == source.uri else OF_A_CALL}; or say --accept-empty (accept_empty)."
             )
 
 

@@ -135,6 +135,7 @@ class Listing:
         self.selected, self._first = 0, ""
         self._whole = self._boxes = 0
         self._unboxed = ""
+        self._is_named = False
         self._lists = KnownLists(root.open(), fragments.missing)
         self._root, self._sources, self._fragments, self._wanted = root, sources, fragments, wanted
 
@@ -175,6 +176,7 @@ class Listing:
                 self.selected += 1
                 yield listed
             else:
+                self._note_named(listed)
                 self.left_out[listed.source].images -= 1
                 self.left_out[listed.source].unselected += 1
         if absent := () if self._fragments.missing else selection.unseen():
@@ -185,22 +187,23 @@ class Listing:
         return *listed.told, whole_path(self._sources[listed.source], listed.told[0])
 
     def refuse(self, accept_empty: bool) -> None:
-        """Raises UsageError, at its end, where there are images and none of them is selected, or has a box of those
-        that are wanted.
+        """Raises UsageError, at its end, where there are images and none of them is selected, has a box of those that
+        are wanted, or is named by the table of boxes.
         """
         unboxed = self._whole + sum(found.suffixes[UNBOXED] for found in self.left_out)
+        unselected = sum(found.unselected for found in self.left_out)
         if self._wanted.needs_boxes and unboxed and not self._boxes:
             raise UsageError(
-                f"bounding_box takes the boxes of annotations, and none of {unboxed:,} images has one: name images as "
-                "the sources do, or give a list or table with col_x, row_y, width, height or x1, y1, ..., x4, y4"
+                f"bounding_box takes the boxes of annotations, and none of {unboxed:,} {'selected ' * bool(unselected)}"
+                "images has one: name images as the sources do, or give a list or table with col_x, row_y, width, "
+                "height or x1, y1, ..., x4, y4"
             )
-        if isinstance(self._wanted.boxes, ListedBoxes) and unboxed and not self._boxes:
+        if isinstance(self._wanted.boxes, ListedBoxes) and unboxed and not (self._boxes or self._is_named):
             raise UsageError(
-                f"the table {self._wanted.table} names none of the {unboxed:,} images: the table has "
+                f"the table {self._wanted.table} names none of the {unboxed + unselected:,} images: the table has "
                 f"{self._wanted.boxes.first!r}, the source has {self._unboxed!r}. Write each filename as the path "
                 "relative to the source, or as a file name that one row has."
             )
-        unselected = sum(found.unselected for found in self.left_out)
         if unselected and not self.selected and not accept_empty:
             closed = sum(found.closed for found in self.left_out)
             beside = f", and {closed:,} folders may not be listed" if closed else ""
@@ -219,8 +222,17 @@ class Listing:
             self.left_out[image.source].images += len(names) - 1
             if not names:
                 self._unboxed = self._unboxed or image.shown
+                self._note_named(image)
                 self.left_out[image.source].count(UNBOXED)
             yield from (image.boxed(name) for name in names)
+
+    def _note_named(self, image: Listed) -> None:
+        """Notes whether the table of boxes names any image, selected or not, with a box or without: then it is of
+        these sources. The first one that it names is all that is looked for.
+        """
+        boxes = self._wanted.boxes
+        if isinstance(boxes, ListedBoxes) and not (self._is_named or self._boxes or image.is_box):
+            self._is_named = any(boxes.has(*named) for named in self._names_of(image))
 
     def _names_of(self, image: Listed) -> Iterator[tuple[str, str]]:
         """Names by which a table may have an image, each with the whole path: its own, and its uri."""
