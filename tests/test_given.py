@@ -81,6 +81,16 @@ def test_a_file_that_its_folder_leaves_out_stays(tmp_path: Path) -> None:
     assert sorted(row["path"] for row in rows(audit, "images")) == sorted(map(str, named[1:]))
 
 
+def test_what_is_given_beside_a_folder_that_holds_the_root(tmp_path: Path) -> None:
+    """A root keeps what it is given: where it lies below a source, that is no part of the source."""
+    folder, other = (write_files(tmp_path / name, {f"{name}.jpg": noise_jpeg(at)}) for at, name in enumerate("ab"))
+    for source in ([folder, other / "b.jpg"], [folder, coco([str(other / "b.jpg")])]):
+        audit = run(*source, root=folder / "audit" / str(len(source[1:])) / type(source[1]).__name__)
+        assert paths(audit) == {str(folder / "a.jpg"), str(other / "b.jpg")}
+        audit = run(source, root=folder / "audit" / "list" / type(source[1]).__name__)
+        assert paths(audit) == {str(folder / "a.jpg"), str(other / "b.jpg")}
+
+
 @pytest.mark.parametrize("config", [{"model": {"path": "none.onnx"}}, {"bounding_box": "xywh_bbox"}, {"treshold": 1}])
 def test_a_refused_call_leaves_nothing(config: dict[str, object], tmp_path: Path) -> None:
     photo = write_files(tmp_path / "in", {"a.jpg": noise_jpeg(1)}) / "a.jpg"

@@ -175,5 +175,5 @@ def _refuse_twice(root: Root, uris: list[str]) -> None:
         if uri.startswith(root.uri + "/") and is_own(f"{uri.removeprefix(root.uri + '/')}/"):
             raise UsageError(f"the source {uri} is where the root {root.uri} writes: choose another --root.")
         for other in uris:
-            if other != uri and other.startswith(uri + "/"):
+            if other != uri and other.startswith(uri + "/") and source_name(root.uri, other) == other:
                 raise UsageError(f"the source {other} lies inside {uri}: its images would be listed twice. Name one.")
