@@ -32,11 +32,14 @@ PACKED = {
     "two": gzip.compress(TAR[:3000], 1) + gzip.compress(TAR[3000:], 9),
     "padded": gzip.compress(TAR) + bytes(40),
     "followed": gzip.compress(TAR) + b"not of it",
+    "many": b"".join(gzip.compress(TAR[at : at + 1024]) for at in range(0, len(TAR), 1024)),
 }
 
 
 def unpacked(data: bytes) -> tuple[bytes, str]:
-    """All that zlib gives of a gzip, fed byte by byte, and what ended it: "" at its end, `cut`, or what zlib said."""
+    """All that zlib gives of a gzip, fed byte by byte, and what ended it: "" at its end, `cut`, or what zlib said; also
+    `bent` for a further gzip with one other byte in its first three, or with bytes before it.
+    """
     out = bytearray()
     while data.startswith(b"\x1f\x8b") or not out:
         state, place = zlib.decompressobj(31), 0
@@ -49,7 +52,15 @@ def unpacked(data: bytes) -> tuple[bytes, str]:
         if not state.eof:
             return bytes(out), "cut"
         data = data[place:].lstrip(b"\0")
-    return bytes(out), ""
+    is_bent = sum(a == b for a, b in zip(data, b"\x1f\x8b\x08", strict=False)) == 2
+    places = [place for place in range(len(data)) if data.startswith(b"\x1f\x8b\x08", place)]
+    return bytes(out), "bent" if is_bent or any(begins(data[place:]) for place in places) else ""
+
+
+def begins(data: bytes) -> bool:
+    with suppress(zlib.error):
+        return bool(zlib.decompressobj(31).decompress(data))
+    return False
 
 
 def listed(stream: GzipStream) -> list[Fragment]:
@@ -63,7 +74,7 @@ def assert_kept(data: bytes) -> None:
     """Every member that lies before the damage is found and has its bytes, here and for who has the index alone."""
     out, ended = unpacked(data)
     stream = GzipStream(io.BytesIO(data), len(data))
-    found, index, problem = listed(stream), stream.index(), stream.problem()
+    index, problem, found = stream.index(), stream.problem(), listed(stream)
     same = next((at for at, (a, b) in enumerate(zip(out, TAR, strict=False)) if a != b), min(len(out), len(TAR)))
     whole = [member for member in MEMBERS if member.position + member.length <= same]
     assert found[: len(whole)] == whole
@@ -103,6 +114,58 @@ def test_the_last_bytes_of_a_gzip(kind: str) -> None:
     for at in range(len(packed) - 50, len(packed)):
         assert_kept(packed[:at])
         assert_kept(packed[:at] + bytes([packed[at] ^ 0x10]) + packed[at + 1 :])
+
+
+@pytest.mark.parametrize(("at", "bit"), [(at, bit) for at in range(3) for bit in range(8)])
+def test_a_changed_bit_where_a_further_gzip_begins(at: int, bit: int) -> None:
+    """Of the magic or the method of each: what is behind it does not join on to what is before it, and it is told."""
+    for kind in ("two", "many"):
+        packed = bytearray(PACKED[kind])
+        starts = [place for place in range(1, len(packed)) if packed.startswith(b"\x1f\x8b\x08", place)]
+        assert len(starts) == (1 if kind == "two" else len(TAR) // 1024 - 1)
+        for start in starts:
+            bent = packed.copy()
+            bent[start + at] ^= 1 << bit
+            assert_kept(bytes(bent))
+            assert_members_are_their_own(bytes(bent))
+
+
+def assert_members_are_their_own(data: bytes) -> None:
+    stream = GzipStream(io.BytesIO(data), len(data))
+    index = stream.index()
+    later = GzipStream(io.BytesIO(data), len(data), index)
+    for member in listed(stream):
+        own = TAR[member.position : member.position + member.length]
+        assert later.read_at(member.position, member.length) == own
+        assert stream.read_at(member.position, member.length) == own
+
+
+NOISE_GZIP = gzip.compress(TAR[:2048]) + NOISE.randbytes(300_000)
+
+
+@pytest.mark.parametrize(
+    ("behind", "said"),
+    [
+        (b"", None),
+        (b"\x1f\x8b\x08 as by chance", None),
+        (gzip.compress(TAR[2048:])[:9], None),
+        (gzip.compress(TAR[2048:]), "bytes that are no gzip, with one behind them"),
+        (
+            b"\x1f\x8b\x08 as by chance" + gzip.compress(TAR[2048:])[:-99],
+            "bytes that are no gzip, with one behind them",
+        ),
+    ],
+    ids=["noise", "magic", "short", "whole", "cut"],
+)
+def test_what_is_behind_a_gzip_is_no_part_of_it(behind: bytes, said: str | None) -> None:
+    """Unless a gzip is behind it: then what is between them was one."""
+    data = NOISE_GZIP + behind
+    stream = GzipStream(io.BytesIO(data), len(data))
+    stream.index()
+    problem = stream.problem()
+    assert (said or "") in str(problem)
+    assert (problem is None, stream.is_followed) == (said is None, True)
+    assert stream.read_at(0, len(TAR)) == TAR[:2048]
 
 
 LARGE = random.Random(9).randbytes(5 * SPACING + 12_345)
@@ -210,3 +273,35 @@ def test_members_before_the_damage_are_images(tmp_path: Path) -> None:
         names = [name for name in (*archives, "whole.tgz") if is_before or name not in ("bent.tgz", "cut.tgz")]
         (group,) = [group for group in groups if f"whole.tgz#{member.name}" in group]
         assert {f"{name}#{member.name}" for name in names} <= group
+
+
+def test_parts_behind_a_damaged_one_do_not_join_on(tmp_path: Path) -> None:
+    """Of a tar in many gzips: members up to the damage are images with their own bytes, and a row says where it is."""
+    files = {f"{at:02}.jpg": noise_jpeg(at) for at in range(8)}
+    tar = tar_of(files.items())
+    parts = [gzip.compress(tar[at : at + 4096]) for at in range(0, len(tar), 4096)]
+    half = len(parts) // 2
+    start = len(b"".join(parts[:half]))
+    bent, whole = changed(b"".join(parts), start), gzip.compress(tar)
+    photos = {"bent.tgz": bent, "junk.tgz": whole + b"junk", **files}
+    audit = run(write_files(tmp_path / "photos", photos), root=tmp_path / "audit")
+    kept = [
+        member.name
+        for member in archive_fragments(io.BytesIO(tar), "tar", LeftOut())
+        if member.position + member.length <= half * 4096
+    ]
+    assert 1 < len(kept) < len(files)
+    images = {row["uri"]: row["status"] for row in rows(audit, "images")}
+    assert {uri: status for uri, status in images.items() if uri.startswith("bent.tgz")} == {
+        "bent.tgz": "unreadable",
+        **{f"bent.tgz#{name}": "ok" for name in kept},
+    }
+    assert by_uri(audit, "invalid")["bent.tgz"]["message"] == (
+        f"the gzip is damaged at byte {start:,} of the file, after {half * 4096:,} unpacked bytes "
+        "(incorrect header of a further gzip)"
+    )
+    same = {(row["uri"], row["match_uri"]) for row in rows(audit, "duplicates") if row["kind"] == "same_bytes"}
+    for name in kept:
+        assert f"bent.tgz#{name}" in {uri for pair in same if name in "".join(pair) for uri in pair}
+    assert audit.summary()["left_out"] == 1  # what follows the gzip of junk.tgz
+    assert {uri for uri in images if uri.startswith("junk.tgz")} == {f"junk.tgz#{name}" for name in files}

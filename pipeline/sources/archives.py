@@ -37,7 +37,7 @@ LONGEST_ARCHIVE = 2**43
 MOST_PADDING = 2**20
 """Zero bytes behind the end mark of a tar that are looked through for another one: GNU tar pads to 10 kB."""
 LINKS, SPARSE = "links and devices in archives", "sparse files in archives"
-BEHIND = "tars that go on behind their end mark"
+BEHIND, FOLLOWED = "tars that go on behind their end mark", "gzips that go on behind their end"
 _PACKED = ".tar.gz"
 _BAD_ZIP = (zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, ValueError, OverflowError, LookupError)
 _BAD_STREAM = (EOFError, zlib.error, ValueError)

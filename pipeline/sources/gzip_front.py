@@ -10,6 +10,7 @@ from pipeline.kernels.header import ImageError
 from pipeline.schemas import Status
 
 MAGIC = b"\x1f\x8b"
+_HEADER = MAGIC + b"\x08"
 _CHUNK = 2**12  # unpacks to 4 MB at most
 _SPACING, _MARKS = 2**22, 16  # of 45 kB each: members near the damage are read in any order
 _OF_A_GZIP = 31
@@ -27,6 +28,8 @@ class _Mark(NamedTuple):
 class GzipFront:
     """The unpacked bytes from the start up to the end, the cut or the damage. Reading back unpacks again from a mark of
     the last 64 MB, or from the start. Raises what reading the stream below raises.
+
+    is_followed: behind its end, once that is found, there are bytes that are not of it.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -34,6 +37,7 @@ class GzipFront:
         self._stream = stream
         self._marks: deque[_Mark] = deque(maxlen=_MARKS)
         self._problem: ImageError | None = None
+        self.is_followed = False
         self._resume(_Mark(0, 0, zlib.decompressobj(_OF_A_GZIP)))
 
     def read_at(self, offset: int, length: int) -> bytes:
@@ -54,6 +58,11 @@ class GzipFront:
             self._forget(self._end)
             self._step()
         return self._problem
+
+    def end(self) -> int:
+        """Bytes that it unpacks to before its end, the cut or the damage."""
+        self.problem()
+        return self._end
 
     @property
     def _end(self) -> int:
@@ -106,17 +115,53 @@ class GzipFront:
             self._stop(_damage(str(error).rpartition(": ")[2], self._packed - len(data) + place, self._end))
 
     def _next_stream(self, data: bytes) -> None:
-        """Behind a whole gzip another one may follow, also behind zero bytes; anything else is not of it."""
+        """Behind a whole gzip another one may follow, also behind zero bytes."""
         data = data.lstrip(b"\0")
-        while len(data) < len(MAGIC) and (more := self._more()):
+        while len(data) < len(_HEADER) and (more := self._more()):
             data = (data + more).lstrip(b"\0")
         if data.startswith(MAGIC):
             self._state, self._input = zlib.decompressobj(_OF_A_GZIP), data
         else:
+            self._end_before(data)
+
+    def _end_before(self, data: bytes) -> None:
+        """Ends at bytes that are no gzip: not of it, as what a signer puts there, unless they are a gzip with a damaged
+        header or have one behind them. What that would unpack to does not join on.
+        """
+        self.is_followed = bool(data)
+        place = self._packed - len(data)
+        if sum(byte == wanted for byte, wanted in zip(data, _HEADER, strict=False)) == len(_HEADER) - 1:
+            self._stop(_damage("incorrect header of a further gzip", place, self._end))
+        elif self._has_another(data):
+            self._stop(_damage("bytes that are no gzip, with one behind them", place, self._end))
+        else:
             self._stop(None)
+
+    def _has_another(self, data: bytes) -> bool:
+        """Whether a gzip begins in bytes that are none, or behind them."""
+        while data:
+            at = data.find(_HEADER)
+            if at < 0:
+                more = self._more()
+                data = data[1 - len(_HEADER) :] + more if more else b""
+                continue
+            data = data[at:] + (self._more() if len(data) - at < _CHUNK else b"")
+            if _unpacks(data):
+                return True
+            data = data[1:]
+        return False
 
     def _stop(self, problem: ImageError | None) -> None:
         self._is_over, self._problem = True, problem
+
+
+def _unpacks(data: bytes) -> bool:
+    """Whether bytes are the first ones of a gzip."""
+    state = zlib.decompressobj(_OF_A_GZIP)
+    try:
+        return bool(state.decompress(data)) or state.eof
+    except zlib.error:
+        return False
 
 
 def _damage(said: str, packed: int, unpacked: int) -> ImageError:

@@ -15,14 +15,17 @@ SPACING = 2**22
 """Unpacked bytes between two points, each of which keeps 32 kB: so much is unpacked for a member here and there (5 ms),
 and so much at once for members one after the other (0.16 ms for 16 kB; 0.8 ms with reads of 256 kB)."""
 MOST_POINTS = 2048  # 64 MB, whatever the size of the archive
-LONGEST = 2**63
+LONGEST = 2**62
 
 
 class GzipStream(io.RawIOBase):
     """The unpacked bytes of a gzip, up to where it is cut off or damaged. Raises what reading below it raises.
 
+    Who reads what nobody has read before asks for `index` first: that finds where the damage is.
+
     `index`: what `index` gave for the same bytes, so that a read unpacks 4 MB at most; else it unpacks from the start.
-    indexed_gzip gives nothing of a read that comes to damage, and takes a cut for the end: there zlib reads.
+    indexed_gzip gives nothing of a read that comes to damage, takes a cut for the end, and skips what is between gzips:
+    there zlib reads.
     """
 
     def __init__(self, stream: BinaryIO, size: int, index: bytes = b"") -> None:
@@ -35,7 +38,8 @@ class GzipStream(io.RawIOBase):
         self._errors: tuple[type[Exception], ...] = (OSError, *self._broken)
         self._stream, self._size, self._at, self._place = stream, size, 0, 0
         self._front = GzipFront(stream)
-        self._sound = LONGEST
+        self._end = self._sound = LONGEST
+        self._problem: ImageError | None = None
         spacing = max(SPACING, size // MOST_POINTS)
         self._file: Any = indexed_gzip.IndexedGzipFile(fileobj=stream, spacing=spacing, buffer_size=SPACING)
         if index:
@@ -64,14 +68,13 @@ class GzipStream(io.RawIOBase):
             return self._read(offset, length)
 
     def index(self) -> bytes:
-        """The points of the whole stream, or of what comes before the damage."""
+        """The points of the whole stream, or of what comes before the damage; from now on nothing behind it is read."""
+        end = self._unpack()
+        if end is None or not self._is_end(end):
+            self._problem = self._front.problem()
+            self._end = self._front.end()
         sink = io.BytesIO()
         with self._own_place():
-            try:
-                self._file.build_full_index()
-            except self._errors as error:
-                self._sound = 0  # all of it was tried
-                self._raise_other(error)
             try:
                 self._file.export_index(fileobj=sink)
             except self._errors as error:
@@ -81,11 +84,24 @@ class GzipStream(io.RawIOBase):
 
     def problem(self) -> ImageError | None:
         """What is wrong with the gzip, once `index` was asked for; None where it is whole."""
-        points = list(self._file.seek_points())
-        is_whole = self._sound == LONGEST and bool(points) and self._is_end(points[-1][0])
-        return None if is_whole else self._front.problem()
+        return self._problem
+
+    @property
+    def is_followed(self) -> bool:
+        """Whether bytes that are not of the gzip are behind it, once `index` was asked for."""
+        return self._front.is_followed
+
+    def _unpack(self) -> int | None:
+        """Bytes that all of it unpacks to, None where indexed_gzip cannot unpack it."""
+        with self._own_place():
+            try:
+                return int(self._file.seek(LONGEST))
+            except self._errors as error:
+                self._raise_other(error)
+                return None
 
     def _read(self, offset: int, size: int) -> bytes:
+        size = max(0, min(size, self._end - offset))
         if offset + size <= self._sound:
             try:
                 with self._own_place():
