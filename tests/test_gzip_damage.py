@@ -8,7 +8,7 @@ import random
 import zlib
 from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import pytest
 from archives_made import tar_of
@@ -36,25 +36,41 @@ PACKED = {
 }
 
 
-def unpacked(data: bytes) -> tuple[bytes, str]:
-    """All that zlib gives of a gzip, fed byte by byte, and what ended it: "" at its end, `cut`, or what zlib said; also
-    `bent` for a further gzip with one other byte in its first three, or with bytes before it.
+class Unpacked(NamedTuple):
+    """All that zlib gives of a gzip, and what ended it: "" at its end, `cut`, or what zlib said; `bent` for a further
+    gzip with one other byte in its first three, or with bytes before it. wrong: byte of `data` where each gzip ends
+    that has another checksum, or another length.
     """
-    out = bytearray()
+
+    data: bytes
+    ended: str
+    wrong: list[int]
+
+
+def unpacked(data: bytes) -> Unpacked:
+    """A gzip fed to zlib byte by byte."""
+    out, wrong = bytearray(), list[int]()
     while data.startswith(b"\x1f\x8b") or not out:
-        state, place = zlib.decompressobj(31), 0
+        state, place, began = zlib.decompressobj(31), 0, len(out)
         try:
             while place < len(data) and not state.eof:
                 out += state.decompress(data[place : place + 1])
                 place += 1
         except zlib.error as error:
-            return bytes(out), str(error)
-        if not state.eof:
-            return bytes(out), "cut"
+            is_checksum = str(error).endswith("incorrect data check")
+            length = data[place + 1 : place + 5] if is_checksum else data[place - 3 : place + 1]
+            is_long = length == (len(out) - began).to_bytes(4, "little")
+            if is_long != is_checksum or not str(error).endswith((" data check", " length check")):
+                return Unpacked(bytes(out), str(error), wrong)
+            wrong.append(len(out))
+            place += 5 if is_checksum else 1
+        else:
+            if not state.eof:
+                return Unpacked(bytes(out), "cut", wrong)
         data = data[place:].lstrip(b"\0")
     is_bent = sum(a == b for a, b in zip(data, b"\x1f\x8b\x08", strict=False)) == 2
     places = [place for place in range(len(data)) if data.startswith(b"\x1f\x8b\x08", place)]
-    return bytes(out), "bent" if is_bent or any(begins(data[place:]) for place in places) else ""
+    return Unpacked(bytes(out), "bent" if is_bent or any(begins(data[place:]) for place in places) else "", wrong)
 
 
 def begins(data: bytes) -> bool:
@@ -72,7 +88,7 @@ def listed(stream: GzipStream) -> list[Fragment]:
 
 def assert_kept(data: bytes) -> None:
     """Every member that lies before the damage is found and has its bytes, here and for who has the index alone."""
-    out, ended = unpacked(data)
+    out, ended, wrong = unpacked(data)
     stream = GzipStream(io.BytesIO(data), len(data))
     index, problem, found = stream.index(), stream.problem(), listed(stream)
     same = next((at for at, (a, b) in enumerate(zip(out, TAR, strict=False)) if a != b), min(len(out), len(TAR)))
@@ -83,13 +99,14 @@ def assert_kept(data: bytes) -> None:
         for member in members:
             end = member.position + member.length
             assert reader.read_at(member.position, member.length) == out[member.position : end]
-    assert later.read_at(0, len(TAR))[: len(out)] == out[: len(TAR)]  # behind a first gzip of another checksum is more
-    if not ended:
+    assert later.read_at(0, len(TAR))[: len(out)] == out[: len(TAR)]
+    if not ended and not wrong:
         assert problem is None
         return
     assert problem is not None
-    assert problem.status is (Status.TRUNCATED if ended == "cut" else Status.UNREADABLE)
-    assert f"{len(out):,} " in str(problem)
+    assert problem.status is (Status.TRUNCATED if ended == "cut" and not wrong else Status.UNREADABLE)
+    assert not wrong or f" to {wrong[0]:,}: any member in them" in str(problem)
+    assert not ended or f"after {len(out):,} unpacked" in str(problem) or f"to {len(out):,}, nor" in str(problem)
 
 
 @settings(max_examples=150, deadline=None)
@@ -261,13 +278,13 @@ def test_members_before_the_damage_are_images(tmp_path: Path) -> None:
         "cut.tgz": "truncated",
     }
     assert f"the gzip is cut off at byte {middle:,} of the file" in invalid["cut.tgz"][1]
-    assert "any of its members may be damaged" in invalid["crc.tgz"][1]
+    assert "any member in them may be damaged" in invalid["crc.tgz"][1]
     found = [row["uri"] for row in rows(audit, "images") if row["status"] == "ok"]
     for name in ("whole.tgz", "four.tgz", "crc.tgz"):
         assert [uri for uri in found if uri.startswith(f"{name}#")] == [f"{name}#{member}" for member in files]
     same = {(row["uri"], row["match_uri"]) for row in rows(audit, "duplicates") if row["kind"] == "same_bytes"}
     groups = [{uri for pair in same if name in "".join(pair) for uri in pair} for name in files]
-    before = len(unpacked(packed[:middle])[0])
+    before = len(unpacked(packed[:middle]).data)
     for member in archive_fragments(io.BytesIO(gzip.decompress(packed)), "tar", LeftOut()):
         is_before = member.position + member.length <= before
         names = [name for name in (*archives, "whole.tgz") if is_before or name not in ("bent.tgz", "cut.tgz")]
@@ -305,3 +322,37 @@ def test_parts_behind_a_damaged_one_do_not_join_on(tmp_path: Path) -> None:
         assert f"bent.tgz#{name}" in {uri for pair in same if name in "".join(pair) for uri in pair}
     assert audit.summary()["left_out"] == 1  # what follows the gzip of junk.tgz
     assert {uri for uri in images if uri.startswith("junk.tgz")} == {f"junk.tgz#{name}" for name in files}
+
+
+@pytest.mark.parametrize("at", [-8, -1], ids=["checksum", "length"])
+def test_a_wrong_checksum_loses_nothing_behind_it(at: int, tmp_path: Path) -> None:
+    """Of one of many gzips: all members are images, a row says which bytes are in doubt, and what else is wrong."""
+    files = {f"{at:02}.jpg": noise_jpeg(at) for at in range(8)}
+    tar = tar_of(files.items())
+    parts = [gzip.compress(tar[place : place + 4096]) for place in range(0, len(tar), 4096)]
+    ends = [len(b"".join(parts[: count + 1])) for count in range(len(parts))]
+    second, cut = bytearray(changed(b"".join(parts), ends[1] + at)), tar.rstrip(b"\0")
+    thrice = bytearray(second)
+    for part in (3, 5):
+        thrice[ends[part] + at] ^= 1
+    cut_tar = changed(gzip.compress(cut[:9000]) + gzip.compress(cut[9000:]), len(gzip.compress(cut[:9000])) + at)
+    archives = {"second.tgz": bytes(second), "thrice.tgz": bytes(thrice), "ends.tgz": cut_tar}
+    archives["both.tgz"] = changed(changed(b"".join(parts), ends[1] - 8), ends[1] - 1)
+    audit = run(write_files(tmp_path / "photos", {**archives, **files}), root=tmp_path / "audit")
+    images = {row["uri"]: row["status"] for row in rows(audit, "images") if "#" in row["uri"]}
+    whole = [f"{name}#{file}" for name in ("second.tgz", "thrice.tgz", "ends.tgz") for file in files]
+    kept = [m.name for m in archive_fragments(io.BytesIO(tar), "tar", LeftOut()) if m.position + m.length <= 8192]
+    assert images == dict.fromkeys([*whole, *(f"both.tgz#{name}" for name in kept)], "ok")
+    invalid = by_uri(audit, "invalid")
+    assert {invalid[name]["status"] for name in archives} == {"unreadable"}
+    place, what = ends[1] + (-5 if at == -8 else -1), "checksum" if at == -8 else "length"
+    named = f"at byte {place:,} of the file is not that of the unpacked bytes 4,096 to 8,192"
+    said = f"the {what} {named}: any member in them may be damaged"
+    assert invalid["second.tgz"]["message"] == said
+    assert invalid["thrice.tgz"]["message"] == f"{said}; 2 further checksums are wrong"
+    assert "bytes 0 to 9,000: any member in them may be damaged; the archive ends " in invalid["ends.tgz"]["message"]
+    assert "not that of the unpacked bytes 4,096 to 8,192, nor is the length" in invalid["both.tgz"]["message"]
+    same = {(row["uri"], row["match_uri"]) for row in rows(audit, "duplicates") if row["kind"] == "same_bytes"}
+    groups = {name: {uri for pair in same if name in "".join(pair) for uri in pair} for name in files}
+    for uri in images:
+        assert uri in groups[uri.partition("#")[2]]

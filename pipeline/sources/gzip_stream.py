@@ -21,7 +21,8 @@ LONGEST = 2**62
 class GzipStream(io.RawIOBase):
     """The unpacked bytes of a gzip, up to where it is cut off or damaged. Raises what reading below it raises.
 
-    Who reads what nobody has read before asks for `index` first: that finds where the damage is.
+    Who reads what nobody has read before asks for `index` first: that finds where the damage is. breaks_off: it is one
+    behind which nothing can be had.
 
     `index`: what `index` gave for the same bytes, so that a read unpacks 4 MB at most; else it unpacks from the start.
     indexed_gzip gives nothing of a read that comes to damage, takes a cut for the end, and skips what is between gzips:
@@ -34,12 +35,14 @@ class GzipStream(io.RawIOBase):
 
         self._lock = threading.Lock()
         errors = indexed_gzip.indexed_gzip  # the package itself has no CrcError
+        self._of_a_checksum: type[Exception] = errors.CrcError
         self._broken: tuple[type[Exception], ...] = (errors.ZranError, errors.NotCoveredError, errors.CrcError)
         self._errors: tuple[type[Exception], ...] = (OSError, *self._broken)
         self._stream, self._size, self._at, self._place = stream, size, 0, 0
         self._front = GzipFront(stream)
         self._end = self._sound = LONGEST
         self._problem: ImageError | None = None
+        self.breaks_off = False
         spacing = max(SPACING, size // MOST_POINTS)
         self._file: Any = indexed_gzip.IndexedGzipFile(fileobj=stream, spacing=spacing, buffer_size=SPACING)
         if index:
@@ -72,7 +75,7 @@ class GzipStream(io.RawIOBase):
         end = self._unpack()
         if end is None or not self._is_end(end):
             self._problem = self._front.problem()
-            self._end = self._front.end()
+            self._end, self.breaks_off = self._front.end(), self._front.breaks_off()
         sink = io.BytesIO()
         with self._own_place():
             try:
@@ -92,13 +95,25 @@ class GzipStream(io.RawIOBase):
         return self._front.is_followed
 
     def _unpack(self) -> int | None:
-        """Bytes that all of it unpacks to, None where indexed_gzip cannot unpack it."""
+        """Bytes that all of it unpacks to, None where indexed_gzip finds something wrong with it."""
         with self._own_place():
             try:
                 return int(self._file.seek(LONGEST))
             except self._errors as error:
                 self._raise_other(error)
+                if isinstance(error, self._of_a_checksum):
+                    self._unpack_unchecked()
                 return None
+
+    def _unpack_unchecked(self) -> None:
+        """Makes the points behind a wrong checksum: with points that were stored, no checksum is looked at."""
+        points = io.BytesIO()
+        try:
+            self._file.export_index(fileobj=points)
+            self._file.import_index(fileobj=io.BytesIO(points.getvalue()))
+            self._file.seek(LONGEST)
+        except self._errors as error:
+            self._raise_other(error)
 
     def _read(self, offset: int, size: int) -> bytes:
         size = max(0, min(size, self._end - offset))

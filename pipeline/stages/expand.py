@@ -101,8 +101,8 @@ def _fragments(store: Store, parent: Parent, kind: str, stream: BinaryIO, left_o
 
 
 def _packed_fragments(store: Store, parent: Parent, stream: BinaryIO, left_out: LeftOut) -> Iterator[Fragment]:
-    """As `archive_fragments`, of a tar.gz; its index is stored. Raises ImageError for the gzip before that for its tar,
-    which ends or breaks where the gzip does.
+    """As `archive_fragments`, of a tar.gz; its index is stored. Raises ImageError for the gzip before that for its tar:
+    where the gzip breaks off the tar does.
     """
     unpacked = GzipStream(stream, parent.info.size)
     store.put(parent.stem + INDEX, unpacked.index())
@@ -114,7 +114,8 @@ def _packed_fragments(store: Store, parent: Parent, stream: BinaryIO, left_out: 
         inside = error
     if unpacked.is_followed and damage is None:
         left_out.count(FOLLOWED)
-    if damage is not None and inside is not None and inside.status is Status.UNREADABLE:
+    is_more = inside is not None and (inside.status is Status.UNREADABLE or not unpacked.breaks_off)
+    if damage is not None and is_more:
         raise ImageError(damage.status, f"{damage}; {inside}")
     for problem in (damage, inside):
         if problem is not None:
