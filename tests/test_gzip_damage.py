@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from pipeline.kernels.header import ImageError
 from pipeline.schemas import Status
+from pipeline.sources import gzip_stream
 from pipeline.sources.archives import archive_fragments
 from pipeline.sources.folder import LeftOut
 from pipeline.sources.fragments import Fragment
@@ -226,7 +227,7 @@ def test_a_gzip_is_read_back_from_marks() -> None:
     """The last 64 MB of them are kept; what lies before is unpacked from the start again."""
     data = bytes(range(251)) * 400_000
     packed = gzip.compress(data, 1)
-    front = GzipFront(io.BytesIO(packed))
+    front = GzipFront(io.BytesIO(packed), len(data))
     for place in (99_000_000, 98_000_000, 60_000_000, 5, 70_000_000, len(data) - 3):
         assert front.read_at(place, 1000) == data[place : place + 1000]
     assert front.read_at(len(data) + 1, 5) == b""
@@ -356,3 +357,47 @@ def test_a_wrong_checksum_loses_nothing_behind_it(at: int, tmp_path: Path) -> No
     groups = {name: {uri for pair in same if name in "".join(pair) for uri in pair} for name in files}
     for uri in images:
         assert uri in groups[uri.partition("#")[2]]
+
+
+@pytest.mark.parametrize("damage", [None, -8, -1], ids=["whole", "checksum", "length"])
+def test_points_do_not_grow_with_what_a_gzip_unpacks_to(damage: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 300 MB in 1 MB there are no more than the bound, and what lies in between is read from them."""
+    monkeypatch.setattr(gzip_stream, "MOST_POINTS", 8)
+    tar = tar_of([("a.bmp", bytes(150_000_000)), ("b.jpg", NOISE.randbytes(70_000)), ("c.bmp", bytes(150_000_000))])
+    packed = gzip.compress(tar, 1)
+    packed = packed if damage is None else changed(packed, len(packed) + damage)
+    stream = GzipStream(io.BytesIO(packed), len(packed))
+    index = stream.index()
+    assert 1 < len(index) // 32_768 <= 8
+    assert (stream.problem() is None) is (damage is None)
+    found = listed(stream)
+    assert [member.name for member in found] == ["a.bmp", "b.jpg", "c.bmp"]
+    later = GzipStream(io.BytesIO(packed), len(packed), index)
+    for reader in (stream, later):
+        for place in (found[1].position, 5, found[2].position - 600, len(tar) - 9000):
+            assert reader.read_at(place, 70_000) == tar[place : place + 70_000]
+
+
+def test_a_gzip_that_unpacks_to_far_too_much_ends_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What lies before the bound is there, a row says so; also of one that is cut off behind it."""
+    monkeypatch.setattr(gzip_stream, "MOST_UNPACKED", 30_000_000)
+    tar = tar_of([("a.jpg", noise_jpeg(1)), ("b.bmp", bytes(40_000_000)), ("c.jpg", noise_jpeg(2))])
+    packed = gzip.compress(tar)
+    fits = gzip.compress(tar_of([("d.jpg", noise_jpeg(3)), ("e.bin", bytes(29_000_000))]))
+    files = {"bomb.tgz": packed, "cut.tgz": packed[:-9], "fits.tgz": fits}
+    audit = run(write_files(tmp_path / "photos", files), root=tmp_path / "audit")
+    assert {row["uri"]: row["status"] for row in rows(audit, "images")} == {
+        "bomb.tgz": "too_large",
+        "bomb.tgz#a.jpg": "ok",
+        "cut.tgz": "too_large",
+        "cut.tgz#a.jpg": "ok",
+        "fits.tgz#d.jpg": "ok",
+    }
+    invalid = by_uri(audit, "invalid")
+    for name in ("bomb.tgz", "cut.tgz"):
+        assert invalid[name]["message"].startswith("the gzip unpacks to more than 30,000,000 bytes")
+    data = bytes(50_000_000)
+    front = GzipFront(io.BytesIO(gzip.compress(data)[:-9]), 30_000_000)
+    problem = front.problem()
+    assert problem is not None
+    assert (problem.status, front.breaks_off(), front.end() < 40_000_000) == (Status.TOO_LARGE, True, True)

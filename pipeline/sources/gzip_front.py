@@ -37,9 +37,9 @@ class GzipFront:
     is_followed: behind its end, once that is found, there are bytes that are not of it.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
-        """`stream`: seekable, also read by others in between."""
-        self._stream = stream
+    def __init__(self, stream: BinaryIO, most: int) -> None:
+        """`stream`: seekable, also read by others in between. `most`: unpacked bytes behind which it ends."""
+        self._stream, self._most = stream, most
         self._marks: deque[_Mark] = deque(maxlen=_MARKS)
         self._problem: ImageError | None = None
         self._wrong, self._wrong_at, self._more_wrong = "", -1, 0
@@ -94,6 +94,9 @@ class GzipFront:
 
     def _step(self) -> None:
         """Unpacks the next piece of the file."""
+        if self._end > self._most:
+            self._stop(too_long(self._most))
+            return
         if self._end - (self._marks[-1].unpacked if self._marks else 0) >= _SPACING:
             self._marks.append(_Mark(self._end, self._packed - len(self._input), self._state.copy(), self._began))
         data, self._input = self._input or self._more(), b""
@@ -191,6 +194,12 @@ class GzipFront:
 
     def _stop(self, problem: ImageError | None) -> None:
         self._is_over, self._problem = True, problem
+
+
+def too_long(most: int) -> ImageError:
+    """That a gzip unpacks to more bytes than are read of it."""
+    said = f"the gzip unpacks to more than {most:,} bytes, far more than images do: members behind them are left out. "
+    return ImageError(Status.TOO_LARGE, f"{said}If it is sound, unpack it and audit its folder")
 
 
 def _unpacks(data: bytes) -> bool:

@@ -9,12 +9,18 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from pipeline.kernels.header import ImageError
-from pipeline.sources.gzip_front import GzipFront
+from pipeline.sources.gzip_front import GzipFront, too_long
 
 SPACING = 2**22
 """Unpacked bytes between two points, each of which keeps 32 kB: so much is unpacked for a member here and there (5 ms),
 and so much at once for members one after the other (0.16 ms for 16 kB; 0.8 ms with reads of 256 kB)."""
-MOST_POINTS = 2048  # 64 MB, whatever the size of the archive
+MOST_POINTS = 2048
+"""64 MB. While it unpacks indexed_gzip takes 8 times the spacing: what unpacks to more than 64 GB has more of them, and
+not only a WIDE spacing: of 1 TB 256 MB and 1 GB."""
+WIDE = 2**25
+MOST_UNPACKED, MOST_RATIO = 2**38, 256
+"""Bytes that any gzip may unpack to, 5 minutes of zeros, and how many for each of its own: deflate comes to 1,032, BMPs
+of two ellipses each to 745, of which these are 80,000 of 3 MB."""
 LONGEST = 2**62
 
 
@@ -39,14 +45,25 @@ class GzipStream(io.RawIOBase):
         self._broken: tuple[type[Exception], ...] = (errors.ZranError, errors.NotCoveredError, errors.CrcError)
         self._errors: tuple[type[Exception], ...] = (OSError, *self._broken)
         self._stream, self._size, self._at, self._place = stream, size, 0, 0
-        self._front = GzipFront(stream)
+        self._most = max(MOST_UNPACKED, MOST_RATIO * size)
+        self._front = GzipFront(stream, self._most)
         self._end = self._sound = LONGEST
         self._problem: ImageError | None = None
         self.breaks_off = False
-        spacing = max(SPACING, size // MOST_POINTS)
-        self._file: Any = indexed_gzip.IndexedGzipFile(fileobj=stream, spacing=spacing, buffer_size=SPACING)
+        self._spacing = SPACING
+        while _reach(self._spacing) < 2 * size:
+            self._spacing *= 2
+        self._file = self._opened()
         if index:
             self._file.import_index(fileobj=io.BytesIO(index))
+
+    def _opened(self) -> Any:
+        """The gzip as indexed_gzip reads it, without points."""
+        import indexed_gzip
+
+        # a read begins at a point: pieces shorter than the way to it would unpack the same bytes again and again
+        buffer = max(SPACING, min(self._spacing, WIDE))
+        return indexed_gzip.IndexedGzipFile(fileobj=self._stream, spacing=self._spacing, buffer_size=buffer)
 
     def read(self, size: int = -1) -> bytes:
         """Bytes from here on, fewer at the end."""
@@ -73,7 +90,9 @@ class GzipStream(io.RawIOBase):
     def index(self) -> bytes:
         """The points of the whole stream, or of what comes before the damage; from now on nothing behind it is read."""
         end = self._unpack()
-        if end is None or not self._is_end(end):
+        if end is not None and end > self._most:
+            self._problem, self._end, self.breaks_off = too_long(self._most), self._most, True
+        elif end is None or not self._is_end(end):
             self._problem = self._front.problem()
             self._end, self.breaks_off = self._front.end(), self._front.breaks_off()
         sink = io.BytesIO()
@@ -95,25 +114,36 @@ class GzipStream(io.RawIOBase):
         return self._front.is_followed
 
     def _unpack(self) -> int | None:
-        """Bytes that all of it unpacks to, None where indexed_gzip finds something wrong with it."""
+        """Bytes that all of it unpacks to, or one more than may be; None where indexed_gzip finds something wrong."""
+        is_sound = True
         with self._own_place():
-            try:
-                return int(self._file.seek(LONGEST))
-            except self._errors as error:
-                self._raise_other(error)
-                if isinstance(error, self._of_a_checksum):
-                    self._unpack_unchecked()
-                return None
+            while True:
+                reach = min(_reach(self._spacing), self._most + 1)
+                try:
+                    end = int(self._file.seek(reach))
+                    if end < reach or end > self._most:
+                        return end if is_sound or end > self._most else None
+                    self._spacing *= 2  # anew: behind points that were stored no checksum is looked at
+                    self._file.close()
+                    self._file = self._opened()
+                except self._of_a_checksum:
+                    is_sound = False
+                    if not self._skip_checksums():
+                        return None
+                except self._errors as error:
+                    self._raise_other(error)
+                    return None
 
-    def _unpack_unchecked(self) -> None:
-        """Makes the points behind a wrong checksum: with points that were stored, no checksum is looked at."""
+    def _skip_checksums(self) -> bool:
+        """Whether it can go on behind a wrong one: with points that were stored, no checksum is looked at."""
         points = io.BytesIO()
         try:
             self._file.export_index(fileobj=points)
             self._file.import_index(fileobj=io.BytesIO(points.getvalue()))
-            self._file.seek(LONGEST)
         except self._errors as error:
             self._raise_other(error)
+            return False
+        return True
 
     def _read(self, offset: int, size: int) -> bytes:
         size = max(0, min(size, self._end - offset))
@@ -151,3 +181,8 @@ class GzipStream(io.RawIOBase):
         # Python's own, of a reader that says it read less than nothing, has no number
         if not isinstance(error, self._broken) and (type(error) is not OSError or error.errno is not None):
             raise error
+
+
+def _reach(spacing: int) -> int:
+    """Unpacked bytes that points of a spacing are made for."""
+    return MOST_POINTS * max(spacing, spacing**2 // WIDE)
