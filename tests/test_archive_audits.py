@@ -210,22 +210,30 @@ def test_archives_with_nothing_in_them_have_a_row(tmp_path: Path) -> None:
         "none.zip": zip_of([]),
         "twice.tar": tar_of([]) * 2,
         "zeros.tar": bytes(1024),
+        "junk.tar": folders.getvalue() + b"junk",
     }
+    zeros = {"many.tar": bytes(2_000_000), "many.tgz": gzip.compress(bytes(2_000_000)), "few.tar": bytes(1_050_000)}
     others = {
         "hidden.tar": tar_of([(".a.jpg", b"x")]),
         "label.tar": tar_of([("a.cls", b"cat")]),
         "linked.tar": linked.getvalue(),
         "text.zip": zip_of([("a.txt", b"x")]),
     }
-    files = {**nothing, **others, "a.jpg": noise_jpeg(1)}
+    behind = {"behind.tar": bytes(10_240) + b"junk" * 200, "late.tar": bytes(1_049_600) + b"junk"}
+    late = {"found.tar": bytes(1_000_000 // 512 * 512) + tar_of([("b.jpg", noise_jpeg(2))])}
+    files = {**nothing, **zeros, **behind, **late, **others, "a.jpg": noise_jpeg(1)}
     audit = run(write_files(tmp_path / "photos", files), root=tmp_path / "audit")
     assert {row["uri"]: row["status"] for row in rows(audit, "images")} == {
         "a.jpg": "ok",
-        **dict.fromkeys(nothing, "empty"),
+        "found.tar#b.jpg": "ok",
+        "behind.tar": "unreadable",
+        **dict.fromkeys([*nothing, *zeros, "late.tar"], "empty"),
     }
     messages = {uri: row["message"] for uri, row in by_uri(audit, "invalid").items()}
     assert messages == {
         **dict.fromkeys(nothing, "no file in the archive"),
+        **dict.fromkeys([*zeros, "late.tar"], "no file in the archive: its first 1,049,088 bytes are zeros"),
+        "behind.tar": "no header of a member at byte 10,240, behind zero bytes alone",
         "gzip.tgz": "the archive unpacks to 0 bytes",
     }
     alone = run(write_files(tmp_path / "alone", {"e.tar": tar_of([])}), root=tmp_path / "root")

@@ -20,7 +20,7 @@ from pipeline.sources.folder import LeftOut
 from pipeline.sources.fragments import ARCHIVES, Fragment
 from pipeline.storage import ObjectInfo, Store, read_ahead
 
-VERSION = 3
+VERSION = 4
 FOLDER = f"{CATALOG}/fragments"
 SCHEMA = pa.schema(
     [

@@ -37,7 +37,7 @@ LONGEST_ARCHIVE = 2**43
 MOST_PADDING = 2**20
 """Zero bytes behind the end mark of a tar that are looked through for another one: GNU tar pads to 10 kB."""
 LINKS, SPARSE = "links and devices in archives", "sparse files in archives"
-BEHIND = "tars that go on behind their end mark"
+BEHIND, FOLLOWED = "tars that go on behind their end mark", "gzips that go on behind their end"
 _PACKED = ".tar.gz"
 _BAD_ZIP = (zipfile.BadZipFile, NotImplementedError, struct.error, EOFError, ValueError, OverflowError, LookupError)
 _BAD_STREAM = (EOFError, zlib.error, ValueError)
@@ -52,7 +52,7 @@ def archive_fragments(stream: BinaryIO, kind: str, left_out: LeftOut) -> Iterato
     there.
     """
     seen: Counter[str] = Counter()
-    is_empty, before = True, left_out.files
+    is_empty, before = True, _files(left_out)
     for sample in samples((_zip_members if kind == "zip" else _tar_members)(stream, left_out)):
         label = next((member.label for member in sample if member.label), "")
         is_empty = False
@@ -64,7 +64,7 @@ def archive_fragments(stream: BinaryIO, kind: str, left_out: LeftOut) -> Iterato
                 yield Fragment(name, member.position, member.length, member.size, label=label)
             elif not member.label:
                 _leave_out(name, left_out)
-    if is_empty and left_out.files == before:
+    if is_empty and _files(left_out) == before:
         raise ImageError(Status.EMPTY, "no file in the archive")
 
 
@@ -90,6 +90,11 @@ def is_prefixed_zip(head: bytes, stream: BinaryIO) -> bool:
 def nested_archives(left_out: LeftOut) -> int:
     """Archives among what an archive holds beside images: they are not opened."""
     return sum(count for suffix, count in left_out.suffixes.items() if suffix in ARCHIVE_SUFFIXES)
+
+
+def _files(left_out: LeftOut) -> int:
+    """What is counted of the members of archives, and not of what is behind these."""
+    return left_out.files - left_out.suffixes[BEHIND]
 
 
 def _leave_out(name: str, left_out: LeftOut) -> None:
@@ -162,7 +167,7 @@ def _tar_headers(stream: BinaryIO, left_out: LeftOut) -> Iterator[tarfile.TarInf
         raise ImageError(Status.UNREADABLE, f"no archive that can be read ({error})") from error
     info = archive.firstmember  # type: ignore[attr-defined]
     try:
-        info = info or _behind_the_end(archive, left_out)
+        info = info or _behind_the_end(archive)
         while info is not None:
             yield info
             if not info.offset < archive.offset <= LONGEST_ARCHIVE:  # a negative size would lead around in a circle
@@ -189,8 +194,10 @@ def _next_header(archive: tarfile.TarFile) -> tarfile.TarInfo | None:
         raise ImageError(Status.UNREADABLE, f"no header of a member at byte {at:,} ({error})") from error
 
 
-def _behind_the_end(archive: tarfile.TarFile, left_out: LeftOut) -> tarfile.TarInfo | None:
-    """The first header behind an end mark, as `cat a.tar b.tar` puts it there; what else there is is counted."""
+def _behind_the_end(archive: tarfile.TarFile, left_out: LeftOut | None = None) -> tarfile.TarInfo | None:
+    """The first header behind an end mark, as `cat a.tar b.tar` puts it there; what else there is is counted. Without
+    `left_out` no member was found before: raises ImageError for what else there is.
+    """
     source: Any = archive.fileobj
     source.seek(archive.offset)
     for _ in range(MOST_PADDING // HEAD_BYTES + 1):
@@ -200,11 +207,21 @@ def _behind_the_end(archive: tarfile.TarFile, left_out: LeftOut) -> tarfile.TarI
         if len(block) < HEAD_BYTES:
             return None
     if not _is_header(block):
+        if left_out is None:
+            raise _no_archive(block, source.tell())
         left_out.count(BEHIND)
         return None
     archive.offset = source.tell() - HEAD_BYTES
     source.seek(archive.offset)
     return _next_header(archive)
+
+
+def _no_archive(block: bytes, end: int) -> ImageError:
+    """That nothing but zero bytes come before a block that is no header."""
+    if block.strip(b"\0"):
+        said = f"no header of a member at byte {end - len(block):,}, behind zero bytes alone"
+        return ImageError(Status.UNREADABLE, said)
+    return ImageError(Status.EMPTY, f"no file in the archive: its first {end:,} bytes are zeros")
 
 
 def _is_header(block: bytes) -> bool:

@@ -12,7 +12,7 @@ from pipeline.layout.fragments import FOUND, INDEX, INSTALL, Parent, write_fragm
 from pipeline.layout.root import Root, opened_source
 from pipeline.runner import Counters
 from pipeline.schemas import Status
-from pipeline.sources.archives import HEAD_BYTES, archive_fragments, archive_kind, is_prefixed_zip
+from pipeline.sources.archives import FOLLOWED, HEAD_BYTES, archive_fragments, archive_kind, is_prefixed_zip
 from pipeline.sources.folder import LeftOut, escape_bytes
 from pipeline.sources.fragments import VIDEO, Fragment
 from pipeline.sources.gzip_stream import GzipStream
@@ -101,18 +101,21 @@ def _fragments(store: Store, parent: Parent, kind: str, stream: BinaryIO, left_o
 
 
 def _packed_fragments(store: Store, parent: Parent, stream: BinaryIO, left_out: LeftOut) -> Iterator[Fragment]:
-    """As `archive_fragments`, of a tar.gz; its index is stored. Raises ImageError for the gzip before that for its tar,
-    which ends or breaks where the gzip does.
+    """As `archive_fragments`, of a tar.gz; its index is stored. Raises ImageError for the gzip before that for its tar:
+    where the gzip breaks off the tar does.
     """
     unpacked = GzipStream(stream, parent.info.size)
+    store.put(parent.stem + INDEX, unpacked.index())
+    damage = unpacked.problem()
     inside: ImageError | None = None
     try:
         yield from archive_fragments(cast(BinaryIO, unpacked), "tar", left_out)
     except ImageError as error:
         inside = error
-    store.put(parent.stem + INDEX, unpacked.index())
-    damage = unpacked.problem()
-    if damage is not None and inside is not None and inside.status is Status.UNREADABLE:
+    if unpacked.is_followed and damage is None:
+        left_out.count(FOLLOWED)
+    is_more = inside is not None and (inside.status is Status.UNREADABLE or not unpacked.breaks_off)
+    if damage is not None and is_more:
         raise ImageError(damage.status, f"{damage}; {inside}")
     for problem in (damage, inside):
         if problem is not None:
