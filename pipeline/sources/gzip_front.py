@@ -31,8 +31,8 @@ class _Mark(NamedTuple):
 
 class GzipFront:
     """The unpacked bytes from the start up to the end, the cut or the damage; one of many gzips of which the checksum
-    or the length alone is wrong breaks nothing off. Reading back unpacks again from a mark of
-    the last 64 MB, or from the start. Raises what reading the stream below raises.
+    or the length alone is wrong breaks nothing off. Reading back unpacks again from a mark of the last 64 MB, or from
+    the start. Raises what reading the stream below raises.
 
     is_followed: behind its end, once that is found, there are bytes that are not of it.
     """
