@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
@@ -56,22 +57,27 @@ def checked_length(where: str, answer: dict[str, Any], body: bytes) -> int:
 
 def check_md5(body: bytes, answer: dict[str, Any]) -> None:
     """Raise Transient if the ETag is an MD5 and not the body's."""
-    if is_md5(answer):
+    if is_md5(answer) and not has_md5(body, answer):
         seen = hashlib.md5(body, usedforsecurity=False).hexdigest()
-        if seen != etag(answer):
-            raise Transient("corrupt", f"MD5 {seen}, wanted {etag(answer)}")
+        raise Transient("corrupt", f"MD5 {seen}, wanted {etag(answer)}")
+
+
+def has_md5(body: bytes, answer: dict[str, Any]) -> bool:
+    """Tell whether the ETag is the MD5 of this body, which is then the whole object."""
+    return is_md5(answer) and hashlib.md5(body, usedforsecurity=False).hexdigest() == etag(answer)
 
 
 def served_range(
-    where: str, wanted: str, answer: dict[str, Any], body: bytes, expect: ObjectInfo | None
+    where: str, wanted: str, answer: dict[str, Any], body: bytes, object_size: Callable[[], int]
 ) -> tuple[dict[str, Any], bytes]:
     """The range `wanted` (`bytes=a-b`, `bytes=a-` or `bytes=-n`) as a 206 answers it, whatever the status was.
 
-    With a 200 some servers answer the range (rclone), others the whole object, of which it is cut. Raises Transient for
-    another range, PastEnd for none, StorageUnavailable for a whole object that is too large to come for each range.
+    With a 200 some servers answer the range (rclone), others the whole object, of which it is cut: where the range is
+    not named, only the size of the object tells them apart. Raises Transient for another range, PastEnd for none,
+    StorageUnavailable for a whole object that is too large to come for each range.
     """
     if "ContentRange" not in answer and _status(answer) == 200:
-        answer, body = _without_range(where, wanted, answer, body, expect)
+        answer, body = _without_range(where, wanted, answer, body, object_size())
     served = str(answer.get("ContentRange", ""))
     match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", served)
     if match is not None:
@@ -82,17 +88,15 @@ def served_range(
 
 
 def _without_range(
-    where: str, wanted: str, answer: dict[str, Any], body: bytes, expect: ObjectInfo | None
+    where: str, wanted: str, answer: dict[str, Any], body: bytes, size: int
 ) -> tuple[dict[str, Any], bytes]:
-    """The range of a 200 that names none: its body is the whole object, or as long as the range of the listed one."""
-    if expect is not None and expect.etag == etag(answer) and len(body) != expect.size:
-        first, last = _bounds(wanted, expect.size)
-        return {**answer, "ContentRange": f"bytes {first}-{last}/{expect.size}"}, body
-    check_md5(body, answer)
-    size = len(body)
+    """The range of a 200 that names none: its body is the whole object of `size` bytes, or as long as the range."""
     first, last = _bounds(wanted, size)
     if first > last:
         raise PastEnd(f"{where}: {wanted} of {size} bytes")
+    if len(body) != size:
+        return {**answer, "ContentRange": f"bytes {first}-{last}/{size}"}, body
+    check_md5(body, answer)
     if size > LARGEST_WHOLE and last - first + 1 < size:
         raise StorageUnavailable(
             f"{where}: the server answers {wanted} with all {size:,} bytes; wanted that range, or at most "
