@@ -8,13 +8,12 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
-from pipeline.errors import ObjectChanged, StorageError, StorageUnavailable
+from pipeline.errors import ObjectChanged, StorageError
 from pipeline.storage.interface import ObjectInfo
 from pipeline.storage.retry import Transient
 from pipeline.storage.s3_errors import PastEnd
+from pipeline.storage.s3_whole import IS_WHOLE
 
-LARGEST_WHOLE = 64 * 2**20
-"""Bytes of an object that may come whole for each range of it: an archive is read in pieces of 8 MB."""
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -73,8 +72,7 @@ def served_range(
     """The range `wanted` (`bytes=a-b`, `bytes=a-` or `bytes=-n`) as a 206 answers it, whatever the status was.
 
     With a 200 some servers answer the range (rclone), others the whole object, of which it is cut: where the range is
-    not named, only the size of the object tells them apart. Raises Transient for another range, PastEnd for none,
-    StorageUnavailable for a whole object that is too large to come for each range.
+    not named, only the size of the object tells them apart. Raises Transient for another range, PastEnd for none.
     """
     if "ContentRange" not in answer and _status(answer) == 200:
         answer, body = _without_range(where, wanted, answer, body, object_size())
@@ -97,14 +95,8 @@ def _without_range(
     if len(body) != size:
         return {**answer, "ContentRange": f"bytes {first}-{last}/{size}"}, body
     check_md5(body, answer)
-    if size > LARGEST_WHOLE and last - first + 1 < size:
-        raise StorageUnavailable(
-            f"{where}: the server answers {wanted} with all {size:,} bytes; wanted that range, or at most "
-            f"{LARGEST_WHOLE:,} bytes, since so large an object is read in many. Have the server, or the proxy before "
-            "it, heed the header Range"
-        )
     named = {"ContentRange": f"bytes {first}-{last}/{size}", "ContentLength": last - first + 1}
-    return {**answer, **named}, body[first : last + 1]
+    return {**answer, **named, IS_WHOLE: True}, body[first : last + 1]
 
 
 def _status(answer: dict[str, Any]) -> int:
