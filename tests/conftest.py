@@ -57,12 +57,12 @@ def senders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "begun":
         get = PlainGets.get
 
-        def begun(gets: PlainGets, wanted: dict[str, Any]) -> dict[str, Any]:
+        def begun(gets: PlainGets, wanted: dict[str, Any], most: int) -> dict[str, Any]:
             sent = gets.begin(wanted)
             if sent is None:
-                return get(gets, wanted)
+                return get(gets, wanted, most)
             sent.wait()
-            return sent.answering(lambda: get(gets, wanted))
+            return sent.answering(lambda: get(gets, wanted, most))
 
         monkeypatch.setattr(PlainGets, "get", begun)
     return str(request.param)

@@ -9,13 +9,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from archives_made import archive
-from audited import assert_equal_tables, run, small_set
+from audited import assert_equal_tables, rows, run, small_set
 from fault_proxy import FaultProxy, Rule
-from s3_servers import moto_port, new_store, quick, use_credentials
+from s3_servers import moto_port, new_store, put_in_parts, quick, use_credentials
 
-from pipeline.errors import CorruptObject, ObjectChanged, StorageUnavailable
+from pipeline.errors import AccessDenied, ObjectChanged, StorageUnavailable
+from pipeline.layout.own_vectors import own_model
+from pipeline.sources.vectors import open_vectors
 from pipeline.storage import Store, open_store
 
 FILES = small_set(10)
@@ -63,17 +68,43 @@ def test_ranges_and_streams(answer: str, direct: Store, proxy: FaultProxy, monke
         assert stream.read() == DATA[123:]
 
 
-def test_a_range_of_a_whole_object_that_nothing_is_known_of(direct: Store, proxy: FaultProxy) -> None:
-    """Its MD5 says whether it came whole; a range behind its end is empty."""
-    direct.put("x", DATA)
-    direct.put("empty", b"")
+@pytest.mark.usefixtures("senders")
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("key", ["at once", "in parts"])
+def test_ranges_of_an_object_that_nothing_is_known_of(key: str, answer: str, direct: Store, proxy: FaultProxy) -> None:
+    """No ETag tells a range from an object where it was put in parts: one HEAD tells how long the object is."""
+    direct.put("at once", DATA)
+    put_in_parts(direct, "in parts", DATA)
+    store = opened(proxy, direct)
+    store.read(key)
+    for start, length in ((0, 100), (10, 1000), (999, 1000), (5000, 1000), (10_000, 999), (0, 99_999)):
+        proxy.inject(Rule(ANSWERS[answer], "GET", count=99))
+        assert store.read_range(key, start, length) == DATA[start : start + length]
+        is_told = answer == "range with its name" or (key == "at once" and (answer == "whole" or length > len(DATA)))
+        assert [method for method, _, _ in proxy.log] == (["GET"] if is_told else ["GET", "HEAD"])
+
+
+def test_a_range_behind_a_whole_object_is_empty(direct: Store, proxy: FaultProxy) -> None:
     store = opened(proxy, direct)
     proxy.inject(Rule("strip:Range", "GET", count=99))
+    for data, start in ((b"", 0), (DATA, 20_000)):
+        direct.put("at once", data)
+        put_in_parts(direct, "in parts", data)
+        assert store.read_range("at once", start, 5) == store.read_range("in parts", start, 5) == b""
+
+
+def test_a_head_of_another_version_is_no_measure(direct: Store, proxy: FaultProxy) -> None:
+    """An object that is replaced between the two is asked for again; one that no HEAD may see ends as such."""
+    put_in_parts(direct, "x", DATA)
+    store = opened(proxy, direct)
+    ranges = Rule("code:200:Content-Range", "GET", count=99)
+    proxy.inject(ranges, Rule('header:ETag:"another-1"', "HEAD"))
     assert store.read_range("x", 100, 200) == DATA[100:300]
-    assert store.read_range("x", 20_000, 5) == store.read_range("empty", 0, 5) == b""
-    proxy.inject(Rule("code:200:Content-Range", "GET", count=99))
-    with pytest.raises(CorruptObject, match="MD5"):
-        store.read_range("x", 100, 200)
+    assert [method for method, _, _ in proxy.log] == ["GET", "HEAD"] * 2
+    proxy.inject(ranges, Rule("status:403:AccessDenied", "HEAD", count=99))
+    for ask in (lambda: store.read_range("x", 100, 200), lambda: store.stat("x")):
+        with pytest.raises(AccessDenied):
+            ask()
 
 
 def test_another_object_is_no_range(direct: Store, proxy: FaultProxy) -> None:
@@ -92,7 +123,8 @@ def test_another_object_is_no_range(direct: Store, proxy: FaultProxy) -> None:
 def test_a_large_object_does_not_come_for_each_range(
     direct: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.s3_answers.LARGEST_WHOLE", 10_000)
+    monkeypatch.setattr("pipeline.storage.s3_whole.SMALL_WHOLE", 1_000)
+    monkeypatch.setattr("pipeline.storage.s3_whole.LARGEST_WHOLE", 10_000)
     direct.put("x", DATA)
     store = opened(proxy, direct)
     proxy.inject(Rule("strip:Range", "GET", count=9))
@@ -122,3 +154,63 @@ def test_archives_of_such_a_server(answer: str, direct: Store, proxy: FaultProxy
     assert sorted(row["uri"] for row in images) == sorted(names)
     bad = {row["uri"].partition("#")[2]: row["status"] for row in images if row["status"] != "ok"}
     assert bad == {"train/b/cut.jpg": "truncated"}, bad
+
+
+def file_of_vectors(ending: str, vectors: np.ndarray[Any, Any]) -> bytes:
+    sink = io.BytesIO()
+    if ending == ".npy":
+        np.save(sink, vectors)
+    else:
+        names = [f"{number:03d}.jpg" for number in range(len(vectors))]
+        column = pa.FixedSizeListArray.from_arrays(vectors.ravel(), vectors.shape[1])
+        table = pa.table({"filename": names, "vector": column})
+        pq.write_table(table, sink, row_group_size=50, use_dictionary=False, compression="none")
+    return sink.getvalue()
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_vectors_of_such_a_server(
+    answer: str, direct: Store, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is read in pieces, and another one by its name the next night: its own pairs, both times."""
+    monkeypatch.setattr("pipeline.layout.own_vectors.BLOCK_BYTES", 5000)
+    vectors = np.random.default_rng(0).standard_normal((200, 32)).astype(np.float32)
+    proxy.inject(Rule(ANSWERS[answer], "GET", r"own\.parquet", count=9999))
+    for twins in ({}, {190: 20, 191: 21}):
+        for copy, of in twins.items():
+            vectors[copy] = vectors[of]
+        put_in_parts(direct, "own.parquet", file_of_vectors(".parquet", vectors))
+        audit = run(root=tmp_path / "audit", embeddings=f"{through(proxy, direct)}/own.parquet", storage=STORAGE)
+        pairs = {(row["uri"], row["match_uri"]) for row in rows(audit, "duplicates") if row["similarity"] == 1}
+        assert pairs == {(f"{of:03d}.jpg", f"{copy:03d}.jpg") for copy, of in twins.items()}
+        stored = audit.search(vectors, k=1)
+        assert stored["image_id"].to_pylist() == [twins.get(row, row) for row in range(len(vectors))]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_an_array_of_such_a_server(
+    answer: str, direct: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.sources.vectors.BLOCK_BYTES", 5000)
+    vectors = np.random.default_rng(0).standard_normal((200, 32)).astype(np.float16)
+    put_in_parts(direct, "own.npy", file_of_vectors(".npy", vectors))
+    proxy.inject(Rule(ANSWERS[answer], "GET", count=999))
+    file = open_vectors(opened(proxy, direct), "own.npy", "own.npy")
+    assert np.array_equal(np.concatenate([*file.blocks()]), vectors)
+
+
+@pytest.mark.parametrize("ending", [".npy", ".parquet"])
+@pytest.mark.parametrize("place", ["bucket", "disk"])
+def test_vectors_that_are_replaced_after_they_were_opened(
+    place: str, ending: str, direct: Store, tmp_path: Path
+) -> None:
+    """Neither their hash nor their rows are those of the other file, though its size and names are the same."""
+    store = direct if place == "bucket" else open_store(tmp_path)
+    vectors = np.random.default_rng(0).standard_normal((200, 32)).astype(np.float32)
+    store.put(f"own{ending}", file_of_vectors(ending, vectors))
+    file = open_vectors(store, f"own{ending}", "own")
+    own_model(file, is_alone=False)
+    store.put(f"own{ending}", file_of_vectors(ending, vectors[::-1]))
+    for read in (lambda: [*file.blocks()], lambda: own_model(file, is_alone=False)):
+        with pytest.raises(ObjectChanged):
+            read()

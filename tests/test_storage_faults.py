@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import boto3
 import pytest
 from fault_proxy import FaultProxy, Rule
-from s3_servers import free_port, ministack_port, moto_port, new_store, quick, use_credentials
+from s3_servers import free_port, ministack_port, moto_port, new_store, put_in_parts, quick, use_credentials
 
 from pipeline.errors import (
     AccessDenied,
@@ -315,7 +314,7 @@ def test_a_server_that_tells_no_length(store: Store, direct: Store, proxy: Fault
     proxy.inject(Rule("unsized:5", "GET"), Rule("unsized:", "GET", count=99))
     assert store.read_range(KEY, 10, 20, expect=expect) == DATA[10:30]
     assert proxy.requests() == 2
-    in_parts(direct, "parts")
+    put_in_parts(direct, "parts", DATA)
     proxy.inject(Rule("unsized:", count=99))
     for ask in (store.read, store.stat):
         with pytest.raises(StorageError, match="tells no Content-Length") as caught:
@@ -323,16 +322,6 @@ def test_a_server_that_tells_no_length(store: Store, direct: Store, proxy: Fault
         assert type(caught.value) is StorageError
         assert "damaged" not in str(caught.value)
     assert proxy.requests() == 2
-
-
-def in_parts(store: Store, key: str) -> None:
-    """Puts an object whose ETag is no MD5."""
-    server, bucket, prefix = store.uri.removeprefix("minio://").split("/", 2)
-    client = boto3.client("s3", endpoint_url=f"http://{server}", region_name="us-east-1")
-    place = {"Bucket": bucket, "Key": f"{prefix}/{key}"}
-    place["UploadId"] = client.create_multipart_upload(**place)["UploadId"]
-    part = {"ETag": client.upload_part(**place, PartNumber=1, Body=DATA)["ETag"], "PartNumber": 1}
-    client.complete_multipart_upload(**place, MultipartUpload={"Parts": [part]})
 
 
 def test_a_server_that_overwrites_is_refused(direct: Store, proxy: FaultProxy) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.errors import ModelError, NotFound
+from pipeline.errors import ModelError, NotFound, UsageError
 from pipeline.kernels.embed import Embedder, ModelInput, canary_embeddings, compare_canary
 from pipeline.layout.fingerprint import fingerprint, plain
 from pipeline.layout.root import Root, kept, read_address
-from pipeline.layout.tables import read_array, read_json, write_array, write_json
+from pipeline.layout.tables import has_array, read_array, read_json, write_array, write_json
 from pipeline.models import Model, default_model, open_model, parse_input
 from pipeline.models.cache import ResolvedModel, resolve_model, say_once
 from pipeline.models.named import HIGH_ACCURACY, NamedModel, is_model_name, named_model
@@ -75,8 +75,7 @@ def store_model(root: Root, path: str, description: Mapping[str, Any], cache: st
     model = open_chosen(path, description, cache, root.storage).model
     key = f"{FOLDER}/{model.sha256[:20]}.onnx"
     store.put_if_absent(key, model.data)
-    canary = write_array(store, FOLDER, f"canary-{model.sha256[:20]}", canary_embeddings(model.load()))
-    ref = ModelRef(model.name, model.sha256, model.input, model.dimension, key, canary)
+    ref = ModelRef(model.name, model.sha256, model.input, model.dimension, key, _write_canary(store, model))
     if record:
         write_json(store, record, plain(ref))
     return ref
@@ -89,12 +88,31 @@ def _record_key(named: NamedModel) -> str:
 
 
 def _recorded(store: Store, key: str) -> ModelRef | None:
-    """What is noted there; None where nothing is, or the model's own file is gone."""
+    """What is noted there, its canary made anew where that is lost; None where nothing is, or the model's own file is
+    gone.
+    """
+    ref = _noted(store, key)
+    if ref is None or not store.exists(ref.key):
+        return None
+    if not has_array(store, FOLDER, ref.canary):
+        ref = replace(ref, canary=_write_canary(store, read_model(store, ref)))
+        write_json(store, key, plain(ref))  # on another type of CPU it has another name
+    return ref
+
+
+def _noted(store: Store, key: str) -> ModelRef | None:
+    """The record of a key; None where there is none, or one of a version that notes something else."""
     if not store.exists(key):
         return None
     record = read_json(store, key)
-    ref = ModelRef(**{**record, "input": parse_input(record["input"])})
-    return ref if store.exists(ref.key) else None
+    try:
+        return ModelRef(**{**record, "input": parse_input(record["input"])})
+    except (TypeError, KeyError, UsageError):
+        return None
+
+
+def _write_canary(store: Store, model: Model) -> str:
+    return write_array(store, FOLDER, f"canary-{model.sha256[:20]}", canary_embeddings(model.load()))
 
 
 def read_model(store: Store, ref: ModelRef) -> Model:

@@ -86,6 +86,5 @@ def _order(store: Store, ref: ModelRef) -> NDArray[np.int64]:
 
 
 def _pieces(file: VectorFile) -> Iterator[bytes]:
-    size = file.store.stat(file.key).size
-    for at in range(0, size, BLOCK_BYTES):
-        yield file.store.read_range(file.key, at, BLOCK_BYTES)
+    for at in range(0, file.info.size, BLOCK_BYTES):
+        yield file.store.read_range(file.info.key, at, BLOCK_BYTES, expect=file.info)

@@ -163,12 +163,20 @@ def read_array(store: Store, folder: str, name: str) -> np.ndarray[Any, Any]:
         if path is not None:
             return _mapped_array(path)
         data = store.read(key)
-        if _digest(data) != name.rsplit("-", 1)[-1].removesuffix(".npy"):
+        if not _is_named(data, name):
             raise ValueError("its hash is not the one in its name")
         array: np.ndarray[Any, Any] = np.load(io.BytesIO(data), allow_pickle=False)
         return array
     except (NotFound, *_DAMAGE) as error:
         raise ArtifactError(f"{store.uri}/{key}: the array is gone or damaged ({error}).") from error
+
+
+def has_array(store: Store, folder: str, name: str) -> bool:
+    """Whether a committed array is there, as it was written: also on a disk all of it is read and compared."""
+    try:
+        return _is_named(store.read(f"{folder}/{name}"), name)
+    except NotFound:
+        return False
 
 
 def read_array_rows(store: Store, folder: str, name: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -258,6 +266,10 @@ def way_out(key: str, *, is_there: bool = True) -> str:
     if is_there:
         return "Delete that file and run again: only it is made anew."
     return "Run again to make it anew; where another run works on this root, when that is done."
+
+
+def _is_named(data: bytes, name: str) -> bool:
+    return _digest(data) == name.rsplit("-", 1)[-1].removesuffix(".npy")
 
 
 def _digest(data: bytes) -> str:

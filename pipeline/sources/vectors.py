@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
-from pipeline.storage import Store
+from pipeline.storage import ObjectInfo, Store
+from pipeline.storage.blocks import BlockReader
 
 HEADER_BYTES = 4096
 BLOCK_BYTES = 2**26
@@ -33,11 +34,12 @@ _BAD_NPY = (ValueError, SyntaxError, EOFError, TypeError, KeyError)
 class VectorFile:
     """A file of vectors that was opened: n and d, and where they are in it.
 
-    names: None for a .npy, whose rows follow the listing. column: of a Parquet file, "" for a .npy.
+    info: the version that was opened; of any other nothing is read: ObjectChanged. names: None for a .npy, whose rows
+    follow the listing. column: of a Parquet file, "" for a .npy.
     """
 
     store: Store
-    key: str
+    info: ObjectInfo
     address: str
     count: int
     dimension: int
@@ -56,11 +58,12 @@ class VectorFile:
 
 def open_vectors(store: Store, key: str, address: str) -> VectorFile:
     """The vectors at a key. Raises UsageError for a file that is neither, or holds something else."""
-    head = store.read_range(key, 0, HEADER_BYTES)
+    info = store.stat(key)
+    head = store.read_range(key, 0, HEADER_BYTES, expect=info)
     if head[:4] == b"PAR1":
-        return _open_parquet(store, key, address)
+        return _open_parquet(store, info, address)
     if head[:6] == b"\x93NUMPY":
-        return _open_npy(store, key, address, head)
+        return _open_npy(store, info, address, head)
     raise UsageError(f"vectors {address}: neither .npy nor Parquet; {_WANTED}")
 
 
@@ -84,7 +87,7 @@ def stored_vectors(block: NDArray[Any], first: int, address: str) -> NDArray[np.
     return scaled
 
 
-def _open_npy(store: Store, key: str, address: str, head: bytes) -> VectorFile:
+def _open_npy(store: Store, info: ObjectInfo, address: str, head: bytes) -> VectorFile:
     stream = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(stream)
@@ -95,12 +98,12 @@ def _open_npy(store: Store, key: str, address: str, head: bytes) -> VectorFile:
     if len(shape) != 2 or dtype.kind != "f" or dtype.itemsize > 8 or is_fortran or shape[1] < LEAST_DIMENSION:
         order = ", column by column" if is_fortran else ""
         raise UsageError(f"vectors {address}: {dtype} {shape}{order}; {_WANTED}, row by row (numpy.ascontiguousarray)")
-    size, wanted = store.stat(key).size, stream.tell() + shape[0] * shape[1] * dtype.itemsize
-    if size != wanted:
+    wanted = stream.tell() + shape[0] * shape[1] * dtype.itemsize
+    if info.size != wanted:
         raise UsageError(
-            f"vectors {address}: {size:,} bytes, its header says {wanted:,}: it was cut off; write it anew"
+            f"vectors {address}: {info.size:,} bytes, its header says {wanted:,}: it was cut off; write it anew"
         )
-    return VectorFile(store, key, address, shape[0], shape[1], dtype, stream.tell(), "", None)
+    return VectorFile(store, info, address, shape[0], shape[1], dtype, stream.tell(), "", None)
 
 
 def _npy_blocks(file: VectorFile) -> Iterator[NDArray[Any]]:
@@ -108,14 +111,14 @@ def _npy_blocks(file: VectorFile) -> Iterator[NDArray[Any]]:
     step = max(1, BLOCK_BYTES // row_bytes)
     for at in range(0, file.count, step):
         rows = min(step, file.count - at)
-        data = file.store.read_range(file.key, file.start + at * row_bytes, rows * row_bytes)
+        data = file.store.read_range(file.info.key, file.start + at * row_bytes, rows * row_bytes, expect=file.info)
         native = np.frombuffer(data, file.dtype).reshape(rows, file.dimension)
         yield native.astype(file.dtype.newbyteorder("="), copy=False)
 
 
-def _open_parquet(store: Store, key: str, address: str) -> VectorFile:
+def _open_parquet(store: Store, info: ObjectInfo, address: str) -> VectorFile:
     try:
-        with pq.ParquetFile(store.open(key)) as file:
+        with pq.ParquetFile(BlockReader(store, info)) as file:
             schema, count = file.schema_arrow, file.metadata.num_rows
             column, names = _only(schema, _is_vector, "vectors", address), _only(schema, _is_name, "names", address)
             listed = pc.cast(file.read([names])[names], pa.string()).combine_chunks()
@@ -131,7 +134,7 @@ def _open_parquet(store: Store, key: str, address: str) -> VectorFile:
     if dimension < LEAST_DIMENSION:
         raise UsageError(f"vectors {address}: {count:,} rows of {dimension} numbers; {_WANTED}")
     dtype = schema.field(column).type.value_type.to_pandas_dtype()
-    return VectorFile(store, key, address, count, dimension, np.dtype(dtype), 0, column, listed)
+    return VectorFile(store, info, address, count, dimension, np.dtype(dtype), 0, column, listed)
 
 
 def holds_vectors(store: Store, key: str) -> bool:
@@ -202,7 +205,7 @@ def _is_vector(kind: pa.DataType) -> bool:
 def _parquet_blocks(file: VectorFile) -> Iterator[NDArray[Any]]:
     rows = max(1, BLOCK_BYTES // (file.dimension * file.dtype.itemsize))
     at = 0
-    with pq.ParquetFile(file.store.open(file.key)) as parquet:
+    with pq.ParquetFile(BlockReader(file.store, file.info)) as parquet:
         for batch in parquet.iter_batches(rows, columns=[file.column]):
             column = batch.column(0)
             values = column.flatten()

@@ -24,8 +24,8 @@ class CurlGets:
         self._transfers: dict[int, Transfers] = {}
         _MADE.add(self)
 
-    def get(self, url: str, headers: Mapping[str, str]) -> Answer:
-        """The answer. Raises ConnectionError, SSLError of botocore.
+    def get(self, url: str, headers: Mapping[str, str], most: int) -> Answer:
+        """The answer, of at most so many bytes, 0 = any number. Raises ConnectionError, SSLError of botocore, TooLarge.
 
         Not for the main thread: a signal would wait until the answer is there.
         """
@@ -35,18 +35,18 @@ class CurlGets:
             handle = Handle(self._params)
             handle.give_up_silent(self._params.read_timeout)
         try:
-            return _asked(handle, url, headers)
+            return _asked(handle, url, headers, most)
         finally:
             handle.clear()
             self._idle.append(handle)
 
-    def begin(self, url: str, headers: Mapping[str, str]) -> Transfer | None:
+    def begin(self, url: str, headers: Mapping[str, str], most: int) -> Transfer | None:
         """A GET of this thread, which is to wait for it; None where libcurl cannot take it on."""
         thread = threading.get_ident()  # that of a thread that has ended comes again, and its connections are of use
         try:
             if thread not in self._transfers:
                 self._transfers[thread] = Transfers(self._params)
-            return self._transfers[thread].begin(url, headers)
+            return self._transfers[thread].begin(url, headers, most)
         except pycurl.error as error:
             if broken := self._transfers.pop(thread, None):
                 broken.fail(ConnectionError(f"libcurl error {error}"))
@@ -60,8 +60,8 @@ class CurlGets:
         self._idle, self._transfers = [], {}
 
 
-def _asked(handle: Handle, url: str, headers: Mapping[str, str]) -> Answer:
-    handle.aim(url, headers)
+def _asked(handle: Handle, url: str, headers: Mapping[str, str], most: int) -> Answer:
+    handle.aim(url, headers, most)
     failure: Exception | None = None
     try:
         handle.curl.perform()

@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 import pycurl
 from botocore.exceptions import SSLError
 
+from pipeline.storage.s3_whole import TooLarge
+
 Answer: TypeAlias = "tuple[int, dict[str, str], bytes]"
 """Status, headers (names in lower case), body."""
 
@@ -38,7 +40,7 @@ class Handle:
     def __init__(self, params: CurlParams) -> None:
         self._lines = list[bytes]()
         self._pieces = list[bytes]()
-        self._url = ""
+        self._url, self._most = "", 0
         self.curl = pycurl.Curl()
         options: dict[int, Any] = {
             pycurl.NOSIGNAL: 1,
@@ -60,10 +62,11 @@ class Handle:
         self.curl.setopt(pycurl.LOW_SPEED_LIMIT, 1)
         self.curl.setopt(pycurl.LOW_SPEED_TIME, math.ceil(seconds))
 
-    def aim(self, url: str, headers: Mapping[str, str]) -> None:
-        """The GET that is to be sent next."""
-        self._url = url
+    def aim(self, url: str, headers: Mapping[str, str], most: int) -> None:
+        """The GET that is to be sent next, and the bytes that may come of its answer, 0 = any number."""
+        self._url, self._most = url, most
         self.curl.setopt(pycurl.URL, url)
+        self.curl.setopt(pycurl.MAXFILESIZE_LARGE, most)
         self.curl.setopt(pycurl.HTTPHEADER, [*(f"{name}: {value}" for name, value in headers.items()), *_ALONE])
 
     def arrived(self) -> int:
@@ -75,7 +78,9 @@ class Handle:
         return int(self.curl.getinfo(pycurl.RESPONSE_CODE)), _told(self._lines), b"".join(self._pieces)
 
     def failure(self, code: int, message: str) -> Exception:
-        """What an error of libcurl means: SSLError of botocore, or ConnectionError."""
+        """What an error of libcurl means: SSLError of botocore, TooLarge, or ConnectionError."""
+        if code == pycurl.E_FILESIZE_EXCEEDED:
+            return TooLarge(int(_told(self._lines).get("content-length", -1)), self._most)
         text = f"libcurl error {code}: {message}"
         return SSLError(endpoint_url=self._url, error=text) if code in _CERTIFICATE else ConnectionError(text)
 

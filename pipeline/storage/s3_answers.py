@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
-from pipeline.errors import ObjectChanged, StorageError, StorageUnavailable
+from pipeline.errors import ObjectChanged, StorageError
 from pipeline.storage.interface import ObjectInfo
 from pipeline.storage.retry import Transient
 from pipeline.storage.s3_errors import PastEnd
+from pipeline.storage.s3_whole import IS_WHOLE
 
-LARGEST_WHOLE = 64 * 2**20
-"""Bytes of an object that may come whole for each range of it: an archive is read in pieces of 8 MB."""
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
 
@@ -56,22 +56,26 @@ def checked_length(where: str, answer: dict[str, Any], body: bytes) -> int:
 
 def check_md5(body: bytes, answer: dict[str, Any]) -> None:
     """Raise Transient if the ETag is an MD5 and not the body's."""
-    if is_md5(answer):
+    if is_md5(answer) and not has_md5(body, answer):
         seen = hashlib.md5(body, usedforsecurity=False).hexdigest()
-        if seen != etag(answer):
-            raise Transient("corrupt", f"MD5 {seen}, wanted {etag(answer)}")
+        raise Transient("corrupt", f"MD5 {seen}, wanted {etag(answer)}")
+
+
+def has_md5(body: bytes, answer: dict[str, Any]) -> bool:
+    """Tell whether the ETag is the MD5 of this body, which is then the whole object."""
+    return is_md5(answer) and hashlib.md5(body, usedforsecurity=False).hexdigest() == etag(answer)
 
 
 def served_range(
-    where: str, wanted: str, answer: dict[str, Any], body: bytes, expect: ObjectInfo | None
+    where: str, wanted: str, answer: dict[str, Any], body: bytes, object_size: Callable[[], int]
 ) -> tuple[dict[str, Any], bytes]:
     """The range `wanted` (`bytes=a-b`, `bytes=a-` or `bytes=-n`) as a 206 answers it, whatever the status was.
 
-    With a 200 some servers answer the range (rclone), others the whole object, of which it is cut. Raises Transient for
-    another range, PastEnd for none, StorageUnavailable for a whole object that is too large to come for each range.
+    With a 200 some servers answer the range (rclone), others the whole object, of which it is cut: where the range is
+    not named, only the size of the object tells them apart. Raises Transient for another range, PastEnd for none.
     """
     if "ContentRange" not in answer and _status(answer) == 200:
-        answer, body = _without_range(where, wanted, answer, body, expect)
+        answer, body = _without_range(where, wanted, answer, body, object_size())
     served = str(answer.get("ContentRange", ""))
     match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", served)
     if match is not None:
@@ -82,25 +86,17 @@ def served_range(
 
 
 def _without_range(
-    where: str, wanted: str, answer: dict[str, Any], body: bytes, expect: ObjectInfo | None
+    where: str, wanted: str, answer: dict[str, Any], body: bytes, size: int
 ) -> tuple[dict[str, Any], bytes]:
-    """The range of a 200 that names none: its body is the whole object, or as long as the range of the listed one."""
-    if expect is not None and expect.etag == etag(answer) and len(body) != expect.size:
-        first, last = _bounds(wanted, expect.size)
-        return {**answer, "ContentRange": f"bytes {first}-{last}/{expect.size}"}, body
-    check_md5(body, answer)
-    size = len(body)
+    """The range of a 200 that names none: its body is the whole object of `size` bytes, or as long as the range."""
     first, last = _bounds(wanted, size)
     if first > last:
         raise PastEnd(f"{where}: {wanted} of {size} bytes")
-    if size > LARGEST_WHOLE and last - first + 1 < size:
-        raise StorageUnavailable(
-            f"{where}: the server answers {wanted} with all {size:,} bytes; wanted that range, or at most "
-            f"{LARGEST_WHOLE:,} bytes, since so large an object is read in many. Have the server, or the proxy before "
-            "it, heed the header Range"
-        )
+    if len(body) != size:
+        return {**answer, "ContentRange": f"bytes {first}-{last}/{size}"}, body
+    check_md5(body, answer)
     named = {"ContentRange": f"bytes {first}-{last}/{size}", "ContentLength": last - first + 1}
-    return {**answer, **named}, body[first : last + 1]
+    return {**answer, **named, IS_WHOLE: True}, body[first : last + 1]
 
 
 def _status(answer: dict[str, Any]) -> int:

@@ -27,6 +27,7 @@ from pipeline.storage.curl import CurlGets
 from pipeline.storage.curl_handle import CurlParams
 from pipeline.storage.redact import remember
 from pipeline.storage.s3_sign import signed_headers
+from pipeline.storage.s3_whole import WholeAnswers, most_at_once, read_at_most
 from pipeline.storage.transfers import Transfer
 
 T = TypeVar("T")
@@ -57,32 +58,35 @@ class PlainGets:
 
     def __init__(self, client: Any, credentials: Any) -> None:
         self._client, self._credentials = client, credentials
+        self.whole = WholeAnswers()
         self._ways: dict[str, _Way] = {}
         self._asking = threading.local()
         self._shape = client.meta.service_model.operation_model("GetObject").output_shape
         client.meta.events.register_last("before-sign.s3.GetObject", self._learn)
 
-    def get(self, request: dict[str, Any]) -> dict[str, Any]:
+    def get(self, request: dict[str, Any], most: int) -> dict[str, Any]:
         """Do get_object(Bucket, Key, Range, IfMatch); the answer holds those of its fields that are looked at here.
 
-        Within `BegunGet.answering` it takes that answer. Raises what the client itself would.
+        Within `BegunGet.answering` it takes that answer. Raises what the client itself would, and TooLarge instead of
+        reading more than `most` bytes (0 = any number); the body of a client's answer is still to be read.
         """
         begun, way = self._taken(request), self._ways.get(request["Bucket"])
         if begun is not None:
             answer = self._answered(request, *begun.answer())
         else:
-            answer = None if way is None else self._answered(request, *self._sent(way, *self._signed(way, request)))
+            sent = None if way is None else self._sent(way, *self._signed(way, request), most)
+            answer = None if sent is None else self._answered(request, *sent)
         return self._long_way(request) if answer is None else answer
 
     def begin(self, request: dict[str, Any]) -> BegunGet | None:
         """Ask what a `get` of this thread is going to ask for; None where that has to ask itself: for the first of a
-        bucket, and through a proxy.
+        bucket, through a proxy, and for a range of a bucket that answers with whole objects.
         """
-        way = self._ways.get(request["Bucket"])
-        if way is None or way.curl is None:
+        way, wanted = self._ways.get(request["Bucket"]), request.get("Range", "")
+        if way is None or way.curl is None or (wanted and self.whole.are_known(request["Bucket"])):
             return None
         path, headers = self._signed(way, request)
-        transfer = way.curl.begin(way.host + path, headers)
+        transfer = way.curl.begin(way.host + path, headers, most_at_once(wanted))
         return None if transfer is None else BegunGet(transfer, request, self._asking)
 
     def _taken(self, request: dict[str, Any]) -> Transfer | None:
@@ -153,13 +157,13 @@ class PlainGets:
             return None
         raise ClientError(failure, "GetObject")
 
-    def _sent(self, way: _Way, path: str, headers: dict[str, str]) -> tuple[int, Any, bytes]:
+    def _sent(self, way: _Way, path: str, headers: dict[str, str], most: int) -> tuple[int, Any, bytes]:
         """Status, headers, of which names in lower case are found, and body."""
         if way.curl is not None and not is_main_thread():
-            return way.curl.get(way.host + path, headers)
-        made = AWSRequest("GET", way.host + path, headers).prepare()
+            return way.curl.get(way.host + path, headers, most)
+        made = AWSRequest("GET", way.host + path, headers, stream_output=True).prepare()
         got = self._client._endpoint.http_session.send(made)
-        return got.status_code, got.headers, got.content
+        return got.status_code, got.headers, read_at_most(got.raw, int(got.headers.get("content-length", -1)), most)
 
 
 class BegunGet:

@@ -51,7 +51,7 @@ class Transfer:
         return self._answer is not None and self._answer[0] in _REFUSED
 
     def answer(self) -> Answer:
-        """Of one that is done. Raises ConnectionError, SSLError of botocore."""
+        """Of one that is done. Raises ConnectionError, SSLError of botocore, TooLarge."""
         if self._answer is None:
             raise self._failure or ConnectionError("the GET was given up")
         return self._answer
@@ -92,10 +92,12 @@ class Transfers:
         self._multi = pycurl.CurlMulti()
         self._multi.setopt(pycurl.M_MAXCONNECTS, _CONNECTIONS)
 
-    def begin(self, url: str, headers: Mapping[str, str]) -> Transfer:
-        """A GET that goes out with the next wait, be it for another one. Raises pycurl.error."""
+    def begin(self, url: str, headers: Mapping[str, str], most: int) -> Transfer:
+        """A GET that goes out with the next wait, be it for another one; of its answer at most so many bytes come, 0 =
+        any number. Raises pycurl.error.
+        """
         handle = self._idle.pop() if self._idle else Handle(self._params)
-        handle.aim(url, headers)
+        handle.aim(url, headers, most)
         self._multi.add_handle(handle.curl)
         transfer = Transfer(self, self.clock)
         self._under_way[handle.curl] = transfer, handle
