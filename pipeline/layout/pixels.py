@@ -16,7 +16,6 @@ from pipeline.kernels.header import ImageError
 from pipeline.kernels.pillow_decode import Decoded
 from pipeline.layout.images import ImageObject
 from pipeline.layout.root import Root, opened_source
-from pipeline.storage import ObjectInfo
 from pipeline.storage.blocks import open_blocks
 
 Content: TypeAlias = "bytes | Decoded"
@@ -36,11 +35,6 @@ class Cutting:
 
     limits: Limits
     boxes: BoxParams
-
-
-def load(image: ImageObject, root: Root, cutting: Cutting) -> Content:
-    """What an image is looked at by. Raises a StorageError or an ImageError."""
-    return _load(image, root, cutting, image.expected)
 
 
 def fetch(whole: ImageObject, root: Root) -> Fetched:
@@ -153,15 +147,3 @@ def _as_extracted(
             yield found
         else:
             yield ObjectChanged(f"read {image.name}: it was replaced after it was extracted; run again")
-
-
-def _load(image: ImageObject, root: Root, cutting: Cutting, expect: ObjectInfo) -> Content:
-    if image.has_bytes:
-        return image.read(root, expect)
-    if image.box:
-        return cut_out(decoded(_load(image.whole, root, cutting, expect), cutting), image, cutting)
-    opened_source(image.source, root.storage).read_range(image.info.key, 0, 1, expect=expect)
-    (frame,) = read_frames(root, [image], cutting)
-    if isinstance(frame, ImageError):
-        raise frame
-    return frame
