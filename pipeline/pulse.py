@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-VIDEO = 5.0  # times the patience with an image: many frames may lie before the wanted one, and they are read meanwhile
+VIDEO = 5.0  # times the patience with an image: many frames may lie before the wanted one
 LOOK_SECONDS = 1.0
 
 
@@ -24,7 +24,8 @@ class GivenUp(BaseException):
 class Pulse:
     """Of a task that one thread carries out and another one watches.
 
-    `at`: number of the image that it is at, 0 between two. `times`: the patience that this one asks for.
+    `at`: number of the image that it is at, another one after each read for it; 0 between two, and in a read. `times`:
+    the patience that this one asks for.
     """
 
     at: int = 0
@@ -42,7 +43,7 @@ _OWN = _Own()
 
 @contextmanager
 def at_image(times: float = 1.0) -> Iterator[None]:
-    """Around what looks at one image, in the thread of its task. Not around reads: a store has its own timeouts."""
+    """Around what looks at one image, in the thread of its task. Reads of a store do not belong into it (`reading`)."""
     pulse = _OWN.pulse
     if pulse is None:  # nobody watches
         yield
@@ -55,6 +56,21 @@ def at_image(times: float = 1.0) -> Iterator[None]:
     finally:
         pulse.at = 0
     _require_wanted(pulse)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Around a read of a store by what looks at an image: a store has its own timeouts. What follows counts anew."""
+    pulse = _OWN.pulse
+    if pulse is None or not pulse.at:
+        yield
+        return
+    pulse.at = 0
+    try:
+        yield
+    finally:
+        pulse.begun += 1
+        pulse.at = pulse.begun
 
 
 def each_at_image(items: Iterable[T], times: float = 1.0) -> Iterator[T]:

@@ -18,13 +18,17 @@ import numpy as np
 import pytest
 from audited import assert_equal_tables, rows, run, small_set, write_files
 from held import ended, environment
+from s3_servers import moto_port, new_store, use_credentials
 from test_box_audits import FOUND, OBJECTS, squares
 from test_detect_object import model
+from videos_made import KINDS, counting
 
 from pipeline import pulse, runner
 from pipeline.audit import Audit
+from pipeline.plan import searching
 from pipeline.runner import execute
-from pipeline.stages import detect
+from pipeline.stages import detect, prepared
+from pipeline.storage.s3 import S3Store
 
 HANGING = """
 import os, time
@@ -93,27 +97,41 @@ def test_image_that_hangs_its_decoder_is_set_aside_by_the_run(
     assert_equal_tables(audit, undisturbed)
 
 
-class Hanging:
-    """What is called where an image hangs; whoever watches looks once it hangs, and never before."""
+class Watcher:
+    """Stands in for the clock: whoever waits for a task looks when the thread of that task says so, and never else."""
 
     def __init__(self) -> None:
-        self.hangs, self.ends, self.looks = threading.Event(), threading.Event(), 0
+        self.wanted, self.judged, self.ends = threading.Semaphore(0), threading.Semaphore(0), threading.Event()
         self.threads: list[threading.Thread] = []
 
-    def __call__(self) -> None:
-        self.hangs.set()
+    def look(self) -> bool:
+        """Of the thread of a task: whether it is given up by who looks at it now."""
+        own = pulse._OWN.pulse
+        assert own is not None
+        self.wanted.release()
+        self.judged.acquire()
+        if own.is_given_up:
+            self.wanted.release()  # for the last look of who leaves
+        return own.is_given_up
+
+    def hang(self) -> None:
+        """Hangs in the thread of a task; an error where that is not found."""
+        assert self.look(), "what hangs is not found"
         self.ends.wait()
 
     def threading(self) -> Any:
-        """A `threading` whose events are waited for as said."""
-        hanging = self
+        """What `pulse` takes from the module of that name."""
+        watcher = self
 
         class Ended(threading.Event):
+            has_looked = False
+
             def wait(self, timeout: float | None = None) -> bool:
-                while not (self.is_set() or hanging.hangs.is_set()):
-                    super().wait(0.01)
-                hanging.looks += 1
-                assert hanging.looks < 100, "what hangs is not found"
+                if self.has_looked:
+                    watcher.judged.release()
+                self.has_looked = False
+                while not (self.is_set() or self.has_looked):
+                    self.has_looked = watcher.wanted.acquire(timeout=0.01)
                 return self.is_set()
 
         def thread(**given: Any) -> threading.Thread:
@@ -124,27 +142,26 @@ class Hanging:
 
 
 @pytest.fixture
-def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hanging]:
-    """A run of this process that has no patience with an image, nor where it goes on: in another thread of it."""
-    hanging = Hanging()
+def watcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watcher]:
+    """Runs of this process have no patience with an image, nor where they go on: in another thread."""
+    watcher = Watcher()
 
     def apart(function: Any, spec: Any, seconds: float) -> Any:
-        hanging.hangs.clear()
         done = pulse.watched(partial(execute, function, spec), 0.0, lambda: None)
         return "timeout" if done is None else done
 
-    monkeypatch.setattr(pulse, "threading", hanging.threading())
+    monkeypatch.setattr(pulse, "threading", watcher.threading())
     monkeypatch.setattr(runner, "IMAGE_SECONDS", 0.0)
     monkeypatch.setattr(runner, "execute_apart", apart)
-    yield hanging
-    hanging.ends.set()
-    for thread in hanging.threads:
+    yield watcher
+    watcher.ends.set()
+    for thread in watcher.threads:
         thread.join()
 
 
 @pytest.mark.parametrize("place", ["decoded", "detect_in"])
 def test_image_that_hangs_a_detector_is_audited_whole(
-    place: str, hanging: Hanging, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: str, watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In its decoder or in the model: the others have their boxes."""
     folder = write_files(tmp_path / "photos", {f"{at}.jpg": squares(at) for at in range(3)})
@@ -155,7 +172,7 @@ def test_image_that_hangs_a_detector_is_audited_whole(
 
     def look(what: Any, more: Any) -> Any:
         if what == bad if isinstance(what, bytes) else (what.native == bad_pixels).all():
-            hanging()
+            watcher.hang()
         return real(what, more)
 
     monkeypatch.setattr(detect, place, look)
@@ -163,3 +180,48 @@ def test_image_that_hangs_a_detector_is_audited_whole(
 
     whole = {row["uri"]: row["status"] for row in rows(audit, "images")}
     assert whole == {"1.jpg": "ok"} | {f"{at}.jpg#{box}": "ok" for at in (0, 2) for box in FOUND}
+
+
+@pytest.mark.parametrize("place", ["in a bucket", "touched"])
+def test_reads_of_a_video_are_no_hang(
+    place: str, watcher: Watcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long a store takes for blocks of a video, or for what was extracted of it: it has its own timeouts."""
+    reads: list[bool] = []
+    files = {"a.avi": counting(KINDS["avi mjpeg"], 4), "b.avi": counting(KINDS["avi mpeg4"], 4)}
+    source = str(write_files(tmp_path / "videos", files))
+    if place == "in a bucket":
+        use_credentials(monkeypatch)
+        store = new_store(moto_port(), "slow-videos")
+        for name, data in files.items():
+            store.put(name, data)
+        source = store.uri
+
+    def watched(read: Any) -> Any:
+        def looked_at(*given: Any, **more: Any) -> Any:
+            if pulse._OWN.pulse is not None:
+                reads.append(watcher.look())
+            return read(*given, **more)
+
+        return looked_at
+
+    def touched(*given: Any) -> Any:
+        for name in files:
+            os.utime(tmp_path / "videos" / name, ns=(1, 1))
+        return verify_pairs(*given)
+
+    verify_pairs = searching.verify_pairs
+    monkeypatch.setattr(searching, "verify_pairs", touched)
+    monkeypatch.setattr(S3Store, "read_range", watched(S3Store.read_range))
+    monkeypatch.setattr(prepared, "extracted_hashes", watched(prepared.extracted_hashes))
+    storage = {"region": "us-east-1"}
+    audit = run(source, root=tmp_path / "audit", video={"fps": 10}, verify={"skip_similarity": 1.0}, storage=storage)
+
+    assert reads
+    assert {row["uri"]: row["status"] for row in rows(audit, "images")} == {
+        f"{name}#t=0.{at}00": "ok" for name in files for at in range(4)
+    }
+    pairs = {(row["uri"], row["match_uri"]): row["is_verified"] for row in rows(audit, "duplicates")}
+    assert {(f"a.avi#t=0.{at}00", f"b.avi#t=0.{at}00") for at in range(4)} <= {*pairs}
+    assert not any(reads)
+    assert all(pairs.values())

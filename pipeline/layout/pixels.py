@@ -16,6 +16,7 @@ from pipeline.kernels.header import ImageError
 from pipeline.kernels.pillow_decode import Decoded
 from pipeline.layout.images import ImageObject
 from pipeline.layout.root import Root, opened_source
+from pipeline.pulse import reading
 from pipeline.storage.blocks import open_blocks
 
 Content: TypeAlias = "bytes | Decoded"
@@ -70,7 +71,8 @@ def frames_as_extracted(
     """
     first = frames[0]
     try:
-        opened_source(first.source, root.storage).read_range(first.info.key, 0, 1, expect=first.info)
+        with reading():
+            opened_source(first.source, root.storage).read_range(first.info.key, 0, 1, expect=first.info)
         is_touched = False
     except ObjectChanged:
         if first.info.etag:
@@ -105,7 +107,8 @@ def read_frames(root: Root, frames: Sequence[ImageObject], cutting: Cutting) -> 
 
     first = frames[0]
     source = opened_source(first.source, root.storage)
-    source.read_range(first.info.key, 0, 1, expect=first.expected)
+    with reading():
+        source.read_range(first.info.key, 0, 1, expect=first.expected)
     times = [frame.fragment.position for frame in frames if frame.fragment]
     with open_blocks(source, first.expected) as stream:
         yield from decode_frames(stream, times, cutting.limits)
