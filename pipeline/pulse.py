@@ -95,6 +95,7 @@ class _Work(Generic[T]):
     def __init__(self, call: Callable[[], T]) -> None:
         self._call, self._results, self._errors = call, list[T](), list[BaseException]()
         self.pulse = Pulse()
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self.ended = threading.Event()  # Thread.join says of a thread that it ended when a signal interrupts it
 
     def _run(self) -> None:
@@ -108,7 +109,7 @@ class _Work(Generic[T]):
 
     def hangs(self, seconds: float) -> bool:
         """Starts it and waits until it ended, or was at one image for so long."""
-        threading.Thread(target=self._run, daemon=True).start()
+        self._thread.start()
         at, waited = 0, 0.0
         while not self.ended.wait(LOOK_SECONDS):
             waited = waited + LOOK_SECONDS if self.pulse.at == at else 0.0
@@ -123,20 +124,20 @@ class _Work(Generic[T]):
             raise self._errors[0]
         return self._results[0]
 
-    def leave(self, release: Callable[[], None]) -> None:
+    def leave(self, release: Callable[[int], None]) -> None:
         """Waits no more."""
         self.pulse.is_given_up = True
         if not self.ended.wait(LOOK_SECONDS):
             leave_thread(self.ended)
-            release()
+            release(self._thread.ident or 0)
 
 
-def watched(call: Callable[[], T], seconds: float, release: Callable[[], None]) -> T | None:
+def watched(call: Callable[[], T], seconds: float, release: Callable[[int], None]) -> T | None:
     """What `call` returns, or raises, from a thread of its own; None where it is at one image for longer.
 
     That thread is left then, and ends at its next image, if ever: native code cannot be stopped. A stop of the waiting
-    thread leaves it likewise. `release` takes from it what others need. Time counts in looks, so that a process that
-    was suspended is not late.
+    thread leaves it likewise. `release` takes from it, by its ident, what others need. Time counts in looks, so that a
+    process that was suspended is not late.
     """
     work = _Work(call)
     try:

@@ -27,7 +27,7 @@ def hang():
         ended.set()
 
 def main(code=0):
-    assert pulse.watched(hang, 0.0, lambda: None) is None
+    assert pulse.watched(hang, 0.0, lambda thread: None) is None
     atexit.register(sys.stdout.write, "closed")
     sys.stdout.write("done, ")
     return code

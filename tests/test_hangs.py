@@ -25,6 +25,7 @@ from videos_made import KINDS, counting
 
 from pipeline import pulse, runner
 from pipeline.audit import Audit
+from pipeline.kernels.native_decode import leave_hung, overheard
 from pipeline.plan import searching
 from pipeline.runner import execute
 from pipeline.stages import detect, prepared
@@ -147,7 +148,7 @@ def watcher(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watcher]:
     watcher = Watcher()
 
     def apart(function: Any, spec: Any, seconds: float) -> Any:
-        done = pulse.watched(partial(execute, function, spec), 0.0, lambda: None)
+        done = pulse.watched(partial(execute, function, spec), 0.0, lambda thread: None)
         return "timeout" if done is None else done
 
     monkeypatch.setattr(pulse, "threading", watcher.threading())
@@ -225,3 +226,31 @@ def test_reads_of_a_video_are_no_hang(
     assert {(f"a.avi#t=0.{at}00", f"b.avi#t=0.{at}00") for at in range(4)} <= {*pairs}
     assert not any(reads)
     assert all(pairs.values())
+
+
+@pytest.mark.parametrize("is_decoder", [False, True], ids=["elsewhere", "in a decoder"])
+def test_who_hangs_is_who_loses_standard_error(is_decoder: bool, watcher: Watcher) -> None:
+    """A decoder of another run in this process is heard to its end; it is heard as well once another one hangs."""
+    words, begun, goes_on = b"Premature end of JPEG file", threading.Event(), threading.Event()
+    heard: list[str] = []
+
+    def hangs() -> None:
+        with pulse.at_image():
+            overheard(watcher.hang) if is_decoder else watcher.hang()
+
+    def speaks() -> None:
+        begun.set()
+        goes_on.wait()
+        os.write(2, words)
+
+    other = threading.Thread(target=lambda: heard.append(overheard(speaks)[1]))
+    if not is_decoder:
+        other.start()
+        begun.wait()
+    assert pulse.watched(hangs, 0.0, leave_hung) is None
+    goes_on.set()
+    if is_decoder:
+        other.start()
+    other.join()
+
+    assert heard == [words.decode()]
