@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from pipeline.ending import leave_thread
+
 T = TypeVar("T")
-VIDEO = 5.0  # times the patience with an image: many frames may lie before the wanted one, and they are read meanwhile
+VIDEO = 5.0  # times the patience with an image: many frames may lie before the wanted one
 LOOK_SECONDS = 1.0
 
 
@@ -24,7 +23,8 @@ class GivenUp(BaseException):
 class Pulse:
     """Of a task that one thread carries out and another one watches.
 
-    `at`: number of the image that it is at, 0 between two. `times`: the patience that this one asks for.
+    `at`: number of the image that it is at, another one after each read for it; 0 between two, and in a read. `times`:
+    the patience that this one asks for.
     """
 
     at: int = 0
@@ -42,7 +42,7 @@ _OWN = _Own()
 
 @contextmanager
 def at_image(times: float = 1.0) -> Iterator[None]:
-    """Around what looks at one image, in the thread of its task. Not around reads: a store has its own timeouts."""
+    """Around what looks at one image, in the thread of its task. Reads of a store do not belong into it (`reading`)."""
     pulse = _OWN.pulse
     if pulse is None:  # nobody watches
         yield
@@ -55,6 +55,21 @@ def at_image(times: float = 1.0) -> Iterator[None]:
     finally:
         pulse.at = 0
     _require_wanted(pulse)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Around a read of a store by what looks at an image: a store has its own timeouts. What follows counts anew."""
+    pulse = _OWN.pulse
+    if pulse is None or not pulse.at:
+        yield
+        return
+    pulse.at = 0
+    try:
+        yield
+    finally:
+        pulse.begun += 1
+        pulse.at = pulse.begun
 
 
 def each_at_image(items: Iterable[T], times: float = 1.0) -> Iterator[T]:
@@ -80,6 +95,7 @@ class _Work(Generic[T]):
     def __init__(self, call: Callable[[], T]) -> None:
         self._call, self._results, self._errors = call, list[T](), list[BaseException]()
         self.pulse = Pulse()
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self.ended = threading.Event()  # Thread.join says of a thread that it ended when a signal interrupts it
 
     def _run(self) -> None:
@@ -93,7 +109,7 @@ class _Work(Generic[T]):
 
     def hangs(self, seconds: float) -> bool:
         """Starts it and waits until it ended, or was at one image for so long."""
-        threading.Thread(target=self._run, daemon=True).start()
+        self._thread.start()
         at, waited = 0, 0.0
         while not self.ended.wait(LOOK_SECONDS):
             waited = waited + LOOK_SECONDS if self.pulse.at == at else 0.0
@@ -108,24 +124,20 @@ class _Work(Generic[T]):
             raise self._errors[0]
         return self._results[0]
 
-    def leave(self, release: Callable[[], None]) -> None:
+    def leave(self, release: Callable[[int], None]) -> None:
         """Waits no more."""
         self.pulse.is_given_up = True
         if not self.ended.wait(LOOK_SECONDS):
-            _LEFT.append(self.ended)
-            release()
+            leave_thread(self.ended)
+            release(self._thread.ident or 0)
 
 
-_LEFT: list[threading.Event] = []
-"""Of each thread that was left: set when it ended after all."""
-
-
-def watched(call: Callable[[], T], seconds: float, release: Callable[[], None]) -> T | None:
+def watched(call: Callable[[], T], seconds: float, release: Callable[[int], None]) -> T | None:
     """What `call` returns, or raises, from a thread of its own; None where it is at one image for longer.
 
     That thread is left then, and ends at its next image, if ever: native code cannot be stopped. A stop of the waiting
-    thread leaves it likewise. `release` takes from it what others need. Time counts in looks, so that a process that
-    was suspended is not late.
+    thread leaves it likewise. `release` takes from it, by its ident, what others need. Time counts in looks, so that a
+    process that was suspended is not late.
     """
     work = _Work(call)
     try:
@@ -137,19 +149,3 @@ def watched(call: Callable[[], T], seconds: float, release: Callable[[], None]) 
         work.leave(release)
         return None
     return work.result()
-
-
-def end_with(code: int) -> int:
-    """The code, with which this process ends at once when its interpreter does, where a thread was left: libraries
-    abort one that ends in order under a thread that is at work in them.
-    """
-    if _LEFT:
-        atexit.register(_end, code)
-    return code
-
-
-def _end(code: int) -> None:
-    if not all(ended.is_set() for ended in _LEFT):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)

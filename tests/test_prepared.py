@@ -17,12 +17,14 @@ from pipeline.audit import Audit
 from pipeline.kernels.crop import BoxParams
 from pipeline.kernels.decode import thumbnail_of
 from pipeline.kernels.measure import MeasureParams
+from pipeline.kernels.pillow_decode import Decoded
 from pipeline.kernels.verify import prepare
 from pipeline.kernels.verify_params import VerifyParams
 from pipeline.layout.images import image_objects_of
-from pipeline.layout.pixels import Cutting, load
+from pipeline.layout.pixels import Cutting
 from pipeline.layout.served import read_recipe
 from pipeline.stages.prepared import PreparedImages
+from pipeline.stages.reads import read_images
 
 PARENTS, EACH = 8, 6
 CUTTING = Cutting(MeasureParams(), BoxParams(0.0, 0.0))
@@ -80,8 +82,8 @@ def test_boxes_are_cut_out_of_one_decode_of_each_image(
 
     objects = image_objects_of(read_recipe(audit.root, audit.audit_id).inputs, np.unique(order))
     for image_id, made in zip(order, found, strict=True):
-        content = load(objects[image_id], audit.root, CUTTING)
-        assert not isinstance(content, bytes)
+        (content,) = read_images(audit.root, [objects[image_id]], MeasureParams().max_bytes, CUTTING)
+        assert isinstance(content, Decoded)
         assert made is not None
         params = VerifyParams()
         assert (made.luminance == prepare(thumbnail_of(content, params.side), params).luminance).all()

@@ -17,8 +17,10 @@ import pyarrow.compute as pc
 import pytest
 from audited import assert_equal_tables, half_size, rows, run, small_set, write_files
 from dying import committed
+from fault_proxy import FaultProxy, Rule
 from held import ended, environment
 from s3_servers import moto_port, new_store, use_credentials
+from videos_made import KINDS, counting
 
 from pipeline.audit import Audit
 from pipeline.errors import AccessDenied, ArtifactError, NotFound, StorageUnavailable
@@ -198,10 +200,8 @@ def test_pair_that_killed_its_process_is_compared_again(
     assert_equal_tables(audit, undisturbed)
 
 
-@pytest.fixture
-def attempted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[VerifySpec, Path]:
-    """What a task of verify was given, and the photographs."""
-    photos = write_files(tmp_path / "photos", files())
+def verified(source: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **config: Any) -> VerifySpec:
+    """What the one task of verify of an audit was given."""
     specs: list[VerifySpec] = []
 
     def noted(spec: VerifySpec) -> Any:
@@ -210,9 +210,16 @@ def attempted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[VerifySp
 
     with monkeypatch.context() as patch:
         patch.setattr(verifying.verify, "verify", noted)
-        run(photos, root=tmp_path / "audit")
+        run(source, root=tmp_path / "audit", **config)
     (spec,) = specs
-    return spec, photos
+    return spec
+
+
+@pytest.fixture
+def attempted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[VerifySpec, Path]:
+    """What a task of verify was given, and the photographs."""
+    photos = write_files(tmp_path / "photos", files())
+    return verified(photos, tmp_path, monkeypatch), photos
 
 
 def test_two_attempts_may_read_differently(attempted: tuple[VerifySpec, Path]) -> None:
@@ -232,6 +239,50 @@ def test_two_attempts_may_read_differently(attempted: tuple[VerifySpec, Path]) -
     verified = read_table(store, verify.part_key(one))
     verify.quarantine(one, "crashed")
     assert read_table(store, verify.part_key(one)).equals(verified)
+
+
+CLIP = counting(KINDS["avi mjpeg"], 4)
+PHOTO = small_set(16)["train/b/b00.jpg"]
+BOX = "row_y=0,col_x=0,height=80,width=80"
+
+
+@pytest.mark.parametrize(
+    ("made", "asked"),
+    [
+        ({"a.jpg": PHOTO, "b.jpg": half_size(PHOTO)}, {}),
+        ({"a.jpg": PHOTO, "b.jpg": half_size(PHOTO)}, {"bounding_box": BOX}),
+        ({"a.avi": CLIP, "b.avi": CLIP + b"another"}, {}),
+        ({"a.avi": CLIP, "b.avi": CLIP + b"another"}, {"bounding_box": BOX}),
+    ],
+    ids=["files", "boxes", "frames", "boxes of frames"],
+)
+def test_a_pair_that_hung_is_set_aside_without_a_decode(
+    made: dict[str, bytes], asked: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hang once more, where nobody watches. Its store must answer: that may be what hung."""
+    use_credentials(monkeypatch)
+    store = new_store(moto_port(), "hung-pair")
+    for name, data in made.items():
+        store.put(name, data)
+
+    def decode(*_: Any) -> Any:
+        raise AssertionError("a decode")
+
+    with FaultProxy(moto_port()) as proxy:
+        source = f"minio://127.0.0.1:{proxy.port}/{store.uri.split('/', 3)[3]}"
+        asked |= {"verify": {"skip_similarity": 1.0}, "storage": {"region": "us-east-1", "backoff": 0.0}}
+        spec = verified(source, tmp_path, monkeypatch, **asked)
+        one = replace(spec, folder="edges/hung", hi=spec.lo + 1)
+        monkeypatch.setattr("cv2.imdecode", decode)
+        monkeypatch.setattr("pipeline.kernels.video_frames.decode_frames", decode)
+        proxy.inject(Rule("status:503:SlowDown", "GET", count=10**6))
+        with pytest.raises(StorageUnavailable):
+            verify.quarantine(one, "timeout")
+        proxy.inject()
+        counters = verify.quarantine(one, "timeout")
+    (row,) = read_table(one.inputs.root.open(), verify.part_key(one)).to_pylist()
+    assert counters == {"pairs": 1, "looked_at": 0, "reused": 0, row["kind"]: 1, "timeout": 1}
+    assert (row["is_verified"], row["correlation"], row["overlap"]) == (False, None, None)
 
 
 def test_two_attempts_that_saw_different_pixels_fail(attempted: tuple[VerifySpec, Path]) -> None:

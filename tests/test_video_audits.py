@@ -32,18 +32,19 @@ from pipeline.kernels.pillow_decode import Decoded
 from pipeline.layout.features import list_features, read_feature_rows
 from pipeline.layout.images import ImageObject, image_object, image_objects_of
 from pipeline.layout.inputs import Inputs
-from pipeline.layout.pixels import Cutting, frames_as_extracted, load
+from pipeline.layout.pixels import Cutting, frames_as_extracted
 from pipeline.layout.served import read_recipe
 from pipeline.layout.snapshots import catalog_rows, latest_snapshot
 from pipeline.plan import preparing
 from pipeline.sources.fragments import parent_kind
 from pipeline.stages import extract
+from pipeline.stages.reads import read_images
 from pipeline.storage import Store
 
 RATE, FRAMES, TRIM = 10, 48, 20
 STORAGE: dict[str, Any] = {"region": "us-east-1", "backoff": 0.0, "read_timeout": 5.0}
 FIVE: dict[str, Any] = {"video": {"fps": 5}, "verify": {"skip_similarity": 1.0}}
-CUTTING = Cutting(MeasureParams(), BoxParams())
+CUTTING, MAX_BYTES = Cutting(MeasureParams(), BoxParams()), MeasureParams().max_bytes
 
 
 def scene(number: int, seed: int = 0) -> NDArray[np.uint8]:
@@ -93,7 +94,7 @@ def loaded(audit: Audit) -> Iterator[tuple[str, Decoded, bytes]]:
         catalog_rows(store, snapshot, 0, snapshot.total).to_pylist(), hashes.to_pylist(), strict=True
     ):
         if row["parent_kind"] == "video":
-            pixels = load(image_object(row, snapshot), audit.root, CUTTING)
+            (pixels,) = read_images(audit.root, [image_object(row, snapshot)], MAX_BYTES, CUTTING)
             assert isinstance(pixels, Decoded)
             assert hashed["content_hash"] is None
             yield row["uri"], pixels, hashed["pixel_hash"]

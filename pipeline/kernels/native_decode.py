@@ -19,10 +19,10 @@ T = TypeVar("T")
 
 
 class _Swap:
-    """Who has descriptor 2: `saved` is where that went before, while it is a pipe."""
+    """Who has descriptor 2: `saved` is where that went before, while it is a pipe of `thread`."""
 
     def __init__(self) -> None:
-        self.lock, self.saved = threading.Lock(), -1
+        self.lock, self.saved, self.thread = threading.Lock(), -1, 0
 
 
 _SWAPS = [_Swap()]
@@ -47,7 +47,7 @@ def overheard(work: Callable[[], T]) -> tuple[T, str]:
         os.set_blocking(writer, False)
         os.dup2(writer, _STDERR)
         os.close(writer)
-        swap.saved = saved
+        swap.thread, swap.saved = threading.get_ident(), saved
         said = b""
         try:
             result = work()
@@ -59,10 +59,13 @@ def overheard(work: Callable[[], T]) -> tuple[T, str]:
     return result, said.decode(errors="replace").strip() if said else ""
 
 
-def leave_hung() -> None:
-    """Gives standard error back, and other threads leave to decode, where a decoder hangs that is not waited for."""
-    if _SWAPS[-1].saved >= 0:
-        os.dup2(_SWAPS[-1].saved, _STDERR)
+def leave_hung(thread: int) -> None:
+    """Gives standard error back, and other threads leave to decode, where the decoder of a thread hangs that is not
+    waited for. One of another run in this process, which is at work, keeps it.
+    """
+    swap = _SWAPS[-1]
+    if swap.saved >= 0 and swap.thread == thread:
+        os.dup2(swap.saved, _STDERR)
         _SWAPS.append(_Swap())
 
 

@@ -16,7 +16,7 @@ from pipeline.kernels.header import ImageError
 from pipeline.kernels.pillow_decode import Decoded
 from pipeline.layout.images import ImageObject
 from pipeline.layout.root import Root, opened_source
-from pipeline.storage import ObjectInfo
+from pipeline.pulse import reading
 from pipeline.storage.blocks import open_blocks
 
 Content: TypeAlias = "bytes | Decoded"
@@ -36,11 +36,6 @@ class Cutting:
 
     limits: Limits
     boxes: BoxParams
-
-
-def load(image: ImageObject, root: Root, cutting: Cutting) -> Content:
-    """What an image is looked at by. Raises a StorageError or an ImageError."""
-    return _load(image, root, cutting, image.expected)
 
 
 def fetch(whole: ImageObject, root: Root) -> Fetched:
@@ -76,7 +71,8 @@ def frames_as_extracted(
     """
     first = frames[0]
     try:
-        opened_source(first.source, root.storage).read_range(first.info.key, 0, 1, expect=first.info)
+        with reading():
+            opened_source(first.source, root.storage).read_range(first.info.key, 0, 1, expect=first.info)
         is_touched = False
     except ObjectChanged:
         if first.info.etag:
@@ -111,7 +107,8 @@ def read_frames(root: Root, frames: Sequence[ImageObject], cutting: Cutting) -> 
 
     first = frames[0]
     source = opened_source(first.source, root.storage)
-    source.read_range(first.info.key, 0, 1, expect=first.expected)
+    with reading():
+        source.read_range(first.info.key, 0, 1, expect=first.expected)
     times = [frame.fragment.position for frame in frames if frame.fragment]
     with open_blocks(source, first.expected) as stream:
         yield from decode_frames(stream, times, cutting.limits)
@@ -153,15 +150,3 @@ def _as_extracted(
             yield found
         else:
             yield ObjectChanged(f"read {image.name}: it was replaced after it was extracted; run again")
-
-
-def _load(image: ImageObject, root: Root, cutting: Cutting, expect: ObjectInfo) -> Content:
-    if image.has_bytes:
-        return image.read(root, expect)
-    if image.box:
-        return cut_out(decoded(_load(image.whole, root, cutting, expect), cutting), image, cutting)
-    opened_source(image.source, root.storage).read_range(image.info.key, 0, 1, expect=expect)
-    (frame,) = read_frames(root, [image], cutting)
-    if isinstance(frame, ImageError):
-        raise frame
-    return frame

@@ -18,6 +18,7 @@ from pipeline.layout.images import ImageObject
 from pipeline.layout.pixels import Content, Cutting, decoded
 from pipeline.layout.root import Root, kept
 from pipeline.models.detectors import load_detector
+from pipeline.pulse import at_image
 from pipeline.runner import Counters
 from pipeline.schemas import TRANSIENT, Status
 from pipeline.stages.reads import read_images
@@ -105,11 +106,14 @@ def _look(read: Content | Measured, detector: Detect, cutting: Cutting) -> Found
     if isinstance(read, Measured):
         return NOTHING
     try:
-        pixels = decoded(read, cutting)
+        with at_image():
+            pixels = decoded(read, cutting)
     except ImageError:
         return NOTHING
+    with at_image():
+        detections = detect_in(pixels, detector)
     best: dict[str, Detection] = {}
-    for item in detect_in(pixels, detector):  # the most confident first
+    for item in detections:  # the most confident first
         if _is_large(item.box, cutting.boxes):
             best.setdefault(box_name(item.box), item)
     names = sorted(best)

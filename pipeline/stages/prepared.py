@@ -21,7 +21,7 @@ from pipeline.layout.features import FeatureSet, extracted_hashes
 from pipeline.layout.images import ImageObject, image_objects_of
 from pipeline.layout.inputs import Inputs
 from pipeline.layout.pixels import Content, Cutting, Fetched, fetch, frames_as_extracted, parts_as_extracted
-from pipeline.pulse import VIDEO, at_image, each_at_image
+from pipeline.pulse import VIDEO, at_image, each_at_image, reading
 from pipeline.sources.folder import escape_bytes
 from pipeline.storage import is_remote
 from pipeline.storage.ahead import BYTES_AHEAD, READS_IN_FLIGHT
@@ -166,7 +166,8 @@ class PreparedImages:
         block = image_id // HASH_BLOCK
         if block not in self._hashes:
             ids = sorted(i for i in self._objects if i // HASH_BLOCK == block)
-            self._hashes[block] = extracted_hashes(self._inputs.root.open(), self._features, ids)
+            with reading():
+                self._hashes[block] = extracted_hashes(self._inputs.root.open(), self._features, ids)
         return self._hashes[block][image_id]
 
     @cached_property

@@ -27,7 +27,8 @@ from pipeline.layout.inputs import Inputs
 from pipeline.layout.neighbours import EDGES
 from pipeline.layout.pairs import read_pairs
 from pipeline.layout.parts import part_name
-from pipeline.layout.pixels import Cutting, load
+from pipeline.layout.pixels import Cutting
+from pipeline.layout.root import Root, opened_source
 from pipeline.layout.siblings import are_together
 from pipeline.layout.tables import parquet_bytes, read_rows
 from pipeline.pulse import at_image
@@ -127,7 +128,7 @@ def quarantine(spec: VerifySpec, cause: str) -> Counters:
     images = image_objects_of(spec.inputs, np.array(ids, np.int64))
     if cause == Status.TIMEOUT.value:
         for image_id in ids:
-            _look(images[image_id], spec)
+            _look(images[image_id], spec.inputs.root)
     names = " and ".join(f"{images[image_id].name} ({image_id})" for image_id in ids)
     evidence = _unseen(kind_without_pixels(row["similarity"], row["signature_similarity"], spec.params))
     if spec.only is None:
@@ -229,7 +230,12 @@ def _cutting(spec: VerifySpec) -> Cutting:
     return Cutting(Thumbnail(spec.max_pixels), spec.boxes)
 
 
-def _look(image: ImageObject, spec: VerifySpec) -> None:
-    """Raises StorageUnavailable where its store does not answer."""
+def _look(image: ImageObject, root: Root) -> None:
+    """Raises StorageUnavailable where its store does not answer. Decodes nothing: what hung twice would hang here too,
+    and nobody watches.
+    """
     with suppress(*UNREADABLE, ImageError):
-        load(image, spec.inputs.root, _cutting(spec))
+        if image.whole.has_bytes:
+            image.whole.read(root)
+        else:
+            opened_source(image.source, root.storage).read_range(image.info.key, 0, 1, expect=image.expected)

@@ -7,6 +7,7 @@ import os
 from collections import OrderedDict
 from typing import Any, BinaryIO, cast
 
+from pipeline.pulse import reading
 from pipeline.storage.interface import ObjectInfo, Store
 
 BLOCK_BYTES, KEPT_BLOCKS = 2**22, 8
@@ -61,7 +62,8 @@ class BlockReader(io.RawIOBase):
         if number not in self._blocks:
             start = number * self._block_bytes
             length = min(self._block_bytes, self._info.size - start)
-            self._blocks[number] = self._store.read_range(self._info.key, start, length, expect=self._info)
+            with reading():
+                self._blocks[number] = self._store.read_range(self._info.key, start, length, expect=self._info)
         self._blocks.move_to_end(number)
         if len(self._blocks) > KEPT_BLOCKS:
             self._blocks.popitem(last=False)
