@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-import pipeline.ending as _ending  # noqa: F401 - before a script calls `sys.exit(main())`
-
 if TYPE_CHECKING:
     from pipeline.api import run
     from pipeline.audit import Audit

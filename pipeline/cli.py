@@ -18,6 +18,7 @@ from pipeline.config import AuditConfig, config_from
 from pipeline.errors import AuditError, Stopped, UsageError
 from pipeline.flags import EXAMPLES, add_command, add_root, add_runner, command, reporter, say, storage_values
 from pipeline.printing import ReaderGone, format_of
+from pipeline.pulse import end_with
 from pipeline.renamed import unknown_words
 from pipeline.run_flags import add_run, config_values
 from pipeline.storage import is_remote, redact
@@ -29,6 +30,10 @@ Made = TypeVar("Made")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns its exit code. Every error that a user can act on is one message on stderr."""
+    return end_with(_code_of(arguments))
+
+
+def _code_of(arguments: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parsed(given)
     signal.signal(signal.SIGTERM, _terminate)

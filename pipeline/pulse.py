@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, TypeVar
-
-from pipeline.ending import leave_thread
 
 T = TypeVar("T")
 VIDEO = 5.0  # times the patience with an image: many frames may lie before the wanted one
@@ -128,8 +129,12 @@ class _Work(Generic[T]):
         """Waits no more."""
         self.pulse.is_given_up = True
         if not self.ended.wait(LOOK_SECONDS):
-            leave_thread(self.ended)
+            _LEFT.append(self.ended)
             release(self._thread.ident or 0)
+
+
+_LEFT: list[threading.Event] = []
+"""Of each thread that was left: set when it ended after all."""
 
 
 def watched(call: Callable[[], T], seconds: float, release: Callable[[int], None]) -> T | None:
@@ -149,3 +154,19 @@ def watched(call: Callable[[], T], seconds: float, release: Callable[[int], None
         work.leave(release)
         return None
     return work.result()
+
+
+def end_with(code: int) -> int:
+    """The code, with which this process ends at once when its interpreter does, where a thread was left: libraries
+    abort one that ends in order under a thread that is at work in them.
+    """
+    if _LEFT:
+        atexit.register(_end, code)
+    return code
+
+
+def _end(code: int) -> None:
+    if not all(ended.is_set() for ended in _LEFT):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)

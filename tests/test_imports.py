@@ -33,7 +33,6 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("pipeline.columns",),
     ("pipeline.errors",),
     ("pipeline.blas", "pipeline.pulse", "pipeline.threads"),
-    ("pipeline.ending",),
 )
 """Top to bottom: a module imports from its own place and from lines below it, never from beside or above."""
 
