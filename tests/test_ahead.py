@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import pipeline.storage.ahead
+from pipeline.storage import counts, request_counts
 from pipeline.storage.ahead import BYTES_AHEAD, READS_IN_FLIGHT, read_ahead
 
 SIZES = st.one_of(st.integers(0, 2000), st.integers(BYTES_AHEAD // 8, BYTES_AHEAD * 2))
@@ -133,3 +137,82 @@ def test_whoever_stops_does_not_wait_for_reads_under_way() -> None:
         assert not ending.is_alive()
     finally:
         release.set()
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """The collector comes where a test calls it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def drop_in_a_cycle(reading: Iterator[int]) -> None:
+    held: list[object] = [reading]
+    held.append(held)
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_the_collector_ends_a_reader_in_its_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any step, such as the clock is read at, while that thread holds the lock of the reader."""
+    dropped, collected, release, begun = (threading.Event() for _ in range(4))
+    all_begun = threading.Barrier(READS_IN_FLIGHT, begun.set)
+
+    def read(number: int) -> int:
+        if number:
+            all_begun.wait(60)
+            release.wait(60)
+        return number
+
+    def clock() -> float:
+        if dropped.is_set() and not collected.is_set():
+            gc.collect()
+            collected.set()
+        return 0.0
+
+    monkeypatch.setattr(pipeline.storage.ahead, "perf_counter", clock)
+    reading = read_ahead(range(100), read, lambda _: 1)
+    assert next(reading) == 0
+    assert begun.wait(60)
+    drop_in_a_cycle(reading)
+    del reading
+    dropped.set()
+    release.set()
+    assert collected.wait(60)
+
+
+class Sent:
+    """A read that was begun, and is counted when it is given up."""
+
+    def wait(self) -> bool:
+        return True
+
+    def when_failed(self, act: Callable[[], None]) -> None:
+        """It never does."""
+
+    def answering(self, read: Callable[[], int]) -> int:
+        return read()
+
+    def cancel(self) -> None:
+        counts.count_request("s3.get")
+
+
+class Collecting(Counter[str]):
+    def __missing__(self, key: str) -> int:
+        gc.collect()
+        return 0
+
+
+@pytest.mark.usefixtures("uncollected")
+def test_the_collector_ends_a_reader_while_a_request_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts, "_requests", Collecting())
+    reading = read_ahead(range(100), lambda number: number, lambda _: 1, lambda _: Sent())
+    assert next(reading) == 0
+    drop_in_a_cycle(reading)
+    del reading
+    counting = threading.Thread(target=counts.count_request, args=("s3.head",), daemon=True)
+    counting.start()
+    counting.join(60)
+    assert not counting.is_alive()
+    assert request_counts().requests == {"s3.get": 2 * READS_IN_FLIGHT - 1, "s3.head": 1}

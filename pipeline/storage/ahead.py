@@ -73,6 +73,7 @@ class _Readers(Generic[S, T]):
         self._read, self._begin = read, begin
         self._asked: dict[Future[T], tuple[Callable[[], T], Begun]] = {}
         self._is_quick = True
+        self._is_over = False
         self._lock = Lock()
         self._waiting: deque[tuple[Callable[[], T], Future[T]]] = deque()
         self._busy = 0
@@ -89,9 +90,9 @@ class _Readers(Generic[S, T]):
             for _read, sent in self._asked.values():
                 sent.cancel()
         finally:
-            with self._lock:
-                self._waiting.clear()
-            # no waiting: the collector of cycles may come here from within `threading`, whose locks are held then
+            # the collector of cycles may come here in any thread and at any step: no lock, `_work` may hold it; no
+            # waiting, those of `threading` may be held
+            self._is_over = True
             self._pool.shutdown(wait=False, cancel_futures=True)
 
     def add(self, item: S) -> Future[T]:
@@ -153,7 +154,7 @@ class _Readers(Generic[S, T]):
     def _work(self) -> None:
         while True:
             with self._lock:
-                if not self._waiting or self._busy > self._most:
+                if self._is_over or not self._waiting or self._busy > self._most:
                     self._busy -= 1
                     return
                 read, result = self._waiting.popleft()

@@ -39,7 +39,8 @@ class RequestCounts:
         )
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()
+"""The collector may come at any step to a reader that is to be ended, which counts what it had begun."""
 _requests: Counter[str] = Counter()
 _retries: Counter[str] = Counter()
 _bytes: Counter[str] = Counter()
@@ -73,7 +74,7 @@ def count_retry(cause: str) -> None:
 
 def _reset_in_child() -> None:
     global _lock  # noqa: PLW0603 - the parent's may be held
-    _lock = threading.Lock()
+    _lock = threading.RLock()
     for counter in (_requests, _retries, _bytes):
         counter.clear()
 
