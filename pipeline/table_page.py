@@ -32,8 +32,8 @@ STATUSES = {
     "none or is damaged; or a box outside of its image or without area",
     Status.TRUNCATED: "its bytes end before the image, archive or video does",
     Status.TOO_SMALL: "fewer pixels a side than `measure.min_width` and `min_height`, or `boxes.min_*` of a box",
-    Status.TOO_LARGE: "more bytes, pixels or memory to decode than `measure` allows, never decoded; a tar.gz that unpacks "
-    "to far more than images do",
+    Status.TOO_LARGE: "more bytes, pixels or memory to decode than `measure` allows, never decoded; a tar.gz that "
+    "unpacks to far more than images do",
     Status.MISSING: "listed and not there when it was read; tried again by the next run",
     Status.CHANGED: "another size, time or etag than listed, or damaged on the way; tried again by the next run",
     Status.DENIED: "the store or file system refuses to let it be read; tried again by the next run",
