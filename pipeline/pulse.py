@@ -24,13 +24,14 @@ class GivenUp(BaseException):
 class Pulse:
     """Of a task that one thread carries out and another one watches.
 
-    `at`: number of the image that it is at, another one after each read for it; 0 between two, and in a read. `times`:
-    the patience that this one asks for.
+    `at`: number of the image that it is at, 0 between two. `times`: the patience that this one asks for. is_reading:
+    it is at a read of a store.
     """
 
     at: int = 0
     begun: int = 0
     times: float = 1.0
+    is_reading: bool = False
     is_given_up: bool = False
 
 
@@ -60,17 +61,16 @@ def at_image(times: float = 1.0) -> Iterator[None]:
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Around a read of a store by what looks at an image: a store has its own timeouts. What follows counts anew."""
+    """Around a read of a store by what looks at an image, whose time is not counted: a store has its own timeouts."""
     pulse = _OWN.pulse
-    if pulse is None or not pulse.at:
+    if pulse is None or pulse.is_reading:
         yield
         return
-    pulse.at = 0
+    pulse.is_reading = True
     try:
         yield
     finally:
-        pulse.begun += 1
-        pulse.at = pulse.begun
+        pulse.is_reading = False
 
 
 def each_at_image(items: Iterable[T], times: float = 1.0) -> Iterator[T]:
@@ -113,9 +113,11 @@ class _Work(Generic[T]):
         self._thread.start()
         at, waited = 0, 0.0
         while not self.ended.wait(LOOK_SECONDS):
-            waited = waited + LOOK_SECONDS if self.pulse.at == at else 0.0
-            at = self.pulse.at
-            if at and waited >= seconds * self.pulse.times:
+            if self.pulse.at != at:
+                at, waited = self.pulse.at, 0.0
+            elif not self.pulse.is_reading:
+                waited += LOOK_SECONDS
+            if at and not self.pulse.is_reading and waited >= seconds * self.pulse.times:
                 return True
         return False
 

@@ -25,6 +25,7 @@ from videos_made import KINDS, counting
 
 from pipeline import pulse, runner
 from pipeline.audit import Audit
+from pipeline.kernels import native_decode
 from pipeline.kernels.native_decode import leave_hung, overheard
 from pipeline.plan import searching
 from pipeline.runner import execute
@@ -254,3 +255,36 @@ def test_who_hangs_is_who_loses_standard_error(is_decoder: bool, watcher: Watche
     other.join()
 
     assert heard == [words.decode()]
+
+
+def test_a_decoder_that_reads_all_the_time_hangs_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that goes round in a file: reads between its steps are not counted, and do not begin the count anew."""
+    monkeypatch.setattr(pulse, "LOOK_SECONDS", 0.01)
+    deadline = time.monotonic() + 60
+
+    def goes_round() -> str:
+        with pulse.at_image():
+            while time.monotonic() < deadline and not pulse._OWN.pulse.is_given_up:
+                with pulse.reading():
+                    pass
+                time.sleep(0.005)  # its work
+        return "ended by itself"
+
+    assert pulse.watched(goes_round, 0.1, lambda thread: None) is None
+
+
+def test_who_waits_for_a_decoder_that_is_left_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run's decode that came in between waits for the lock of the one that hangs: it has the next one."""
+    for module in (pulse, native_decode):
+        monkeypatch.setattr(module, "LOOK_SECONDS", 0.01)
+    begun, goes_on, heard = threading.Event(), threading.Event(), list[str]()
+    other = threading.Thread(target=lambda: heard.append(overheard(lambda: "decoded")[0]))
+
+    def hangs() -> str:
+        with pulse.at_image():
+            return overheard(lambda: begun.set() or other.start() or (goes_on.wait() and ""))[0]
+
+    assert pulse.watched(hangs, 0.0, leave_hung) is None
+    other.join(60)
+    assert heard == ["decoded"]
+    goes_on.set()

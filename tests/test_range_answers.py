@@ -123,8 +123,7 @@ def test_another_object_is_no_range(direct: Store, proxy: FaultProxy) -> None:
 def test_a_large_object_does_not_come_for_each_range(
     direct: Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.s3_whole.SMALL_WHOLE", 1_000)
-    monkeypatch.setattr("pipeline.storage.s3_whole.LARGEST_WHOLE", 10_000)
+    monkeypatch.setattr("pipeline.storage.s3_whole.LARGEST_WHOLE", 1_000)
     direct.put("x", DATA)
     store = opened(proxy, direct)
     proxy.inject(Rule("strip:Range", "GET", count=9))

@@ -46,7 +46,9 @@ def test_a_canary_that_is_lost_is_made_anew(
     assert {row["status"] for row in rows(again, "images")} == {"ok"}
 
 
-@pytest.mark.parametrize("change", [{"later": 1}, {"input": {"later": 1}}, {"input": {"width": -1, "height": 2}}])
+@pytest.mark.parametrize(
+    "change", [{"later": 1}, {"input": {"later": 1}}, {"input": {"width": -1, "height": 2}}, {"input": None}]
+)
 def test_a_record_of_another_version_is_none(
     change: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import cv2
@@ -25,6 +26,7 @@ class _Swap:
         self.lock, self.saved, self.thread = threading.Lock(), -1, 0
 
 
+LOOK_SECONDS = 1.0
 _SWAPS = [_Swap()]
 """The last one counts; those before it are of decoders that hang."""
 
@@ -36,8 +38,7 @@ def overheard(work: Callable[[], T]) -> tuple[T, str]:
     data is missing. So descriptor 2 is a pipe for the time of one decode, in one thread at a time. A line of another
     thread in that time counts as the decoder's.
     """
-    swap = _SWAPS[-1]
-    with swap.lock:
+    with _taken() as swap:
         try:
             saved = os.dup(_STDERR)
         except OSError:  # a daemon without standard error: nobody to spare
@@ -57,6 +58,17 @@ def overheard(work: Callable[[], T]) -> tuple[T, str]:
             os.close(saved)
             said = _drained(reader)
     return result, said.decode(errors="replace").strip() if said else ""
+
+
+@contextmanager
+def _taken() -> Iterator[_Swap]:
+    """The swap that counts, taken; who waits for that of a decoder which is then left waits for the next one."""
+    while not (swap := _SWAPS[-1]).lock.acquire(timeout=LOOK_SECONDS):
+        pass
+    try:
+        yield swap
+    finally:
+        swap.lock.release()
 
 
 def leave_hung(thread: int) -> None:

@@ -107,7 +107,7 @@ def _noted(store: Store, key: str) -> ModelRef | None:
     record = read_json(store, key)
     try:
         return ModelRef(**{**record, "input": parse_input(record["input"])})
-    except (TypeError, KeyError, UsageError):
+    except (TypeError, KeyError, AttributeError, UsageError):
         return None
 
 

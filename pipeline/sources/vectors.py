@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import UsageError
 from pipeline.storage import ObjectInfo, Store
-from pipeline.storage.blocks import BlockReader
+from pipeline.storage.blocks import open_blocks
 
 HEADER_BYTES = 4096
 BLOCK_BYTES = 2**26
@@ -118,7 +118,7 @@ def _npy_blocks(file: VectorFile) -> Iterator[NDArray[Any]]:
 
 def _open_parquet(store: Store, info: ObjectInfo, address: str) -> VectorFile:
     try:
-        with pq.ParquetFile(BlockReader(store, info)) as file:
+        with pq.ParquetFile(_opened(store, info)) as file:
             schema, count = file.schema_arrow, file.metadata.num_rows
             column, names = _only(schema, _is_vector, "vectors", address), _only(schema, _is_name, "names", address)
             listed = pc.cast(file.read([names])[names], pa.string()).combine_chunks()
@@ -202,10 +202,16 @@ def _is_vector(kind: pa.DataType) -> bool:
     return bool(is_list and pa.types.is_floating(kind.value_type))
 
 
+def _opened(store: Store, info: ObjectInfo) -> BinaryIO:
+    """The version that was opened, to read here and there."""
+    store.read_range(info.key, 0, 1, expect=info)
+    return open_blocks(store, info)
+
+
 def _parquet_blocks(file: VectorFile) -> Iterator[NDArray[Any]]:
     rows = max(1, BLOCK_BYTES // (file.dimension * file.dtype.itemsize))
     at = 0
-    with pq.ParquetFile(BlockReader(file.store, file.info)) as parquet:
+    with pq.ParquetFile(_opened(file.store, file.info)) as parquet:
         for batch in parquet.iter_batches(rows, columns=[file.column]):
             column = batch.column(0)
             values = column.flatten()

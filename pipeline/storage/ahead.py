@@ -90,10 +90,9 @@ class _Readers(Generic[S, T]):
             for _read, sent in self._asked.values():
                 sent.cancel()
         finally:
-            # the collector of cycles may come here in any thread and at any step: no lock, `_work` may hold it; no
-            # waiting, those of `threading` may be held
+            # the collector of cycles may come here in any thread and at any step, where that may hold any lock: even
+            # `shutdown` takes one; the threads find nothing to read, and end when the pool is collected
             self._is_over = True
-            self._pool.shutdown(wait=False, cancel_futures=True)
 
     def add(self, item: S) -> Future[T]:
         """The result of reading an item, some time."""

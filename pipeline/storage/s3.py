@@ -38,7 +38,7 @@ from pipeline.storage.s3_errors import ConditionFailed, PastEnd, asked
 from pipeline.storage.s3_get import BegunGet
 from pipeline.storage.s3_listing import list_entries
 from pipeline.storage.s3_pages import Page
-from pipeline.storage.s3_whole import read_at_most
+from pipeline.storage.s3_whole import TooLarge, most_bytes, read_at_most, refusal
 from pipeline.storage.uri import Bucket
 
 T = TypeVar("T")
@@ -256,22 +256,7 @@ class S3Store:
         self, where: str, arguments: dict[str, Any], expect: ObjectInfo | None = None
     ) -> tuple[dict[str, Any], bytes]:
         """Return one answer and its body, of the length that was promised and the range that was asked for."""
-        wanted, get = arguments.get("Range", ""), partial(self._got, where, arguments, expect)
-        if not wanted:
-            return get(0)
-        gets = asked(where, lambda: gets_for(self._client_key()))
-        return gets.whole.served(where, self.place.bucket, wanted, get)
-
-    def _got(
-        self, where: str, arguments: dict[str, Any], expect: ObjectInfo | None, most: int
-    ) -> tuple[dict[str, Any], bytes]:
-        """An answer of at most `most` bytes, 0 = any number. Raises TooLarge."""
-        count_request("s3.get")
-        request = {"Bucket": self.place.bucket, **arguments}
-        answer = asked(where, lambda: gets_for(self._client_key()).get(request, most))
-        told = int(answer.get("ContentLength", -1))
-        body = asked(where, lambda: read_at_most(answer["Body"], told, most))
-        count_bytes_read(len(body))
+        answer, body = self._got(where, arguments)
         answer["ContentLength"] = checked_length(where, answer, body)
         if not etag(answer):
             raise Transient("corrupt", "the answer has no ETag: it is not the object")
@@ -279,6 +264,20 @@ class S3Store:
             object_size = partial(self._object_size, where, arguments["Key"], (answer, body), expect)
             answer, body = served_range(where, arguments["Range"], answer, body, object_size)
         check_expected(where, answer, expect)
+        return answer, body
+
+    def _got(self, where: str, arguments: dict[str, Any]) -> tuple[dict[str, Any], bytes]:
+        """An answer and its body, as they came. Raises StorageUnavailable for a large object in place of a range."""
+        count_request("s3.get")
+        request, wanted = {"Bucket": self.place.bucket, **arguments}, arguments.get("Range", "")
+        most = most_bytes(wanted)
+        try:
+            answer = asked(where, lambda: gets_for(self._client_key()).get(request, most))
+            told = int(answer.get("ContentLength", -1))
+            body = asked(where, lambda: read_at_most(answer["Body"], told, most))
+        except TooLarge as error:
+            raise refusal(where, wanted, error) from error
+        count_bytes_read(len(body))
         return answer, body
 
     def _object_size(

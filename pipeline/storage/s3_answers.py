@@ -12,7 +12,6 @@ from pipeline.errors import ObjectChanged, StorageError
 from pipeline.storage.interface import ObjectInfo
 from pipeline.storage.retry import Transient
 from pipeline.storage.s3_errors import PastEnd
-from pipeline.storage.s3_whole import IS_WHOLE
 
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
@@ -96,7 +95,7 @@ def _without_range(
         return {**answer, "ContentRange": f"bytes {first}-{last}/{size}"}, body
     check_md5(body, answer)
     named = {"ContentRange": f"bytes {first}-{last}/{size}", "ContentLength": last - first + 1}
-    return {**answer, **named, IS_WHOLE: True}, body[first : last + 1]
+    return {**answer, **named}, body[first : last + 1]
 
 
 def _status(answer: dict[str, Any]) -> int:

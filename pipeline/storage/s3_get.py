@@ -27,7 +27,7 @@ from pipeline.storage.curl import CurlGets
 from pipeline.storage.curl_handle import CurlParams
 from pipeline.storage.redact import remember
 from pipeline.storage.s3_sign import signed_headers
-from pipeline.storage.s3_whole import WholeAnswers, most_at_once, read_at_most
+from pipeline.storage.s3_whole import most_bytes, read_at_most
 from pipeline.storage.transfers import Transfer
 
 T = TypeVar("T")
@@ -58,7 +58,6 @@ class PlainGets:
 
     def __init__(self, client: Any, credentials: Any) -> None:
         self._client, self._credentials = client, credentials
-        self.whole = WholeAnswers()
         self._ways: dict[str, _Way] = {}
         self._asking = threading.local()
         self._shape = client.meta.service_model.operation_model("GetObject").output_shape
@@ -80,13 +79,13 @@ class PlainGets:
 
     def begin(self, request: dict[str, Any]) -> BegunGet | None:
         """Ask what a `get` of this thread is going to ask for; None where that has to ask itself: for the first of a
-        bucket, through a proxy, and for a range of a bucket that answers with whole objects.
+        bucket, and through a proxy.
         """
-        way, wanted = self._ways.get(request["Bucket"]), request.get("Range", "")
-        if way is None or way.curl is None or (wanted and self.whole.are_known(request["Bucket"])):
+        way = self._ways.get(request["Bucket"])
+        if way is None or way.curl is None:
             return None
         path, headers = self._signed(way, request)
-        transfer = way.curl.begin(way.host + path, headers, most_at_once(wanted))
+        transfer = way.curl.begin(way.host + path, headers, most_bytes(request.get("Range", "")))
         return None if transfer is None else BegunGet(transfer, request, self._asking)
 
     def _taken(self, request: dict[str, Any]) -> Transfer | None:
