@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from test_sibling_audits import MJPEG, parent_of, photo
 from videos_made import encoded
 
 from pipeline.audit import Audit
+from pipeline.kernels.siblings import NO_PARENT, families
 from pipeline.layout.exact import ExactGroups
 
 FRAMES: dict[str, Any] = {"video": {"fps": 10}}
@@ -39,14 +41,20 @@ def copies(draw: st.DrawFn) -> tuple[ExactGroups, dict[int, list[tuple[int, int]
 
 
 @given(copies())
-def test_places_are_those_of_all_copies(made: tuple[ExactGroups, dict[int, list[tuple[int, int]]]]) -> None:
-    exact, groups = made
-    heads = np.array(sorted(groups), np.int64)
-    own = np.array([dict(groups[head])[head] for head in heads], np.int64)
-    places = exact.places_of(heads, own)
-    lies_in = [{("file", i) if parent < 0 else ("parent", parent) for i, parent in groups[head]} for head in heads]
-    for at, one in enumerate(lies_in):
-        assert [place == places[at] for place in places] == [one == other for other in lies_in]
+def test_families_are_those_of_all_copies(made: tuple[ExactGroups, dict[int, list[tuple[int, int]]]]) -> None:
+    """Two groups are of one family where their images lie in the same parents, and none of them is a file."""
+    _, groups = made
+    images = [(head, parent) for head, members in groups.items() for _, parent in members]
+    heads, found = families(*(np.array(column, np.int64) for column in zip(*images, strict=True)))
+    assert heads.tolist() == sorted(groups)
+    lies_in = [{parent for _, parent in groups[head]} for head in heads.tolist()]
+    for parents, family in zip(lies_in, found.tolist(), strict=True):
+        assert family == (NO_PARENT if -1 in parents else family)
+        assert (family >= 0) == (-1 not in parents)
+        assert len(parents) > 1 or family in parents
+    for one, other in itertools.product(range(len(heads)), repeat=2):
+        is_same = lies_in[one] == lies_in[other] and -1 not in lies_in[one]
+        assert is_same == (found[one] == found[other] >= 0)
 
 
 @given(copies(), st.lists(st.tuples(st.integers(0, 11), st.integers(0, 2), st.booleans())))
@@ -85,11 +93,11 @@ def said_of_files(audit: Audit) -> dict[str, Any]:
     }
 
 
-def still_and_excerpt() -> tuple[bytes, bytes]:
-    """Eight frames of a still scene, no two equal, and a video of the first two."""
+def still_and_excerpt(count: int = 8) -> tuple[bytes, bytes]:
+    """Frames of a still scene, no two equal, and a video of the first two."""
     rng = np.random.default_rng(0)
     scene = photo(3, "building")
-    frames = [np.clip(scene + rng.normal(0, 4.0, scene.shape), 0, 255).astype(np.uint8) for _ in range(8)]
+    frames = [np.clip(scene + rng.normal(0, 4.0, scene.shape), 0, 255).astype(np.uint8) for _ in range(count)]
     return encoded(MJPEG, frames, rate=10), encoded(MJPEG, frames[:2], rate=10)
 
 
@@ -118,6 +126,20 @@ def test_an_excerpt_of_a_still_video(tmp_path: Path) -> None:
     (test / "excerpt.avi").unlink()
     write_files(test, {"other.avi": encoded(MJPEG, [photo(2, "fish")], rate=10)})
     assert said_of_files(run(train, test, root=first, **FRAMES))["leaks"] == set()
+
+
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_an_excerpt_in_the_same_split(tmp_path: Path, names: str) -> None:
+    """More frames than are found for one: each of them is nearer to its siblings than to the two of the excerpt."""
+    whole, excerpt = still_and_excerpt(24)
+    one, other = (f"train/{name}/v.avi" for name in names)
+    folder = write_files(tmp_path / "files", {one: whole, other: excerpt})
+    found = said_of_files(run(folder, root=tmp_path / "audit", **FRAMES))
+    (group,) = found["groups"]
+    assert group == {*(f"{one}#t={at / 10:.3f}" for at in range(24)), *(f"{other}#t={at / 10:.3f}" for at in range(2))}
+    assert {uri for pair, _ in found["pairs"] for uri in pair} >= {f"{one}#t={at / 10:.3f}" for at in range(2, 24)}
+    assert found["videos"] == {(one, other, 24), (other, one, 2)}
+    assert {uri for uri, _ in found["conflicts"]} == group
 
 
 def test_a_video_that_is_there_twice_is_compared_with_nothing(tmp_path: Path) -> None:

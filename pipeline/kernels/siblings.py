@@ -24,7 +24,7 @@ SIBLING_SPLIT = MAX_SPLITS
 """Siblings found in split s are hits of split s + 64."""
 MASKED = -2.0
 """In the place of a similarity that is not to be seen: no cosine is under -1."""
-_SALT, _FILE_SALT, _PARENT_SALT = 5, 6, 7
+_SALT, _SETS = 5, 6
 
 
 def sibling_places(queries: Int64, rows: Int64) -> Int64:
@@ -61,20 +61,21 @@ def sibling_sample(ids: Int64, parents: Int64, large: tuple[Int64, Int64], most:
     return np.asarray((mix(ids, _SALT) < bound) | (share >= 1), bool)
 
 
-def place_digests(ids: Int64, parents: Int64) -> NDArray[np.uint64]:
-    """Return 64 bits that tell where each image lies, uint64 (n,): equal for the children of a parent, a file's own."""
-    return np.where(parents < 0, mix(ids, _FILE_SALT), mix(parents, _PARENT_SALT))
+def families(owner: Int64, parents: Int64) -> tuple[Int64, Int64]:
+    """Return the distinct owners, ascending, and what the images of each are frames or boxes of: their parent; of
+    several one number for each set of them, a sum, which has no order; NO_PARENT where one is a file of its own.
 
-
-def set_digests(owner: Int64, places: NDArray[np.uint64]) -> tuple[Int64, NDArray[np.uint64]]:
-    """Return the distinct owners, ascending, and a digest of the set of places of each: a sum, which has no order.
-
-    owner int64 and places uint64 (n,), in any order, repeats allowed.
+    owner and parents int64 (n,), in any order.
     """
-    order = np.lexsort((places, owner))
-    owner, places = owner[order], places[order]
+    order = np.lexsort((parents, owner))
+    owner, parents = owner[order], parents[order]
     is_new = np.ones(len(owner), bool)
-    is_new[1:] = (owner[1:] != owner[:-1]) | (places[1:] != places[:-1])
-    owner, places = owner[is_new], places[is_new]
+    is_new[1:] = (owner[1:] != owner[:-1]) | (parents[1:] != parents[:-1])
+    owner, parents = owner[is_new], parents[is_new]
     first = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]][: len(owner)])
-    return owner[first], np.add.reduceat(places, first) if len(first) else places
+    if not len(first):
+        return owner, parents
+    several = np.add.reduceat(mix(parents, _SETS), first) >> np.uint64(1)
+    is_one = np.diff(np.r_[first, len(owner)]) == 1
+    found = np.where(is_one, parents[first], several.astype(np.int64))
+    return owner[first], np.where(parents[first] < 0, NO_PARENT, found)

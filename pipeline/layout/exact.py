@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.kernels.siblings import place_digests, set_digests
 from pipeline.kernels.sorted_ids import distinct, ranges_of
 from pipeline.layout.features import FeatureSet, pinned_from_json, read_features_of, read_vectors
 from pipeline.layout.lookups import FORM, open_lookup
@@ -49,11 +48,17 @@ SIZE_SCHEMA = pa.schema(
 )
 """Lookup of every offset: whether it is ok and live, its size, null unless ok, and its parent as
 `layout.images.parents_of` tells it."""
-REPRESENTATIVES = "representatives"
+REPRESENTATIVES, FAMILY = "representatives", "family"
 REPRESENTATIVE_SCHEMA = pa.schema(
-    [pa.field("image_id", pa.int64()), pa.field("split_mask", pa.uint64()), pa.field("label", pa.int32())]
+    [
+        pa.field("image_id", pa.int64()),
+        pa.field("split_mask", pa.uint64()),
+        pa.field("label", pa.int32()),
+        pa.field(FAMILY, pa.int64()),
+    ]
 )
-"""Lookups of the representatives of a range, ascending: which splits the group touches, the image's own label code."""
+"""Lookups of the representatives of a range, ascending: which splits the group touches, the image's own label code, and
+what the group is a frame or box of, as `kernels.siblings.families` tells it."""
 
 LARGE = "large-parents.arrow"
 LARGE_SCHEMA = pa.schema([pa.field("parent_id", pa.int64()), pa.field("images", pa.int64())])
@@ -119,19 +124,6 @@ class ExactGroups:
         if len(self.image_id):
             hit = self.image_id[at] == ids
             found[hit] = self.representative_id[at[hit]]
-        return found
-
-    @cached_property
-    def _places(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        return set_digests(self.representative_id, place_digests(self.image_id, self.parent_id))
-
-    def places_of(self, ids: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """A digest of the files and parents that each representative and its copies lie in, uint64 (n,)."""
-        found = place_digests(ids, parents)
-        heads, places = self._places
-        at = np.minimum(np.searchsorted(heads, ids), max(len(heads) - 1, 0))
-        hit = heads[at] == ids if len(heads) else np.zeros(len(ids), bool)
-        found[hit] = places[at[hit]]
         return found
 
     def first_copies(
@@ -262,14 +254,24 @@ class Population:
         """The representatives with these ids (sorted, unique); costs by how many they are."""
         if not len(ids):
             return no_representatives(self.dimension)
+        return _representatives(self._rows_of(ids), *read_features_of(self.store, self.features, ids))
+
+    def families(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What some representatives and their copies are frames or boxes of, row-aligned (any order, repeats allowed):
+        see `kernels.siblings.families`.
+        """
+        unique, place = np.unique(ids, return_inverse=True)
+        found: NDArray[np.int64] = self._rows_of(unique)[FAMILY].to_numpy()[place.ravel()]
+        return found
+
+    def _rows_of(self, ids: NDArray[np.int64]) -> pa.Table:
         pieces = []
         for part in list_parts(self.store, self.folder, REPRESENTATIVES, FORM):
             inside = ids[slice(*np.searchsorted(ids, [part.lo, part.hi]))]
             if len(inside):
                 rows = open_lookup(self.store, part.key)
                 pieces.append(rows.take(pa.array(np.searchsorted(rows["image_id"].to_numpy(), inside))))
-        listed = pa.Table.from_batches(pieces)
-        return _representatives(listed, *read_features_of(self.store, self.features, ids))
+        return pa.Table.from_batches(pieces, REPRESENTATIVE_SCHEMA)
 
     def _listed(self, lo: int, hi: int) -> pa.Table:
         pieces = []
@@ -282,7 +284,7 @@ class Population:
 
 
 def _representatives(listed: pa.Table, embeddings: Any, signatures: Any) -> Representatives:
-    ids, masks, label = (listed[name].to_numpy() for name in REPRESENTATIVE_SCHEMA.names)
+    ids, masks, label = (listed[name].to_numpy() for name in REPRESENTATIVE_SCHEMA.names[:3])
     return Representatives(ids, embeddings, signatures, masks, label)
 
 

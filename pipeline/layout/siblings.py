@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.kernels.sampling import one_of_each
-from pipeline.kernels.siblings import sibling_sample
+from pipeline.kernels.siblings import are_siblings, sibling_sample
 from pipeline.layout.exact import LARGE, LARGE_PARENT, LARGE_SCHEMA, ExactSummary, read_summary
 from pipeline.layout.groups import labels_of
 from pipeline.layout.inputs import READ_BLOCK, Inputs
@@ -48,16 +48,14 @@ def are_together(inputs: Inputs, one: NDArray[np.int64], other: NDArray[np.int64
     Such a pair says nothing of two files that the copies do not say already. Of one parent, but not together, are two
     frames of which one is in another video as well: that video has a frame that resembles the other one.
     """
-    if not read_summary(inputs.root.open(), inputs.exact).parents or not len(one):
+    if not read_summary(inputs.root.open(), inputs.exact).parents:
         return np.zeros(len(one), bool)
-    parents, exact = [inputs.parents_for(ids) for ids in (one, other)], inputs.exact_groups()
-    places = [exact.places_of(ids, of) for ids, of in zip((one, other), parents, strict=True)]
-    return np.asarray((places[0] == places[1]) & (parents[0] >= 0), bool)
+    return are_siblings(*(inputs.population().families(ids) for ids in (one, other)))
 
 
 def together_key(has_parents: bool) -> dict[str, int]:
-    """What names the results of `are_together`; nothing where there are no parents."""
-    return {"together": 1} if has_parents else {}
+    """What names what depends on who is together; nothing where there are no parents."""
+    return {"together": 2} if has_parents else {}
 
 
 def of_few_siblings(inputs: Inputs, ids: NDArray[np.int64], parents: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -82,7 +82,7 @@ def _join_copy(session: Session, snapshot: Snapshot, inputs: Inputs, space: Chos
     params = replace(config.copy, threshold=space.threshold, least=space.threshold - FLOAT16_ERROR)
     splits = read_vocabulary(session.store, inputs.annotations).split_digest
     summary = summary_of(session, inputs)
-    of = {**key, "splits": splits, **siblings_key(bool(summary.parents))}
+    of = {**key, "splits": splits, **together_key(bool(summary.parents))}
     dimension = read_space(session.store, space.folder).dimension
     joining = SpaceJoin(
         session, snapshot, inputs, "copy", space.copy, space.folder, assign.assign_copy, dimension, params,

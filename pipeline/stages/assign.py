@@ -42,7 +42,8 @@ class AssignSpec:
 
 
 def assign_copy(spec: AssignSpec) -> Counters:
-    """Commits the visits of a range in the copy space: vectors as float16, every representative in the database.
+    """Commits the visits of a range in the copy space: vectors as float16, every representative in the database. Its
+    siblings are those that are together with it (`layout.siblings`).
 
     float16 moves a cosine by 2e-5 (1.5e-4 at most); the similarity in tables is made of the features.
     """
@@ -50,8 +51,8 @@ def assign_copy(spec: AssignSpec) -> Counters:
     rows = spec.inputs.population().read(spec.lo, spec.hi)
     unit = project_copy(read_space(store, spec.made_of), rows.embeddings, rows.signatures)
     own, probes = _route(store, spec, rows.ids, unit)
-    parents = _parents(spec, rows.ids)
-    return _commit(store, spec, Routed(rows.ids, rows.split_mask, unit.astype(np.float16), own, probes, parents))
+    families = spec.inputs.population().families(rows.ids) if spec.visits.has_siblings else None
+    return _commit(store, spec, Routed(rows.ids, rows.split_mask, unit.astype(np.float16), own, probes, families))
 
 
 def assign_semantic(spec: AssignSpec) -> Counters:
@@ -60,16 +61,11 @@ def assign_semantic(spec: AssignSpec) -> Counters:
     rows = spec.inputs.population().read(spec.lo, spec.hi)
     own, probes = _route(store, spec, rows.ids, project_semantic(rows.embeddings))
     is_head = labels_of(store, spec.made_of, rows.ids) == rows.ids
-    parents = _parents(spec, rows.ids)
+    parents = spec.inputs.parents(spec.lo, spec.hi)[rows.ids - spec.lo] if spec.visits.has_siblings else None
     if parents is not None and spec.index.folder:
         is_head &= of_few_siblings(spec.inputs, rows.ids, parents)
     masks, own = np.full(len(rows.ids), ALL_SPLITS), np.where(is_head, own, NOT_OWNED)
     return _commit(store, spec, Routed(rows.ids, masks, rows.embeddings, own, probes, parents))
-
-
-def _parents(spec: AssignSpec, ids: NDArray[np.int64]) -> NDArray[np.int64] | None:
-    """What each image of the range is a frame or box of, where siblings are told apart."""
-    return spec.inputs.parents(spec.lo, spec.hi)[ids - spec.lo] if spec.visits.has_siblings else None
 
 
 def _route(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pipeline.kernels.components import Forest, labels_for, merge_forests
 from pipeline.kernels.hash_groups import HASH_BYTES, hash_bytes, hash_group_edges
 from pipeline.kernels.sampling import mix
+from pipeline.kernels.siblings import families
 from pipeline.layout.annotations import read_codes
 from pipeline.layout.exact import (
     FEATURES,
@@ -53,7 +54,7 @@ from pipeline.runner import Counters
 from pipeline.schemas import Status
 from pipeline.storage import Store
 
-VERSION = 5
+VERSION = 6
 RANGE = 262_144
 """Offsets per range; sets that have no more are one task."""
 BUCKET_IMAGES = 1_048_576  # 48 bytes each, and three times that to sort them
@@ -303,11 +304,13 @@ def _members(store: Store, spec: MergeSpec, forest: Forest, same_bytes: Forest) 
 
 def _write_representatives(store: Store, spec: MergeSpec, forest: Forest, members: pa.Table) -> int:
     """Commits the representatives of every range; returns how many images are ok and live."""
-    heads, group = group_masks(ExactGroups(*(members[name].to_numpy() for name in MEMBER_SCHEMA.names)))
+    exact = ExactGroups(*(members[name].to_numpy() for name in MEMBER_SCHEMA.names))
+    heads, group = group_masks(exact)
+    _, family = families(exact.representative_id, exact.parent_id)
     codes = read_codes(store, spec.annotations)
     ok = 0
     for part in list_parts(store, spec.folder, SIZES, FORM):
-        sizes = read_between(store, spec.folder, SIZES, part.lo, part.hi, ["is_usable"])
+        sizes = read_between(store, spec.folder, SIZES, part.lo, part.hi, ["is_usable", PARENT_ID])
         is_chosen = sizes["is_usable"].to_numpy().copy()
         ok += int(is_chosen.sum())
         children = forest.child[slice(*np.searchsorted(forest.child, [part.lo, part.hi]))]
@@ -315,7 +318,9 @@ def _write_representatives(store: Store, spec: MergeSpec, forest: Forest, member
         ids = np.flatnonzero(is_chosen) + part.lo
         masks = split_bits(codes.split[ids])
         own = slice(*np.searchsorted(heads, [part.lo, part.hi]))
-        masks[np.searchsorted(ids, heads[own])] = group[own]
-        rows = pa.table([ids, masks, codes.label[ids]], schema=REPRESENTATIVE_SCHEMA)
+        at = np.searchsorted(ids, heads[own])
+        of = sizes[PARENT_ID].to_numpy()[ids - part.lo].copy()
+        masks[at], of[at] = group[own], family[own]
+        rows = pa.table([ids, masks, codes.label[ids], of], schema=REPRESENTATIVE_SCHEMA)
         write_lookup(store, f"{spec.folder}/{lookup_name(REPRESENTATIVES, part.lo, part.hi)}", rows)
     return ok
