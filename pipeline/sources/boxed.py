@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.sources.fragments import table_name
 from pipeline.sources.tabular import BOX, FILENAME, LabelTable, asked_names, match_rows, name_table
@@ -58,12 +59,12 @@ class ListedBoxes:
 
     def of(self, name: str, path: str) -> Sequence[str]:
         """Its boxes."""
-        row = _row(name, path, self._names)
+        (row,) = _rows([name], [path], self._names).tolist()
         return sorted(set(self._boxes[self._starts[row] : self._starts[row + 1]].to_pylist())) if row >= 0 else ()
 
-    def has(self, name: str, path: str) -> bool:
-        """Whether a row names an image, with a box or without."""
-        return _row(name, path, self._names) >= 0 or _row(name, path, self._unboxed_names) >= 0
+    def have(self, names: Sequence[str], paths: Sequence[str]) -> bool:
+        """Whether a row names any of some images, with a box or without."""
+        return any((_rows(names, paths, table) >= 0).any() for table in (self._names, self._unboxed_names))
 
     @cached_property
     def _unboxed_names(self) -> LabelTable:
@@ -71,6 +72,6 @@ class ListedBoxes:
         return name_table(self._unboxed)
 
 
-def _row(name: str, path: str, table: LabelTable) -> int:
-    (row,) = match_rows(asked_names([table_name(name)], [table_name(path)], table), table).tolist()
-    return int(row)
+def _rows(names: Sequence[str], paths: Sequence[str], table: LabelTable) -> NDArray[np.int64]:
+    """The row of each image, -1 for none."""
+    return match_rows(asked_names([*map(table_name, names)], [*map(table_name, paths)], table), table)

@@ -24,6 +24,9 @@ def coco_file(value: Mapping[str, Any], address: str, base: str) -> bytes:
 
     address: what messages call it. Raises UsageError as `coco_of_dict` does, and for a file name that is no path.
     """
+    for name in _KEPT:
+        if not _is_array(value.get(name, ())):
+            raise UsageError(f"{address}: {name} is {type(value[name]).__name__}; wanted an array of objects")
     read = {name: _part(part if _is_array(part) else [part], _KEPT.get(name, ())) for name, part in value.items()}
     coco_of_dict(read, Origin(address, base, "annotation"))
     kept = {name: read.get(name, []) for name in _KEPT}

@@ -132,7 +132,9 @@ class GzipFront:
             if said in (_CHECKSUM, _LENGTH):
                 self._past_checksum(said, data[place + 1 :])
             else:
-                self._stop(_damage(said, self._packed - len(data) + place, self._end))
+                problem = _damage(said, self._packed - len(data) + place, self._end)
+                doubt = f"any member from unpacked byte {self._began:,} on may be damaged"  # no checksum was come to
+                self._stop(ImageError(problem.status, f"{problem}: {doubt}"))
 
     def _past_checksum(self, said: str, rest: bytes) -> None:
         """Goes on behind a gzip of another checksum, or another length: where both are, what follows lies elsewhere.

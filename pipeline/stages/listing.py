@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 UNBOXED = "images without a box"
 LOOKED_AT = 16_384
 OPENED = 16_384
+ASKED_AT_ONCE = 8192  # 3 us an image; each alone took 42
 """Files behind a parent among which others are read ahead with it: 6 MB of names and sizes."""
 FindBoxes = Callable[[Sequence[ImageObject]], Sequence[Sequence[str] | None]]
 """Images -> the names of the boxes in each, sorted; None for one that cannot be looked at."""
@@ -136,6 +137,7 @@ class Listing:
         self._whole = self._boxes = 0
         self._unboxed = ""
         self._is_named = False
+        self._unasked: list[tuple[str, str]] = []
         self._lists = KnownLists(root.open(), fragments.missing)
         self._root, self._sources, self._fragments, self._wanted = root, sources, fragments, wanted
 
@@ -190,6 +192,7 @@ class Listing:
         """Raises UsageError, at its end, where there are images and none of them is selected, has a box of those that
         are wanted, or is named by the table of boxes.
         """
+        self._ask_boxes()
         unboxed = self._whole + sum(found.suffixes[UNBOXED] for found in self.left_out)
         unselected = sum(found.unselected for found in self.left_out)
         if self._wanted.needs_boxes and unboxed and not self._boxes:
@@ -228,11 +231,17 @@ class Listing:
 
     def _note_named(self, image: Listed) -> None:
         """Notes whether the table of boxes names any image, selected or not, with a box or without: then it is of
-        these sources. The first one that it names is all that is looked for.
+        these sources. None is looked for behind the first ones that it names.
         """
-        boxes = self._wanted.boxes
-        if isinstance(boxes, ListedBoxes) and not (self._is_named or self._boxes or image.is_box):
-            self._is_named = any(boxes.has(*named) for named in self._names_of(image))
+        if isinstance(self._wanted.boxes, ListedBoxes) and not (self._is_named or self._boxes or image.is_box):
+            self._unasked.extend(self._names_of(image))
+            if len(self._unasked) >= ASKED_AT_ONCE:
+                self._ask_boxes()
+
+    def _ask_boxes(self) -> None:
+        if isinstance(self._wanted.boxes, ListedBoxes) and self._unasked and not self._boxes:
+            self._is_named |= self._wanted.boxes.have(*zip(*self._unasked, strict=True))
+        self._unasked = []
 
     def _names_of(self, image: Listed) -> Iterator[tuple[str, str]]:
         """Names by which a table may have an image, each with the whole path: its own, and its uri."""
