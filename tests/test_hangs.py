@@ -46,8 +46,10 @@ def imdecode(data, *more):
 cv2.imdecode = imdecode
 """
 IMPATIENT = """
+import signal
 import sys
 from pipeline import cli, runner
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the background jobs of a script inherit that it is ignored
 runner.IMAGE_SECONDS = runner.APART_SECONDS = 5.0
 sys.exit(cli.main(sys.argv[1:]))
 """
